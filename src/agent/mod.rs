@@ -1,0 +1,1 @@
+//! The source side: capture, initial replication, resend buffer, bitmap, connection.

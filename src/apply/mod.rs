@@ -1,0 +1,1 @@
+//! `Published` → `Applied` → `RecoveryPoint`: the cloud log onto the seed disks, snapshots, retention.

@@ -1,0 +1,87 @@
+//! Byte budgets: what is in memory carries its permit and gives it back when dropped.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes per semaphore permit: tokio counts permits in 32 bits at a time, budgets are larger.
+const GRAIN: u64 = 512;
+
+/// A bound on bytes that several holders share.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    semaphore: Arc<Semaphore>,
+    grains: u32,
+}
+
+/// A share of a [`Budget`]; travels inside the item it pays for.
+#[derive(Debug, Default)]
+pub struct Permit {
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl Budget {
+    /// A budget of about `bytes` (rounded up to 512, at least 512).
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        let grains = u32::try_from(bytes.div_ceil(GRAIN).max(1)).unwrap_or(u32::MAX >> 3);
+        Self {
+            semaphore: Arc::new(Semaphore::new(grains as usize)),
+            grains,
+        }
+    }
+
+    /// Waits until `bytes` are free. An item larger than the whole budget takes all of it.
+    pub async fn acquire(&self, bytes: u64) -> Permit {
+        let held = Arc::clone(&self.semaphore)
+            .acquire_many_owned(self.grains_of(bytes))
+            .await
+            .expect("the semaphore is never closed");
+        Permit { _held: Some(held) }
+    }
+
+    /// Takes `bytes` if they are free now.
+    #[must_use]
+    pub fn try_acquire(&self, bytes: u64) -> Option<Permit> {
+        let held = Arc::clone(&self.semaphore).try_acquire_many_owned(self.grains_of(bytes));
+        held.ok().map(|held| Permit { _held: Some(held) })
+    }
+
+    /// Bytes that are free now.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.semaphore.available_permits() as u64 * GRAIN
+    }
+
+    fn grains_of(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(GRAIN))
+            .unwrap_or(u32::MAX)
+            .min(self.grains)
+    }
+}
+
+impl Permit {
+    /// For items that cost nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Budget;
+
+    #[test]
+    fn bytes_come_back_when_the_item_is_dropped() {
+        let budget = Budget::new(1024);
+        let first = budget.try_acquire(600).unwrap(); // two grains of 512
+        assert!(budget.try_acquire(1).is_none());
+        drop(first);
+        assert_eq!(budget.free(), 1024);
+        assert!(
+            budget.try_acquire(1 << 40).is_some(),
+            "an oversized item takes the whole budget"
+        );
+    }
+}

@@ -1,0 +1,1 @@
+//! One file per subcommand; arguments in, tables or JSON out; no logic.

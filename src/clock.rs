@@ -1,0 +1,79 @@
+//! Time and randomness from outside: the only file that asks the system for either.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::Timestamp;
+
+/// Where time comes from.
+#[async_trait]
+pub trait Clock: Send + Sync + 'static {
+    /// Wall clock: labels only.
+    fn wall(&self) -> Timestamp;
+    /// Time since an arbitrary start; never goes back.
+    fn monotonic(&self) -> Duration;
+    /// Waits. Never used to make a race come out right.
+    async fn sleep(&self, duration: Duration);
+}
+
+/// Where random bytes come from.
+pub trait Entropy: Send + Sync + 'static {
+    /// Fills `target` with bytes fit for keys.
+    fn fill(&self, target: &mut [u8]);
+}
+
+/// Sixteen random bytes.
+pub fn random16(entropy: &dyn Entropy) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    entropy.fill(&mut bytes);
+    bytes
+}
+
+/// The operating system's clock and randomness.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System;
+
+impl System {
+    /// As shared trait object.
+    #[must_use]
+    pub fn clock() -> Arc<dyn Clock> {
+        Arc::new(Self)
+    }
+
+    /// As shared trait object.
+    #[must_use]
+    pub fn entropy() -> Arc<dyn Entropy> {
+        Arc::new(Self)
+    }
+}
+
+#[async_trait]
+#[allow(clippy::disallowed_methods, reason = "the one place that may")]
+impl Clock for System {
+    fn wall(&self) -> Timestamp {
+        let elapsed = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Timestamp(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
+    }
+
+    fn monotonic(&self) -> Duration {
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+}
+
+impl Entropy for System {
+    fn fill(&self, target: &mut [u8]) {
+        use rand::TryRng;
+        rand::rngs::SysRng
+            .try_fill_bytes(target)
+            .expect("getrandom(2) cannot fail once the kernel has booted");
+    }
+}

@@ -1,0 +1,1 @@
+//! The sidecar's HTTP API, the private CA and enrolment.

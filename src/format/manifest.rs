@@ -1,0 +1,100 @@
+//! The document that says who owns a machine and which deltas are its cloud log; and the immutable
+//! pages that older entries move to. Layout: `docs/formats/manifest.md`.
+
+use crate::model::{
+    Bookmark, DeltaId, DiskSpec, Epoch, Generation, MachineId, Sequence, ServerId, Timestamp,
+};
+
+/// Everything about one machine's cloud log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Whose.
+    pub machine: MachineId,
+    /// Ownership; only its holder publishes.
+    pub generation: Generation,
+    /// The holder.
+    pub owner: ServerId,
+    /// Grows by one with every change of the document.
+    pub version: u64,
+    /// Everything through here was removed from the log (a snapshot at or after it is kept).
+    pub truncated: Sequence,
+    /// Everything through here is named below (or was, before truncation).
+    pub published: Sequence,
+    /// The newest delta, even if its entry was truncated: the next one chains to it.
+    pub last_delta: Option<DeltaId>,
+    /// Whether the stream is inside a catch-up at `published`.
+    pub catching_up: bool,
+    /// All epochs that a named delta or a kept point still needs, ascending.
+    pub epochs: Vec<EpochEntry>,
+    /// Older entries, ascending; every page is immutable.
+    pub pages: Vec<PageEntry>,
+    /// Newer entries, ascending, gapless after the last page.
+    pub entries: Vec<DeltaEntry>,
+}
+
+/// One epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochEntry {
+    /// Which.
+    pub epoch: Epoch,
+    /// Its `EpochBegin` record.
+    pub first: Sequence,
+    /// Its disks.
+    pub disks: Vec<DiskSpec>,
+}
+
+/// One delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaEntry {
+    /// Its id.
+    pub id: DeltaId,
+    /// Ownership under which it was written (part of its object's name).
+    pub generation: Generation,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// First record.
+    pub first: Sequence,
+    /// Last record.
+    pub last: Sequence,
+    /// Length of the object.
+    pub object_bytes: u64,
+    /// Bytes of writes that went in, before coalescing and compression.
+    pub source_bytes: u64,
+    /// When it was sealed.
+    pub created: Timestamp,
+    /// Whether a catch-up begins or runs anywhere in it.
+    pub catch_up: bool,
+    /// Bookmarks in it, ascending; each is a consistent point.
+    pub bookmarks: Vec<BookmarkEntry>,
+}
+
+/// A bookmark with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BookmarkEntry {
+    /// Its place.
+    pub sequence: Sequence,
+    /// What the agent wrote.
+    pub bookmark: Bookmark,
+}
+
+/// An immutable page of older entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageEntry {
+    /// Names the page object.
+    pub id: DeltaId,
+    /// First record of its first entry.
+    pub first: Sequence,
+    /// Last record of its last entry.
+    pub last: Sequence,
+    /// SHA-256 of the page object: a page swapped for another is found.
+    pub sha256: [u8; 32],
+}
+
+/// Content of a page object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestPage {
+    /// Whose.
+    pub machine: MachineId,
+    /// Ascending, gapless.
+    pub entries: Vec<DeltaEntry>,
+}

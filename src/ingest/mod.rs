@@ -1,0 +1,5 @@
+//! :9443 → `Admitted`. Listener, TLS, identity, the sans-io session, admission, acks.
+
+mod admission;
+
+pub use admission::Admitted;

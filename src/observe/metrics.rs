@@ -1,0 +1,264 @@
+//! Counters, gauges and latency histograms. Stages write here; the endpoint renders.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
+
+/// A part of the pipeline that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Socket to `Admitted`.
+    Ingest,
+    /// `Admitted` to `Durable`; its latency is what an ack waits for.
+    Cache,
+    /// `Batch` to `Sealed`.
+    Seal,
+    /// `Sealed` to `Published`.
+    Upload,
+    /// `Published` to `Applied`.
+    Apply,
+}
+
+impl Stage {
+    /// All, in flow order.
+    pub const ALL: [Self; 5] = [
+        Self::Ingest,
+        Self::Cache,
+        Self::Seal,
+        Self::Upload,
+        Self::Apply,
+    ];
+
+    /// As label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Cache => "cache",
+            Self::Seal => "seal",
+            Self::Upload => "upload",
+            Self::Apply => "apply",
+        }
+    }
+}
+
+/// Everything one process measures. Cheap to update, shared by `Arc`.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    machines: Mutex<BTreeMap<MachineId, Arc<MachineMetrics>>>,
+    stages: [StageMetrics; 5],
+    /// Connections open now.
+    pub connections: AtomicI64,
+    /// Connections refused, for whatever reason.
+    pub connections_refused: AtomicU64,
+    /// Bytes of cache segments in use / of all that may exist.
+    pub cache_used_bytes: AtomicU64,
+    /// See `cache_used_bytes`.
+    pub cache_max_bytes: AtomicU64,
+    /// Group commits (fdatasync calls) of the cache log.
+    pub cache_commits: AtomicU64,
+    /// Damaged places found in the cache log at start.
+    pub cache_damage: AtomicU64,
+    /// Store calls that were repeated.
+    pub store_retries: AtomicU64,
+}
+
+/// One stage.
+#[derive(Debug)]
+struct StageMetrics {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    cpu_ns: AtomicU64,
+    latency_us: Mutex<Histogram<u64>>,
+}
+
+impl Default for StageMetrics {
+    fn default() -> Self {
+        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2);
+        Self {
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            cpu_ns: AtomicU64::new(0),
+            latency_us: Mutex::new(histogram.expect("constant bounds are valid")),
+        }
+    }
+}
+
+/// One machine.
+#[derive(Debug, Default)]
+pub struct MachineMetrics {
+    received: AtomicU64,
+    durable: AtomicU64,
+    published: AtomicU64,
+    applied: AtomicU64,
+    recoverable: AtomicU64,
+    /// Bytes of writes received.
+    pub source_bytes: AtomicU64,
+    /// Bytes of deltas published.
+    pub published_bytes: AtomicU64,
+    /// Payload bytes durable here and not yet published.
+    pub backlog_bytes: AtomicU64,
+    /// Time (µs) of the newest bookmark that is published, or of the newest moment known to be
+    /// wholly published on an idle machine; 0 when there is none. RPO counts from here.
+    pub recoverable_time: AtomicI64,
+    /// The agent's last word: tracking mode (0 unknown, 1 ordered, 2 catching up, 3 bitmap).
+    pub agent_mode: AtomicU64,
+    /// The agent's last word: bytes still to copy in a catch-up.
+    pub agent_dirty_bytes: AtomicU64,
+    /// The agent's last word: bytes of all disks.
+    pub agent_total_bytes: AtomicU64,
+    /// Whether an agent is connected (0 or 1).
+    pub connected: AtomicU64,
+    /// What keeps this machine from advancing, in words; `None` when nothing does.
+    pub trouble: Mutex<Option<String>>,
+}
+
+impl MachineMetrics {
+    /// Present watermarks. Read from the right to the left, so that the inequality holds even
+    /// while they move.
+    #[must_use]
+    pub fn watermarks(&self) -> Watermarks {
+        let load = |value: &AtomicU64| Sequence(value.load(Ordering::Acquire));
+        let recoverable = load(&self.recoverable);
+        let applied = load(&self.applied);
+        let published = load(&self.published);
+        let durable = load(&self.durable);
+        let received = load(&self.received);
+        Watermarks {
+            received,
+            durable,
+            published,
+            applied,
+            recoverable,
+        }
+    }
+
+    /// Raises watermarks; none ever falls.
+    pub fn raise(&self, to: Watermarks) {
+        self.received.fetch_max(to.received.0, Ordering::AcqRel);
+        self.durable.fetch_max(to.durable.0, Ordering::AcqRel);
+        self.published.fetch_max(to.published.0, Ordering::AcqRel);
+        self.applied.fetch_max(to.applied.0, Ordering::AcqRel);
+        self.recoverable
+            .fetch_max(to.recoverable.0, Ordering::AcqRel);
+    }
+
+    /// Sets or clears the sentence that says what is wrong.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        *self
+            .trouble
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// Seconds since the newest moment that can be recovered to; `None` before the first.
+    #[must_use]
+    pub fn rpo_seconds(&self, now: Timestamp) -> Option<f64> {
+        match self.recoverable_time.load(Ordering::Acquire) {
+            0 => None,
+            time => Some(now.seconds_since(Timestamp(time)).max(0.0)),
+        }
+    }
+}
+
+impl Metrics {
+    /// The metrics of a machine, made on first use.
+    pub fn machine(&self, machine: &MachineId) -> Arc<MachineMetrics> {
+        let mut machines = self
+            .machines
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(machines.entry(machine.clone()).or_default())
+    }
+
+    /// All machines by name.
+    #[must_use]
+    pub fn machines(&self) -> Vec<(MachineId, Arc<MachineMetrics>)> {
+        let machines = self
+            .machines
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines
+            .iter()
+            .map(|(id, metrics)| (id.clone(), Arc::clone(metrics)))
+            .collect()
+    }
+
+    /// Bytes into and out of a stage.
+    pub fn moved(&self, stage: Stage, bytes_in: u64, bytes_out: u64) {
+        let stage = &self.stages[stage as usize];
+        stage.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
+        stage.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+    }
+
+    /// One latency of a stage.
+    pub fn latency(&self, stage: Stage, latency: Duration) {
+        let micros = u64::try_from(latency.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let stage = &self.stages[stage as usize];
+        let mut histogram = stage
+            .latency_us
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        histogram.saturating_record(micros);
+    }
+
+    /// CPU time spent in a stage.
+    pub fn cpu(&self, stage: Stage, spent: Duration) {
+        let nanos = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
+        self.stages[stage as usize]
+            .cpu_ns
+            .fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Bytes in, bytes out, CPU seconds and a copy of the latency histogram (µs) of a stage.
+    #[must_use]
+    pub fn stage(&self, stage: Stage) -> (u64, u64, f64, Histogram<u64>) {
+        let stage = &self.stages[stage as usize];
+        let histogram = stage
+            .latency_us
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
+        (
+            stage.bytes_in.load(Ordering::Relaxed),
+            stage.bytes_out.load(Ordering::Relaxed),
+            stage.cpu_ns.load(Ordering::Relaxed) as f64 / 1e9,
+            histogram,
+        )
+    }
+}
+
+/// CPU time of the calling thread since it was started; for synchronous pieces of work only.
+#[derive(Debug)]
+pub struct CpuTimer {
+    start: Duration,
+}
+
+impl CpuTimer {
+    /// Starts on this thread.
+    #[must_use]
+    pub fn start() -> Self {
+        Self {
+            start: Self::thread_time(),
+        }
+    }
+
+    /// CPU time since the start.
+    #[must_use]
+    pub fn spent(&self) -> Duration {
+        Self::thread_time().saturating_sub(self.start)
+    }
+
+    fn thread_time() -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+}

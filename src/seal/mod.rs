@@ -1,0 +1,1 @@
+//! `Durable` → `Batch` → `Sealed` and back: coalesce, compress, encrypt, open.

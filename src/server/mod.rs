@@ -1,0 +1,1 @@
+//! Shards, limits, drain and the wiring of all stages.

@@ -1,0 +1,208 @@
+//! Settings that passed every check, with units in their types.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::{DiskName, MachineId, ServerId, SiteId};
+
+/// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// This installation.
+    pub site: SiteId,
+    /// This process server.
+    pub server: ServerId,
+    /// The store.
+    pub store: StoreUrl,
+    /// Data port; 9443 by default. Port 0 lets the system choose (tests).
+    pub listen: SocketAddr,
+    /// Address that agents are told in `agent.toml`; `listen` unless set.
+    pub advertise: String,
+    /// Prometheus text and `/v1/status`; loopback by default.
+    pub metrics_listen: SocketAddr,
+    /// Directory where a running server writes `holdfast.pid`-like facts: `run/addresses.json`.
+    pub run_directory: PathBuf,
+    /// Certificate files of the server and the CA.
+    pub tls: TlsFiles,
+    /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
+    pub key_file: PathBuf,
+    /// Number of shards (threads with their own cache log).
+    pub shards: u16,
+    /// Cache log.
+    pub cache: CacheSettings,
+    /// When a batch closes.
+    pub batch: BatchSettings,
+    /// Compression and encryption.
+    pub seal: SealSettings,
+    /// Uploading.
+    pub upload: UploadSettings,
+    /// Applying.
+    pub apply: ApplySettings,
+    /// Bounds against peers.
+    pub limits: LimitSettings,
+    /// Control API.
+    pub sidecar: SidecarSettings,
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// `dir:PATH`
+    Dir(PathBuf),
+}
+
+/// Files of TLS, PEM.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// Certificate of the private CA.
+    pub ca_certificate: PathBuf,
+    /// Its key; needed by `enroll` and the sidecar only.
+    pub ca_key: PathBuf,
+    /// Server certificate chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Certificate of the operator: CLI and sidecar use it towards process servers.
+    pub operator_certificate: PathBuf,
+    /// Its key.
+    pub operator_key: PathBuf,
+}
+
+/// Cache log.
+#[derive(Clone, Debug)]
+pub struct CacheSettings {
+    /// Where segments live.
+    pub directory: PathBuf,
+    /// Size of a segment; default 64 MiB.
+    pub segment_bytes: u64,
+    /// All segments together, over all shards; default 8 GiB.
+    pub bytes_max: u64,
+    /// Fill (0..=1) at which credit is withheld; default 0.85.
+    pub stop_fill: f64,
+}
+
+/// When a batch closes.
+#[derive(Clone, Debug)]
+pub struct BatchSettings {
+    /// Payload bytes; default 8 MiB.
+    pub bytes_max: u64,
+    /// Age of its first record; default 1 s.
+    pub age_max: Duration,
+}
+
+/// Compression and encryption.
+#[derive(Clone, Debug)]
+pub struct SealSettings {
+    /// CPU threads; default: cores.
+    pub threads: usize,
+    /// zstd level; default 1.
+    pub level: i32,
+    /// Plaintext of a frame; default 256 KiB.
+    pub frame_bytes: u32,
+}
+
+/// Uploading.
+#[derive(Clone, Debug)]
+pub struct UploadSettings {
+    /// Objects in flight at once; default 8. Memory: `streams × batch.bytes_max`.
+    pub streams: usize,
+    /// Bytes of a staged block; default 4 MiB.
+    pub block_bytes: u32,
+    /// Unnamed deltas older than this are removed; default 1 h.
+    pub orphan_grace: Duration,
+}
+
+/// Applying.
+#[derive(Clone, Debug)]
+pub struct ApplySettings {
+    /// Whether `serve` applies; default true.
+    pub enabled: bool,
+    /// How often a machine's manifest is looked at; default 1 s.
+    pub interval: Duration,
+    /// Page writes in flight for one machine; default 4.
+    pub streams: usize,
+}
+
+/// Bounds against peers.
+#[derive(Clone, Debug)]
+pub struct LimitSettings {
+    /// Connections over all; default 4,096.
+    pub connections_max: usize,
+    /// Connections that have not finished TLS and HTTP yet; default 256.
+    pub handshakes_max: usize,
+    /// Time for TLS and the HTTP request; default 5 s.
+    pub handshake_timeout: Duration,
+    /// Silence after which a connection is closed; default 30 s.
+    pub idle_timeout: Duration,
+    /// Payload bytes received and not yet durable, over all machines; default 128 MiB.
+    pub receive_bytes_max: u64,
+    /// Credit of one connection; default 16 MiB.
+    pub credit_bytes: u64,
+}
+
+/// Control API.
+#[derive(Clone, Debug)]
+pub struct SidecarSettings {
+    /// HTTPS port; default 127.0.0.1:9444.
+    pub listen: SocketAddr,
+    /// Time an enrolment token is good for; default 1 h.
+    pub token_ttl: Duration,
+}
+
+/// Everything in `agent.toml`.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// This machine.
+    pub machine: MachineId,
+    /// Process servers, `host:port`, tried in turn.
+    pub servers: Vec<String>,
+    /// Name that the server's certificate must carry.
+    pub server_name: String,
+    /// CA certificate, PEM.
+    pub ca_certificate: PathBuf,
+    /// Own certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Own key, PEM.
+    pub key: PathBuf,
+    /// Where bitmaps, sockets and status live.
+    pub state_directory: PathBuf,
+    /// Acknowledge writes at once or when durable at the server.
+    pub mode: AgentMode,
+    /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
+    pub buffer_bytes_max: u64,
+    /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
+    pub bitmap_chunk_bytes: u32,
+    /// Disks.
+    pub disks: Vec<AgentDisk>,
+}
+
+/// When a write is acknowledged to the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentMode {
+    /// When it is on the source disk.
+    Async,
+    /// When it is durable at the process server, too.
+    Sync,
+}
+
+/// One disk of an agent.
+#[derive(Clone, Debug)]
+pub struct AgentDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// File or block device.
+    pub path: PathBuf,
+    /// How writes are captured.
+    pub capture: Capture,
+}
+
+/// How writes are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// The agent serves the disk over NBD at this socket.
+    Nbd {
+        /// Unix socket.
+        socket: PathBuf,
+    },
+}

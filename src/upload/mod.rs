@@ -1,0 +1,1 @@
+//! `Sealed` → `Published`: parallel upload, ordered retirement, the manifest's compare-and-swap.
