@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use super::{DeltaEntry, EpochEntry, Manifest, ManifestPage};
 use crate::format::bytes::FormatError;
+use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::model::{DISK_BYTES_MAX, DISKS_MAX, Epoch, Generation, SECTOR_BYTES, Sequence};
 
 /// Most things in any list: far above what a machine ever has, far below what a count can claim.
 const LIST_MAX: usize = 1 << 20;
-const BOOKMARK_NAME_BYTES_MAX: usize = 128;
 
 type Checked = Result<(), FormatError>;
 

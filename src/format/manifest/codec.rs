@@ -2,10 +2,8 @@
 
 use super::{BookmarkEntry, DeltaEntry, EpochEntry, Manifest, ManifestPage, PageEntry};
 use crate::format::bytes::{FormatError, Reader, Writer};
-use crate::model::{
-    Bookmark, BookmarkId, BookmarkKind, DeltaId, DiskIndex, DiskName, DiskSpec, Epoch, Generation,
-    MachineId, Sequence, ServerId, Timestamp,
-};
+use crate::format::change::{put_bookmark, put_disks, read_bookmark, read_disks};
+use crate::model::{DeltaId, Epoch, Generation, MachineId, Sequence, ServerId, Timestamp};
 
 const MANIFEST_MAGIC: &[u8; 8] = b"HFMANIF\0";
 const PAGE_MAGIC: &[u8; 8] = b"HFMPAGE\0";
@@ -23,11 +21,9 @@ const HAS_LAST_DELTA: u16 = 2;
 const ENTRY_CATCH_UP: u8 = 1;
 
 const NAME_BYTES_MAX: usize = 48;
-const BOOKMARK_NAME_BYTES_MAX: usize = 128;
 
 // Fewest bytes of each repeated thing: a count is believed only if that many can still follow.
 const EPOCH_BYTES_MIN: usize = 4 + 8 + 2;
-const DISK_BYTES_MIN: usize = 2 + 8 + 2;
 const PAGE_BYTES: usize = 16 + 8 + 8 + 32;
 const ENTRY_BYTES_MIN: usize = 16 + 8 + 4 + 1 + 8 + 8 + 8 + 8 + 8 + 4;
 const BOOKMARK_BYTES_MIN: usize = 8 + 16 + 1 + 8 + 2;
@@ -165,11 +161,7 @@ fn count(w: &mut Writer, count: usize) {
 
 fn put_epoch(w: &mut Writer, epoch: &EpochEntry) {
     w.u32(epoch.epoch.0).u64(epoch.first.0);
-    w.u16(u16::try_from(epoch.disks.len()).expect("the check bounds disks"));
-    for disk in &epoch.disks {
-        w.u16(disk.index.0).u64(disk.size_bytes);
-        w.text(disk.name.as_str());
-    }
+    put_disks(&epoch.disks, w);
 }
 
 fn put_entry(w: &mut Writer, entry: &DeltaEntry) {
@@ -180,12 +172,8 @@ fn put_entry(w: &mut Writer, entry: &DeltaEntry) {
     w.i64(entry.created.0);
     count(w, entry.bookmarks.len());
     for BookmarkEntry { sequence, bookmark } in &entry.bookmarks {
-        w.u64(sequence.0).put(&bookmark.id.0);
-        w.u8(match bookmark.kind {
-            BookmarkKind::CrashConsistent => 1,
-            BookmarkKind::ApplicationConsistent => 2,
-        });
-        w.i64(bookmark.time.0).text(&bookmark.name);
+        w.u64(sequence.0);
+        put_bookmark(bookmark, w);
     }
 }
 
@@ -240,22 +228,11 @@ fn many<T>(
 fn epoch(r: &mut Reader<'_>) -> Result<EpochEntry, FormatError> {
     let epoch = Epoch(r.u32("epoch.number")?);
     let first = Sequence(r.u64("epoch.first")?);
-    let disks = u32::from(r.u16("epoch.disk_count")?);
+    let disks = read_disks(r)?;
     Ok(EpochEntry {
         epoch,
         first,
-        disks: many(r, disks, DISK_BYTES_MIN, "epoch.disk_count", disk)?,
-    })
-}
-
-fn disk(r: &mut Reader<'_>) -> Result<DiskSpec, FormatError> {
-    let index = DiskIndex(r.u16("disk.index")?);
-    let size_bytes = r.u64("disk.size_bytes")?;
-    let name = name::<DiskName>(r, "disk.name")?;
-    Ok(DiskSpec {
-        index,
-        name,
-        size_bytes,
+        disks,
     })
 }
 
@@ -304,21 +281,6 @@ fn entry(r: &mut Reader<'_>) -> Result<DeltaEntry, FormatError> {
 
 fn bookmark(r: &mut Reader<'_>) -> Result<BookmarkEntry, FormatError> {
     let sequence = Sequence(r.u64("bookmark.sequence")?);
-    let id = BookmarkId(r.array("bookmark.id")?);
-    let kind = match r.u8("bookmark.kind")? {
-        1 => BookmarkKind::CrashConsistent,
-        2 => BookmarkKind::ApplicationConsistent,
-        other => return Err(FormatError::value("bookmark.kind", other, "1 or 2")),
-    };
-    let time = Timestamp(r.i64("bookmark.time")?);
-    let name = r.text(BOOKMARK_NAME_BYTES_MAX, "bookmark.name")?.to_owned();
-    Ok(BookmarkEntry {
-        sequence,
-        bookmark: Bookmark {
-            id,
-            kind,
-            time,
-            name,
-        },
-    })
+    let bookmark = read_bookmark(r)?;
+    Ok(BookmarkEntry { sequence, bookmark })
 }
