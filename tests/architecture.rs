@@ -16,15 +16,80 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("observe", &["model", "clock"]),
     ("vault", &["model", "clock", "format", "store", "seal"]),
     ("nbd", &[]),
-    ("cache", &["model", "clock", "budget", "format", "settings", "observe", "ingest"]),
-    ("ingest", &["model", "clock", "budget", "format", "settings", "observe"]),
-    ("seal", &["model", "clock", "budget", "format", "settings", "observe", "store", "vault", "cache"]),
+    (
+        "cache",
+        &[
+            "model", "clock", "budget", "format", "settings", "observe", "ingest",
+        ],
+    ),
+    (
+        "ingest",
+        &["model", "clock", "budget", "format", "settings", "observe"],
+    ),
+    (
+        "seal",
+        &[
+            "model", "clock", "budget", "format", "settings", "observe", "store", "vault", "cache",
+        ],
+    ),
     ("cloud_log", &["model", "clock", "format", "store", "seal"]),
-    ("upload", &["model", "clock", "budget", "format", "settings", "observe", "store", "cache", "seal", "cloud_log"]),
-    ("apply", &["model", "clock", "format", "observe", "store", "vault", "seal", "cloud_log"]),
-    ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
+    (
+        "upload",
+        &[
+            "model",
+            "clock",
+            "budget",
+            "format",
+            "settings",
+            "observe",
+            "store",
+            "cache",
+            "seal",
+            "cloud_log",
+        ],
+    ),
+    (
+        "apply",
+        &[
+            "model",
+            "clock",
+            "format",
+            "observe",
+            "store",
+            "vault",
+            "seal",
+            "cloud_log",
+        ],
+    ),
+    (
+        "recover",
+        &[
+            "model",
+            "clock",
+            "format",
+            "store",
+            "vault",
+            "seal",
+            "cloud_log",
+            "nbd",
+        ],
+    ),
     ("agent", &["model", "clock", "format", "settings", "nbd"]),
-    ("control", &["model", "clock", "format", "settings", "store", "vault", "seal", "cloud_log", "recover", "observe"]),
+    (
+        "control",
+        &[
+            "model",
+            "clock",
+            "format",
+            "settings",
+            "store",
+            "vault",
+            "seal",
+            "cloud_log",
+            "recover",
+            "observe",
+        ],
+    ),
 ];
 
 /// Heavy dependencies and the only files or folders that may name them.
@@ -66,7 +131,11 @@ fn sources() -> Vec<(PathBuf, String)> {
             }
         }
     }
-    assert!(found.len() > 50, "the walk found only {} files", found.len());
+    assert!(
+        found.len() > 50,
+        "the walk found only {} files",
+        found.len()
+    );
     found.sort();
     found
 }
@@ -81,13 +150,19 @@ fn is_test(path: &Path) -> bool {
 fn code(text: &str) -> String {
     let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
     let lines = text[..end].lines();
-    lines.filter(|line| !line.trim_start().starts_with("//")).fold(String::new(), |all, line| {
-        all + line + "\n"
-    })
+    lines
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .fold(String::new(), |all, line| all + line + "\n")
 }
 
 fn room(path: &Path) -> String {
-    let part = path.components().nth(1).unwrap().as_os_str().to_str().unwrap();
+    let part = path
+        .components()
+        .nth(1)
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap();
     part.trim_end_matches(".rs").to_owned()
 }
 
@@ -97,16 +172,24 @@ fn rooms_import_only_what_they_may() {
     let mut wrong = Vec::new();
     for (path, text) in sources().iter().filter(|(path, _)| !is_test(path)) {
         let from = room(path);
-        let Some(allowed) = table.get(from.as_str()) else { continue };
+        let Some(allowed) = table.get(from.as_str()) else {
+            continue;
+        };
         for part in code(text).split("crate::").skip(1) {
-            let to: String =
-                part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let to: String = part
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                .collect();
             if !to.is_empty() && to != from && !allowed.contains(&to.as_str()) {
                 wrong.push(format!("{}: {from} names {to}", path.display()));
             }
         }
     }
-    assert!(wrong.is_empty(), "imports against the table:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "imports against the table:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -115,7 +198,11 @@ fn every_room_but_the_outermost_stands_in_the_table() {
         let from = room(&path);
         let outermost = ["cli", "server", "lib", "main"].contains(&from.as_str());
         let listed = MAY_IMPORT.iter().any(|(name, _)| *name == from);
-        assert!(outermost || listed, "{} is in no room of the table", path.display());
+        assert!(
+            outermost || listed,
+            "{} is in no room of the table",
+            path.display()
+        );
     }
 }
 
@@ -125,8 +212,14 @@ fn heavy_dependencies_have_one_home() {
         let text = code(text);
         for (name, homes) in HOMES {
             let named = text.contains(&format!("{name}::"));
-            let home = homes.iter().any(|home| path.to_str().unwrap().starts_with(home));
-            assert!(!named || home, "{} names {name}, whose home is {homes:?}", path.display());
+            let home = homes
+                .iter()
+                .any(|home| path.to_str().unwrap().starts_with(home));
+            assert!(
+                !named || home,
+                "{} names {name}, whose home is {homes:?}",
+                path.display()
+            );
         }
     }
 }
@@ -138,11 +231,18 @@ fn proofs_are_minted_in_one_file_each() {
             for (mint, home) in MINTS {
                 let declared = line.contains("struct ") || line.contains("impl ");
                 let Some(at) = line.find(mint) else { continue };
-                let word = line[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric());
+                let word = line[..at]
+                    .chars()
+                    .next_back()
+                    .is_some_and(|c| c.is_alphanumeric());
                 if declared || word || line.contains("->") {
                     continue;
                 }
-                assert_eq!(path.to_str().unwrap(), *home, "{mint} outside its file: {line}");
+                assert_eq!(
+                    path.to_str().unwrap(),
+                    *home,
+                    "{mint} outside its file: {line}"
+                );
             }
         }
     }
@@ -160,9 +260,13 @@ fn files_and_functions_stay_small() {
             wrong.push(format!("{}: {lines} lines, at most {max}", path.display()));
         }
         if !is_test(&path) {
-            wrong.extend(long_functions(&code(&text)).into_iter().map(|(name, length)| {
-                format!("{}: fn {name} has {length} lines", path.display())
-            }));
+            wrong.extend(
+                long_functions(&code(&text))
+                    .into_iter()
+                    .map(|(name, length)| {
+                        format!("{}: fn {name} has {length} lines", path.display())
+                    }),
+            );
         }
     }
     assert!(wrong.is_empty(), "too long:\n{}", wrong.join("\n"));
@@ -173,9 +277,12 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = code.lines().collect();
     let mut long = Vec::new();
     for (at, line) in lines.iter().enumerate() {
-        let Some((before, after)) = line.split_once("fn ") else { continue };
+        let Some((before, after)) = line.split_once("fn ") else {
+            continue;
+        };
         let head = before.trim();
-        let word = |w: &str| matches!(w, "pub" | "async" | "const" | "unsafe") || w.starts_with("pub(");
+        let word =
+            |w: &str| matches!(w, "pub" | "async" | "const" | "unsafe") || w.starts_with("pub(");
         if !head.split_whitespace().all(word) {
             continue;
         }
@@ -195,6 +302,10 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
 fn unsafe_code_stands_in_one_file() {
     for (path, text) in sources() {
         let allows = code(&text).contains("allow(unsafe_code)");
-        assert!(!allows || path == Path::new("src/cache/map.rs"), "{}", path.display());
+        assert!(
+            !allows || path == Path::new("src/cache/map.rs"),
+            "{}",
+            path.display()
+        );
     }
 }

@@ -222,11 +222,16 @@ impl Applier {
         Ok(decision.truncate_through)
     }
 
+    /// Pins of recoveries that still run.
     async fn pins(&self) -> Result<Vec<PinDocument>, ApplyError> {
-        let machine = self.context.log.machine().clone();
+        let machine = self.context.log.machine();
         let now = self.context.clock.wall();
-        let pins = self.context.vault.pins(&machine, now).await;
-        pins.map_err(|source| ApplyError::Points { machine, source })
+        match self.context.vault.pins(machine).await {
+            Ok(pins) => {
+                Ok(pins.into_iter().map(|(_, pin)| pin).filter(|pin| pin.expires > now).collect())
+            }
+            Err(source) => Err(ApplyError::Points { machine: machine.clone(), source }),
+        }
     }
 
     /// Snapshots that no point names: given up by retention, or left by a crash between making

@@ -5,10 +5,8 @@
 
 use super::error::ApplyError;
 use crate::format::manifest::BookmarkEntry;
-use crate::format::names;
 use crate::model::{Epoch, MachineId, Sequence};
-use crate::store::ETag;
-use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault};
+use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
 
 /// Proof that the seed disks hold everything through a sequence, durably, and that it is on record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,29 +38,28 @@ impl RecoveryPoint {
 }
 
 /// The points document as this applier last saw it.
-#[derive(Debug)]
 pub(super) struct Checkpoint {
     vault: Vault,
     machine: MachineId,
     ours: u64,
     present: PointsDocument,
-    etag: ETag,
 }
 
 impl Checkpoint {
     /// Takes the machine's seed disks over: its applier generation grows by one, so every older
-    /// applier fails its next compare-and-swap.
+    /// applier fails its next change.
     pub(super) async fn claim(vault: Vault, machine: &MachineId) -> Result<Self, ApplyError> {
-        let name = names::points_document(machine);
-        let points = |source| ApplyError::Points { machine: machine.clone(), source };
-        let (present, etag) = vault
-            .upsert(&name, || empty(machine), |document: &mut PointsDocument| {
-                document.applier_generation += 1;
+        let claimed = vault
+            .update_points(machine, |mut document| {
+                document.applier_generation = document.applier_generation.saturating_add(1);
+                Ok(document)
             })
-            .await
-            .map_err(points)?;
-        let ours = present.applier_generation;
-        Ok(Self { vault, machine: machine.clone(), ours, present, etag })
+            .await;
+        let machine = machine.clone();
+        match claimed {
+            Ok(present) => Ok(Self { vault, machine, ours: present.applier_generation, present }),
+            Err(source) => Err(ApplyError::Points { machine, source }),
+        }
     }
 
     pub(super) fn document(&self) -> &PointsDocument {
@@ -147,52 +144,36 @@ impl Checkpoint {
 
     /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
     async fn change(&mut self, edit: impl Fn(&mut PointsDocument)) -> Result<(), ApplyError> {
-        let name = names::points_document(&self.machine);
-        loop {
-            let mut next = self.present.clone();
-            edit(&mut next);
-            match self.vault.replace(&name, &next, &self.etag).await {
-                Ok(etag) => {
-                    (self.present, self.etag) = (next, etag);
-                    return Ok(());
-                }
-                Err(error) if error.is_conflict() => self.reload().await?,
-                Err(source) => {
-                    return Err(ApplyError::Points { machine: self.machine.clone(), source });
-                }
+        let ours = self.ours;
+        let changed = self.vault.update_points(&self.machine, |mut document| {
+            if document.applier_generation == ours {
+                edit(&mut document);
             }
-        }
+            Ok(document)
+        });
+        let changed = changed.await;
+        self.accept(changed.map(Some))
     }
 
-    /// Reads the document again; every turn of the loop above means that somebody else's change
-    /// went through, and only pins are changed by anybody but the applier.
+    /// Reads the document again: fails when a newer applier took over.
     pub(super) async fn reload(&mut self) -> Result<(), ApplyError> {
-        let name = names::points_document(&self.machine);
-        let points = |source| ApplyError::Points { machine: self.machine.clone(), source };
-        let read = self.vault.read::<PointsDocument>(&name).await.map_err(points)?;
-        let theirs = read.as_ref().map_or(0, |(document, _)| document.applier_generation);
+        let read = self.vault.points(&self.machine).await;
+        self.accept(read.map(|read| read.map(|(document, _)| document)))
+    }
+
+    fn accept(
+        &mut self,
+        read: Result<Option<PointsDocument>, VaultError>,
+    ) -> Result<(), ApplyError> {
+        let machine = || self.machine.clone();
+        let read = read.map_err(|source| ApplyError::Points { machine: machine(), source })?;
+        let theirs = read.as_ref().map_or(0, |document| document.applier_generation);
         match read {
-            Some((document, etag)) if theirs == self.ours => {
-                (self.present, self.etag) = (document, etag);
+            Some(document) if theirs == self.ours => {
+                self.present = document;
                 Ok(())
             }
-            _ => {
-                let (machine, ours) = (self.machine.clone(), self.ours);
-                Err(ApplyError::Fenced { machine, ours, theirs })
-            }
+            _ => Err(ApplyError::Fenced { machine: machine(), ours: self.ours, theirs }),
         }
-    }
-}
-
-fn empty(machine: &MachineId) -> PointsDocument {
-    PointsDocument {
-        machine: machine.clone(),
-        applier_generation: 0,
-        epoch: 0,
-        applied: 0,
-        applying: 0,
-        snapshots: Vec::new(),
-        pinned: Vec::new(),
-        quarantine: None,
     }
 }
