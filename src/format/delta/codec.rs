@@ -8,8 +8,8 @@ use super::{
 use crate::format::bytes::{FormatError, Reader, Writer};
 use crate::format::change::{ChangeKind, MARK_BYTES_MAX, decode_mark, encode_mark};
 use crate::model::{
-    Change, DISK_BYTES_MAX, DeltaId, DiskIndex, Epoch, Extent, Generation, MachineKey,
-    Sequence, Timestamp, WRITE_BYTES_MAX, ZERO_BYTES_MAX,
+    Change, DISK_BYTES_MAX, DeltaId, DiskIndex, Epoch, Extent, Generation, MachineKey, Sequence,
+    Timestamp, WRITE_BYTES_MAX, ZERO_BYTES_MAX,
 };
 
 const HEADER_MAGIC: [u8; 8] = *b"HOLDFDLT";
@@ -22,7 +22,10 @@ const ENTRY_BYTES: usize = 32;
 const MARK_BYTES_MIN: usize = 12;
 
 const _: () = assert!(
-    COUNTS_BYTES + FRAMES_MAX * FRAME_BYTES + ENTRIES_MAX * ENTRY_BYTES + MARKS_MAX * MARK_BYTES_MIN
+    COUNTS_BYTES
+        + FRAMES_MAX * FRAME_BYTES
+        + ENTRIES_MAX * ENTRY_BYTES
+        + MARKS_MAX * MARK_BYTES_MIN
         < INDEX_PLAIN_BYTES_MAX as usize
 );
 const _: () = assert!(MARK_BYTES_MAX <= u16::MAX as usize);
@@ -72,13 +75,21 @@ impl DeltaHeader {
             (1, id) => Some(id),
             (flag, id) => {
                 let found = format_args!("{flag} with id {id}");
-                return Err(FormatError::value("has previous", found, "0 (id zeros) or 1"));
+                return Err(FormatError::value(
+                    "has previous",
+                    found,
+                    "0 (id zeros) or 1",
+                ));
             }
         };
         from.finish("the header")?;
         if first == 0 || first > last {
             let found = format_args!("{first} to {last}");
-            return Err(FormatError::value("sequences", found, "1 or more, ascending"));
+            return Err(FormatError::value(
+                "sequences",
+                found,
+                "1 or more, ascending",
+            ));
         }
         if epoch == Epoch(0) {
             return Err(FormatError::value("epoch", epoch, "1 or more"));
@@ -148,7 +159,11 @@ impl DeltaTrailer {
             .and_then(|end| end.checked_add(TRAILER_BYTES as u64));
         if offset < HEADER_BYTES as u64 || end != Some(object_bytes) {
             let found = format_args!("{offset}+{sealed_bytes} of {object_bytes}");
-            return Err(FormatError::value("place of the index", found, "just before the trailer"));
+            return Err(FormatError::value(
+                "place of the index",
+                found,
+                "just before the trailer",
+            ));
         }
         Ok(Self {
             index,
@@ -174,7 +189,11 @@ impl FrameEntry {
     fn check(&self, plain_bytes_max: u32) -> Result<(), FormatError> {
         if self.plain_bytes == 0 || self.plain_bytes > plain_bytes_max {
             let expected = format_args!("1 to {plain_bytes_max}");
-            return Err(FormatError::value("plain bytes", self.plain_bytes, expected));
+            return Err(FormatError::value(
+                "plain bytes",
+                self.plain_bytes,
+                expected,
+            ));
         }
         let stored = self.plain_bytes + TAG_BYTES;
         let good = match self.compressed {
@@ -186,7 +205,11 @@ impl FrameEntry {
                 false => format!("{stored}, stored"),
                 true => format!("less than {stored}, compressed"),
             };
-            return Err(FormatError::value("sealed bytes", self.sealed_bytes, expected));
+            return Err(FormatError::value(
+                "sealed bytes",
+                self.sealed_bytes,
+                expected,
+            ));
         }
         Ok(())
     }
@@ -195,7 +218,10 @@ impl FrameEntry {
     #[must_use]
     pub fn aad(&self, header: &[u8; HEADER_BYTES], number: u64) -> [u8; HEADER_BYTES + 16] {
         let mut to = Writer(Vec::with_capacity(HEADER_BYTES + 16));
-        to.put(header).u64(number).u32(self.plain_bytes).u32(self.flags());
+        to.put(header)
+            .u64(number)
+            .u32(self.plain_bytes)
+            .u32(self.flags());
         to.0.try_into()
             .expect("the fields above have 184 bytes together")
     }
@@ -206,7 +232,9 @@ impl DeltaIndex {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let sizes = self.frames.len() * FRAME_BYTES + self.entries.len() * ENTRY_BYTES;
-        let mut to = Writer(Vec::with_capacity(COUNTS_BYTES + sizes + self.marks.len() * 64));
+        let mut to = Writer(Vec::with_capacity(
+            COUNTS_BYTES + sizes + self.marks.len() * 64,
+        ));
         let counts = [self.frames.len(), self.entries.len(), self.marks.len()];
         for count in counts {
             to.u32(u32::try_from(count).expect("the sealer keeps to the limits of the format"));
@@ -228,7 +256,8 @@ impl DeltaIndex {
             let mut body = Writer::new();
             encode_mark(&mark.change, &mut body);
             let length = u16::try_from(body.0.len()).expect("a mark's body is below 64 KiB");
-            to.u64(mark.sequence.0).u16(ChangeKind::of(&mark.change).code().into());
+            to.u64(mark.sequence.0)
+                .u16(ChangeKind::of(&mark.change).code().into());
             to.u16(length).put(&body.0);
         }
         to.0
@@ -240,8 +269,16 @@ impl DeltaIndex {
     /// When the bytes are no index of the delta with this header.
     pub fn decode(header: &DeltaHeader, bytes: &[u8]) -> Result<Self, FormatError> {
         let mut from = Reader::new(bytes);
-        let frames = count(from.u32("number of frames")?, FRAMES_MAX, "number of frames")?;
-        let entries = count(from.u32("number of entries")?, ENTRIES_MAX, "number of entries")?;
+        let frames = count(
+            from.u32("number of frames")?,
+            FRAMES_MAX,
+            "number of frames",
+        )?;
+        let entries = count(
+            from.u32("number of entries")?,
+            ENTRIES_MAX,
+            "number of entries",
+        )?;
         let marks = count(from.u32("number of marks")?, MARKS_MAX, "number of marks")?;
         let needed = frames * FRAME_BYTES + entries * ENTRY_BYTES + marks * MARK_BYTES_MIN;
         if needed > from.left() {
@@ -277,7 +314,9 @@ impl DeltaIndex {
     /// Where the frames end and the index begins.
     #[must_use]
     pub fn frames_end(&self) -> u64 {
-        self.frames.last().map_or(HEADER_BYTES as u64, FrameEntry::end)
+        self.frames
+            .last()
+            .map_or(HEADER_BYTES as u64, FrameEntry::end)
     }
 
     /// Checks the rules between fields: order, ranges, what marks may stand where.
@@ -285,21 +324,51 @@ impl DeltaIndex {
     /// # Errors
     /// Names the first rule that is broken.
     pub fn check(&self, header: &DeltaHeader) -> Result<(), FormatError> {
+        let limits = [
+            (self.frames.len(), FRAMES_MAX, "number of frames"),
+            (self.entries.len(), ENTRIES_MAX, "number of entries"),
+            (self.marks.len(), MARKS_MAX, "number of marks"),
+        ];
+        for (found, max, field) in limits {
+            if found > max {
+                return Err(FormatError::value(
+                    field,
+                    found,
+                    format_args!("at most {max}"),
+                ));
+            }
+        }
         for frame in &self.frames {
             frame.check(FRAME_PLAIN_BYTES_MAX)?;
         }
+        self.check_entries(header)?;
+        self.check_marks(header)
+    }
+
+    fn check_entries(&self, header: &DeltaHeader) -> Result<(), FormatError> {
         let sequences = header.first..=header.last;
         let mut last: Option<&IndexEntry> = None;
         for entry in &self.entries {
-            if !sequences.contains(&entry.sequence) || last.is_some_and(|last| !last.before(entry)) {
+            if !sequences.contains(&entry.sequence) || last.is_some_and(|last| !last.before(entry))
+            {
                 let found = format_args!(
-                    "{} on disk {} at {}", entry.sequence, entry.disk, entry.extent
+                    "{} on disk {} at {}",
+                    entry.sequence, entry.disk, entry.extent
                 );
-                return Err(FormatError::value("entry", found, "ascending within the delta"));
+                return Err(FormatError::value(
+                    "entry",
+                    found,
+                    "ascending within the delta",
+                ));
             }
             self.check_source(entry)?;
             last = Some(entry);
         }
+        Ok(())
+    }
+
+    fn check_marks(&self, header: &DeltaHeader) -> Result<(), FormatError> {
+        let sequences = header.first..=header.last;
         let mut last = None;
         for mark in &self.marks {
             let at = mark.sequence;
@@ -319,10 +388,25 @@ impl DeltaIndex {
     }
 
     fn check_source(&self, entry: &IndexEntry) -> Result<(), FormatError> {
+        let length_max = match entry.source {
+            EntrySource::Zero => ZERO_BYTES_MAX,
+            EntrySource::Frame { .. } => WRITE_BYTES_MAX,
+        };
+        if entry.extent.length() > length_max || entry.extent.end() > DISK_BYTES_MAX {
+            let expected = format_args!("at most {length_max} bytes, below {DISK_BYTES_MAX}");
+            return Err(FormatError::value(
+                "extent of an entry",
+                entry.extent,
+                expected,
+            ));
+        }
         let EntrySource::Frame { frame, offset } = entry.source else {
             return Ok(());
         };
-        let plain_bytes = self.frames.get(frame as usize).map(|frame| frame.plain_bytes);
+        let plain_bytes = self
+            .frames
+            .get(frame as usize)
+            .map(|frame| frame.plain_bytes);
         let end = offset.checked_add(entry.extent.length());
         if plain_bytes.is_none() || end.is_none() || end > plain_bytes {
             let found = format_args!("{offset}+{} of frame {frame}", entry.extent.length());
@@ -365,7 +449,11 @@ fn flags(flags: u32) -> Result<bool, FormatError> {
 fn count(found: u32, max: usize, field: &'static str) -> Result<usize, FormatError> {
     match usize::try_from(found) {
         Ok(count) if count <= max => Ok(count),
-        _ => Err(FormatError::value(field, found, format_args!("at most {max}"))),
+        _ => Err(FormatError::value(
+            field,
+            found,
+            format_args!("at most {max}"),
+        )),
     }
 }
 
@@ -390,17 +478,16 @@ fn read_entry(from: &mut Reader<'_>) -> Result<IndexEntry, FormatError> {
     let (frame, offset) = (from.u32("frame")?, from.u32("frame offset")?);
     let disk = DiskIndex(from.u16("disk")?);
     let kind = from.u16("kind of an entry")?;
-    let (source, max) = match (kind, frame, offset) {
-        (1, _, _) => (EntrySource::Frame { frame, offset }, WRITE_BYTES_MAX),
-        (2, 0, 0) => (EntrySource::Zero, ZERO_BYTES_MAX),
+    let source = match (kind, frame, offset) {
+        (1, _, _) => EntrySource::Frame { frame, offset },
+        (2, 0, 0) => EntrySource::Zero,
         _ => {
             let found = format_args!("{kind} with frame {frame}, offset {offset}");
             let expected = "1 (write), or 2 (zero) with frame 0, offset 0";
             return Err(FormatError::value("kind of an entry", found, expected));
         }
     };
-    let extent = Extent::new(disk_offset, length, max)
-        .and_then(|extent| extent.within(DISK_BYTES_MAX))
+    let extent = Extent::new(disk_offset, length, ZERO_BYTES_MAX)
         .map_err(|error| FormatError::value("extent of an entry", error, "a place on a disk"))?;
     Ok(IndexEntry {
         sequence,
