@@ -130,11 +130,13 @@ pub fn decode_mark(kind: ChangeKind, body: &[u8]) -> Result<Change, FormatError>
             let disks = read_disks(&mut from)?;
             Change::EpochBegin(EpochBegin { epoch, disks })
         }
-        ChangeKind::CatchUpBegin => Change::CatchUpBegin(match from.u8("reason of a catch-up")? {
-            1 => CatchUp::InitialReplication,
-            2 => CatchUp::Dirty,
-            other => return Err(FormatError::value("reason of a catch-up", other, "1 or 2")),
-        }),
+        ChangeKind::CatchUpBegin => {
+            Change::CatchUpBegin(match from.u8("reason of a catch-up")? {
+                1 => CatchUp::InitialReplication,
+                2 => CatchUp::Dirty,
+                other => return Err(FormatError::value("reason of a catch-up", other, "1 or 2")),
+            })
+        }
         ChangeKind::CatchUpEnd => Change::CatchUpEnd,
     };
     from.finish("a mark")?;
