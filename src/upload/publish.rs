@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use super::claim::Claim;
 use super::context::{Patience, UploadContext};
 use super::error::UploadError;
-use super::queue::Unpublished;
-use crate::format::manifest::{DeltaEntry, Manifest};
+use super::queue::Waiting;
+use crate::format::manifest::{DeltaEntry, EpochEntry, Manifest};
 use crate::model::{Sequence, Watermarks};
 use crate::observe::Stage;
 use crate::store::{Class, ETag};
@@ -54,13 +54,13 @@ impl Published {
 }
 
 /// How a publish ended; who could not publish gets everything back.
-pub(super) type Outcome = Result<(Claim, Published), (UploadError, Vec<Unpublished>)>;
+pub(super) type Outcome = Result<(Claim, Published), (UploadError, Vec<Waiting>)>;
 
 /// Names `run` (uploaded, ascending, not empty) by one change of the manifest.
 pub(super) async fn publish(
     context: UploadContext,
     claim: Claim,
-    run: Vec<Unpublished>,
+    run: Vec<Waiting>,
 ) -> Outcome {
     match name(&context, claim, &run).await {
         Ok(claim) => {
@@ -73,18 +73,19 @@ pub(super) async fn publish(
 }
 
 /// Only after [`name`] returned the manifest that names all of `run`.
-fn mint(context: &UploadContext, claim: &Claim, run: &[Unpublished]) -> Published {
-    let through = run.last().map_or(Sequence::ZERO, |delta| delta.entry.last);
+fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
+    let through = run.last().map_or(Sequence::ZERO, |delta| delta.place().last);
     assert!(through <= claim.manifest.published, "named before minted");
     let machine = context.metrics.machine(context.log.machine());
     let now = context.clock.monotonic();
     for delta in run {
-        let bytes = delta.entry.object_bytes;
+        let entry = delta.sealed.entry();
+        let bytes = entry.object_bytes;
         machine.published_bytes.fetch_add(bytes, Ordering::Relaxed);
         context.metrics.moved(Stage::Upload, bytes, bytes);
         let latency = now.saturating_sub(delta.accepted_at);
         context.metrics.latency(Stage::Upload, latency);
-        for at in &delta.entry.bookmarks {
+        for at in &entry.bookmarks {
             let time = at.bookmark.time.0;
             machine.recoverable_time.fetch_max(time, Ordering::AcqRel);
         }
@@ -95,7 +96,7 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Unpublished]) -> Publishe
     });
     Published {
         through,
-        entries: run.iter().map(|delta| delta.entry.clone()).collect(),
+        entries: run.iter().map(|delta| delta.sealed.entry().clone()).collect(),
         version: claim.manifest.version,
         etag: claim.etag.clone(),
     }
@@ -105,7 +106,7 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Unpublished]) -> Publishe
 async fn name(
     context: &UploadContext,
     claim: Claim,
-    run: &[Unpublished],
+    run: &[Waiting],
 ) -> Result<Claim, UploadError> {
     let ours = claim.manifest.clone();
     let mut present = claim;
@@ -130,10 +131,10 @@ async fn name(
 async fn attempt(
     context: &UploadContext,
     present: &Claim,
-    run: &[Unpublished],
+    run: &[Waiting],
 ) -> Result<Option<Claim>, UploadError> {
     let manifest = &present.manifest;
-    let named = run.partition_point(|delta| delta.entry.last <= manifest.published);
+    let named = run.partition_point(|delta| delta.place().last <= manifest.published);
     check_named(context, manifest, &run[..named]).await?;
     if named == run.len() {
         return Ok(None);
@@ -157,19 +158,19 @@ async fn attempt(
 async fn check_named(
     context: &UploadContext,
     manifest: &Manifest,
-    run: &[Unpublished],
+    run: &[Waiting],
 ) -> Result<(), UploadError> {
     let Some(first) = run.first() else {
         return Ok(());
     };
-    let after = Sequence(first.entry.first.0.saturating_sub(1)).max(manifest.truncated);
+    let after = Sequence(first.place().first.0.saturating_sub(1)).max(manifest.truncated);
     let entries = context.log.entries(manifest, after).await;
     let failed = |source| UploadError::log(&manifest.machine, source);
     let entries = entries.map_err(failed)?;
-    for delta in run.iter().filter(|delta| delta.entry.last > manifest.truncated) {
-        let at = entries.partition_point(|entry| entry.last < delta.entry.last);
-        if entries.get(at) != Some(&delta.entry) {
-            let entry = &delta.entry;
+    for delta in run.iter().filter(|delta| delta.place().last > manifest.truncated) {
+        let at = entries.partition_point(|entry| entry.last < delta.place().last);
+        let entry = delta.sealed.entry();
+        if entries.get(at) != Some(entry) {
             return Err(UploadError::Contradiction {
                 machine: manifest.machine.clone(),
                 detail: format!(
@@ -183,11 +184,12 @@ async fn check_named(
 }
 
 /// The manifest after `run`.
-fn extend(manifest: &Manifest, run: &[Unpublished]) -> Result<Manifest, UploadError> {
+fn extend(manifest: &Manifest, run: &[Waiting]) -> Result<Manifest, UploadError> {
     let mut next = manifest.clone();
     next.version = next.version.saturating_add(1);
     for delta in run {
-        let (entry, machine) = (&delta.entry, &manifest.machine);
+        let sealed = &delta.sealed;
+        let (entry, machine) = (sealed.entry(), &manifest.machine);
         if entry.first != next.published.next() {
             return Err(UploadError::Place {
                 machine: machine.clone(),
@@ -196,15 +198,19 @@ fn extend(manifest: &Manifest, run: &[Unpublished]) -> Result<Manifest, UploadEr
                 expected: next.published,
             });
         }
-        if delta.previous != next.last_delta {
+        if sealed.previous() != next.last_delta {
             return Err(UploadError::Chain {
                 machine: machine.clone(),
                 id: entry.id,
-                found: delta.previous,
+                found: sealed.previous(),
                 expected: next.last_delta,
             });
         }
-        next.epochs.extend(delta.epoch_begin());
+        next.epochs.extend(sealed.epoch_begin().map(|begin| EpochEntry {
+            epoch: begin.epoch,
+            first: entry.first,
+            disks: begin.disks.clone(),
+        }));
         if next.epochs.last().map(|epoch| epoch.epoch) != Some(entry.epoch) {
             return Err(UploadError::Epoch {
                 machine: machine.clone(),
@@ -212,7 +218,7 @@ fn extend(manifest: &Manifest, run: &[Unpublished]) -> Result<Manifest, UploadEr
                 epoch: entry.epoch,
             });
         }
-        next.catching_up = delta.catching_up(next.catching_up);
+        next.catching_up = sealed.ends_catching_up();
         next.published = entry.last;
         next.last_delta = Some(entry.id);
         next.entries.push(entry.clone());

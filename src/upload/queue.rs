@@ -6,52 +6,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::cache::{Durable, DurableChange};
-use crate::format::manifest::{DeltaEntry, EpochEntry};
-use crate::model::{Change, DeltaId, Sequence};
+use crate::model::Sequence;
+use crate::seal::Sealed;
 
 /// A delta that no manifest names yet, with the records that only the cache log keeps.
 #[derive(Debug)]
-pub struct Unpublished {
-    /// What the manifest will say of it.
-    pub entry: DeltaEntry,
-    /// Its records; dropping them frees their cache segments.
-    pub records: Vec<Durable>,
-    /// The delta that it chains to.
-    pub(super) previous: Option<DeltaId>,
+pub(super) struct Waiting {
+    pub(super) sealed: Sealed,
     /// Whether its object stands in the store.
     pub(super) uploaded: bool,
     /// Monotonic time at which it was accepted.
     pub(super) accepted_at: Duration,
 }
 
-impl Unpublished {
-    /// The epoch that begins in it.
-    pub(super) fn epoch_begin(&self) -> Option<EpochEntry> {
-        self.marks().find_map(|(first, change)| match change {
-            Change::EpochBegin(begin) => Some(EpochEntry {
-                epoch: begin.epoch,
-                first,
-                disks: begin.disks.clone(),
-            }),
-            _ => None,
-        })
-    }
-
-    /// Whether the stream is inside a catch-up after it, given that it was (or not) before it.
-    pub(super) fn catching_up(&self, before: bool) -> bool {
-        self.marks().fold(before, |inside, (_, change)| match change {
-            Change::CatchUpBegin(_) => true,
-            Change::CatchUpEnd | Change::EpochBegin(_) => false,
-            _ => inside,
-        })
-    }
-
-    fn marks(&self) -> impl Iterator<Item = (Sequence, &Change)> {
-        self.records.iter().filter_map(|record| match record.change() {
-            DurableChange::Mark(change) => Some((record.sequence(), change)),
-            DurableChange::Write { .. } | DurableChange::Zero { .. } => None,
-        })
+impl Waiting {
+    pub(super) fn place(&self) -> Place {
+        let entry = self.sealed.entry();
+        Place {
+            first: entry.first,
+            last: entry.last,
+            uploaded: self.uploaded,
+        }
     }
 }
 
@@ -81,34 +56,33 @@ pub(super) fn publishable(published: Sequence, waiting: impl Iterator<Item = Pla
 /// All deltas of one machine that are not published, by first record.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: BTreeMap<Sequence, Unpublished>,
+    waiting: BTreeMap<Sequence, Waiting>,
 }
 
 impl Queue {
     /// Takes a delta in; gives it back when its records overlap those of another.
-    pub(super) fn admit(&mut self, delta: Unpublished) -> Result<(), Box<Unpublished>> {
-        let (first, last) = (delta.entry.first, delta.entry.last);
-        let neighbour = self.waiting.range(..=last).next_back();
-        if neighbour.is_some_and(|(_, before)| before.entry.last >= first) {
+    pub(super) fn admit(&mut self, delta: Waiting) -> Result<(), Box<Waiting>> {
+        let place = delta.place();
+        let neighbour = self.waiting.range(..=place.last).next_back();
+        if neighbour.is_some_and(|(_, before)| before.place().last >= place.first) {
             return Err(Box::new(delta));
         }
-        self.waiting.insert(first, delta);
+        self.waiting.insert(place.first, delta);
         Ok(())
     }
 
-    /// Notes that the object of the delta that begins at `first` stands in the store.
+    /// Notes that the object of the delta that begins at `first` stands in the store: its bytes
+    /// are let go, its records are not.
     pub(super) fn uploaded(&mut self, first: Sequence) {
         let delta = self.waiting.get_mut(&first);
-        delta.expect("only what was admitted is uploaded").uploaded = true;
+        let delta = delta.expect("only what was admitted is uploaded");
+        delta.sealed.forget_object();
+        delta.uploaded = true;
     }
 
     /// Takes out what may be published now.
-    pub(super) fn retire(&mut self, published: Sequence) -> Vec<Unpublished> {
-        let places = self.waiting.values().map(|delta| Place {
-            first: delta.entry.first,
-            last: delta.entry.last,
-            uploaded: delta.uploaded,
-        });
+    pub(super) fn retire(&mut self, published: Sequence) -> Vec<Waiting> {
+        let places = self.waiting.values().map(Waiting::place);
         let count = publishable(published, places);
         (0..count)
             .filter_map(|_| self.waiting.pop_first())
@@ -117,24 +91,21 @@ impl Queue {
     }
 
     /// Takes back what was taken out and could not be published.
-    pub(super) fn put_back(&mut self, run: Vec<Unpublished>) {
+    pub(super) fn put_back(&mut self, run: Vec<Waiting>) {
         for delta in run {
-            self.waiting.insert(delta.entry.first, delta);
+            self.waiting.insert(delta.place().first, delta);
         }
     }
 
     /// The first waiting delta.
     pub(super) fn first(&self) -> Option<Place> {
-        self.waiting.values().next().map(|delta| Place {
-            first: delta.entry.first,
-            last: delta.entry.last,
-            uploaded: delta.uploaded,
-        })
+        self.waiting.values().next().map(Waiting::place)
     }
 
     /// Everything that waits, in order.
-    pub(super) fn into_unpublished(self) -> Vec<Unpublished> {
-        self.waiting.into_values().collect()
+    pub(super) fn into_sealed(self) -> Vec<Sealed> {
+        let waiting = self.waiting.into_values();
+        waiting.map(|delta| delta.sealed).collect()
     }
 }
 
