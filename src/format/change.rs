@@ -26,7 +26,8 @@ pub const BOOKMARK_NAME_BYTES_MAX: usize = 128;
 /// Longest body of a mark, bytes: an epoch begin of [`DISKS_MAX`] disks with 48-byte names.
 pub const MARK_BYTES_MAX: usize = 4 + 2 + DISKS_MAX * (2 + 2 + NAME_BYTES_MAX + 8);
 
-const NAME_BYTES_MAX: usize = 48;
+/// Longest name of a machine, disk or process server, bytes.
+pub(crate) const NAME_BYTES_MAX: usize = 48;
 
 /// What a record is; its code stands in every format that carries records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,11 +131,13 @@ pub fn decode_mark(kind: ChangeKind, body: &[u8]) -> Result<Change, FormatError>
             let disks = read_disks(&mut from)?;
             Change::EpochBegin(EpochBegin { epoch, disks })
         }
-        ChangeKind::CatchUpBegin => Change::CatchUpBegin(match from.u8("reason of a catch-up")? {
-            1 => CatchUp::InitialReplication,
-            2 => CatchUp::Dirty,
-            other => return Err(FormatError::value("reason of a catch-up", other, "1 or 2")),
-        }),
+        ChangeKind::CatchUpBegin => {
+            Change::CatchUpBegin(match from.u8("reason of a catch-up")? {
+                1 => CatchUp::InitialReplication,
+                2 => CatchUp::Dirty,
+                other => return Err(FormatError::value("reason of a catch-up", other, "1 or 2")),
+            })
+        }
         ChangeKind::CatchUpEnd => Change::CatchUpEnd,
     };
     from.finish("a mark")?;

@@ -144,6 +144,7 @@ impl Vault {
                 applier_generation: 0,
                 epoch: 0,
                 applied: 0,
+                applying: 0,
                 snapshots: Vec::new(),
                 pinned: Vec::new(),
                 quarantine: None,
