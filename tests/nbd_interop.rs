@@ -24,8 +24,14 @@ const BLOCK: u64 = 4096;
 
 impl Disk {
     fn new(read_only: bool) -> Arc<Self> {
-        let content = (vec![0; DISK_BYTES as usize], vec![false; (DISK_BYTES / BLOCK) as usize]);
-        Arc::new(Self { content: Mutex::new(content), read_only })
+        let content = (
+            vec![0; DISK_BYTES as usize],
+            vec![false; (DISK_BYTES / BLOCK) as usize],
+        );
+        Arc::new(Self {
+            content: Mutex::new(content),
+            read_only,
+        })
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -76,7 +82,11 @@ impl Export for Disk {
         while at < end {
             let hole = !content.1[(at / BLOCK) as usize];
             let next = (at / BLOCK * BLOCK + BLOCK).min(end);
-            extents.push(BlockStatus { length: next - at, hole, zero: hole });
+            extents.push(BlockStatus {
+                length: next - at,
+                hole,
+                zero: hole,
+            });
             at = next;
         }
         Ok(extents)
@@ -99,7 +109,10 @@ fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, errors) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}\n{out}\n{errors}");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}\n{out}\n{errors}"
+    );
     out
 }
 
@@ -114,7 +127,11 @@ fn serve(read_only: bool) -> Served {
     let disk = Disk::new(read_only);
     let socket = directory.path().join("disk.sock");
     let server = Server::bind(&socket, "disk", Arc::clone(&disk) as Arc<dyn Export>).unwrap();
-    Served { directory, disk, server }
+    Served {
+        directory,
+        disk,
+        server,
+    }
 }
 
 impl Served {
@@ -131,9 +148,15 @@ impl Served {
 fn image(path: &Path) -> Vec<u8> {
     let mut bytes = vec![0; DISK_BYTES as usize];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for range in [0..3 * MIB, 9 * MIB + 512..17 * MIB, DISK_BYTES - 1024..DISK_BYTES] {
+    for range in [
+        0..3 * MIB,
+        9 * MIB + 512..17 * MIB,
+        DISK_BYTES - 1024..DISK_BYTES,
+    ] {
         for chunk in bytes[range.start as usize..range.end as usize].chunks_mut(8) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
         }
     }
@@ -149,11 +172,29 @@ fn qemu_img_converts_in_both_directions() {
     let served = serve(false);
     let (source, back) = (served.path("source.raw"), served.path("back.qcow2"));
     let bytes = image(&source);
-    let (source, back, uri) = (source.to_str().unwrap(), back.to_str().unwrap(), served.uri());
-    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", source, &uri]);
-    assert!(served.disk.bytes() == bytes, "what qemu-img wrote differs from its source");
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, back]);
-    let compared = run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", source, back]);
+    let (source, back, uri) = (
+        source.to_str().unwrap(),
+        back.to_str().unwrap(),
+        served.uri(),
+    );
+    run(
+        "qemu-img",
+        &[
+            "convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", source, &uri,
+        ],
+    );
+    assert!(
+        served.disk.bytes() == bytes,
+        "what qemu-img wrote differs from its source"
+    );
+    run(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "qcow2", &uri, back],
+    );
+    let compared = run(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "qcow2", source, back],
+    );
     assert!(compared.contains("identical"), "{compared}");
     let described = run("qemu-img", &["info", "-f", "raw", &uri]);
     assert!(described.contains("64 MiB (67108864 bytes)"), "{described}");
@@ -167,10 +208,21 @@ fn qemu_io_writes_zeroes_discards_and_flushes() {
     let served = serve(false);
     let uri = served.uri();
     let commands = [
-        "write -P 0xaa 0 4M", "write -P 0xbb 1M 512", "write -z 2M 64k", "write -z -u 3M 128k",
-        "discard 3584k 256k", "write -f -P 0xcc 8M 4k", "flush", "aio_write -P 0xdd 16M 16M",
-        "aio_write -P 0xee 40M 8M", "aio_flush", "read -P 0xaa 0 1M", "read -P 0xbb 1M 512",
-        "read -P 0 2M 64k", "read -P 0xdd 16M 16M", "read -P 0 60M 4M",
+        "write -P 0xaa 0 4M",
+        "write -P 0xbb 1M 512",
+        "write -z 2M 64k",
+        "write -z -u 3M 128k",
+        "discard 3584k 256k",
+        "write -f -P 0xcc 8M 4k",
+        "flush",
+        "aio_write -P 0xdd 16M 16M",
+        "aio_write -P 0xee 40M 8M",
+        "aio_flush",
+        "read -P 0xaa 0 1M",
+        "read -P 0xbb 1M 512",
+        "read -P 0 2M 64k",
+        "read -P 0xdd 16M 16M",
+        "read -P 0 60M 4M",
     ];
     let mut arguments = vec!["-f", "raw", "-d", "unmap"];
     for command in commands {
@@ -178,10 +230,15 @@ fn qemu_io_writes_zeroes_discards_and_flushes() {
     }
     arguments.push(&uri);
     let out = run("qemu-io", &arguments);
-    assert!(!out.contains("verification failed") && !out.contains("failed:"), "{out}");
+    assert!(
+        !out.contains("verification failed") && !out.contains("failed:"),
+        "{out}"
+    );
     let bytes = served.disk.bytes();
     let all = |range: std::ops::Range<u64>, byte: u8| {
-        bytes[range.start as usize..range.end as usize].iter().all(|b| *b == byte)
+        bytes[range.start as usize..range.end as usize]
+            .iter()
+            .all(|b| *b == byte)
     };
     assert!(all(0..MIB, 0xaa) && all(MIB..MIB + 512, 0xbb) && all(2 * MIB..2 * MIB + 65_536, 0));
     assert!(all(3 * MIB..3 * MIB + 131_072, 0) && all(3584 * 1024..3840 * 1024, 0));
@@ -198,9 +255,15 @@ fn qemu_io_is_refused_where_it_must_be() {
     let arguments = ["-f", "raw", "-c", "write 0 4k", &uri];
     let output = Command::new("qemu-io").args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "a read-only export opened for writing");
-    assert!(text.contains("read-only") || text.contains("read only"), "{text}");
-    run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0 0 4M", &uri]);
+    assert!(
+        !output.status.success(),
+        "a read-only export opened for writing"
+    );
+    assert!(text.contains("Permission denied"), "{text}");
+    run(
+        "qemu-io",
+        &["-r", "-f", "raw", "-c", "read -P 0 0 4M", &uri],
+    );
 }
 
 #[test]
@@ -211,24 +274,45 @@ fn nbdinfo_shows_size_flags_and_map() {
     let served = serve(false);
     served.disk.fill(MIB, &vec![1; 2 * MIB as usize]);
     let uri = served.uri();
-    assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), DISK_BYTES.to_string());
+    assert_eq!(
+        run("nbdinfo", &["--size", &uri]).trim(),
+        DISK_BYTES.to_string()
+    );
     let facts = run("nbdinfo", &["--json", &uri]);
     for expected in [
-        "\"export-name\": \"disk\"", "\"structured\": true", "\"can_multi_conn\": true",
-        "\"can_fua\": true", "\"can_trim\": true", "\"can_zero\": true", "\"can_df\": true",
-        "\"can_cache\": false", "\"block_minimum\": 512", "\"block_maximum\": 33554432",
+        "\"export-name\": \"disk\"",
+        "\"structured\": true",
+        "\"can_multi_conn\": true",
+        "\"can_fua\": true",
+        "\"can_trim\": true",
+        "\"can_zero\": true",
+        "\"can_df\": true",
+        "\"can_cache\": false",
+        "\"block_size_minimum\": 512",
+        "\"block_size_maximum\": 33554432",
         "base:allocation",
     ] {
         assert!(facts.contains(expected), "no {expected} in {facts}");
     }
     let map = run("nbdinfo", &["--map", &uri]);
-    let rows: Vec<Vec<&str>> =
-        map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+    let rows: Vec<Vec<&str>> = map
+        .lines()
+        .map(|line| line.split_whitespace().take(3).collect())
+        .collect();
     let rest = (DISK_BYTES - 3 * MIB).to_string();
-    let expected =
-        [vec!["0", "1048576", "3"], vec!["1048576", "2097152", "0"], vec!["3145728", &rest, "3"]];
+    let expected = [
+        vec!["0", "1048576", "3"],
+        vec!["1048576", "2097152", "0"],
+        vec!["3145728", &rest, "3"],
+    ];
     assert_eq!(rows, expected, "{map}");
-    let list = run("nbdinfo", &["--list", &format!("nbd+unix:///?socket={}", served.server.socket().display())]);
+    let list = run(
+        "nbdinfo",
+        &[
+            "--list",
+            &format!("nbd+unix:///?socket={}", served.server.socket().display()),
+        ],
+    );
     assert!(list.contains("export=\"disk\""), "{list}");
 }
 
@@ -240,13 +324,26 @@ fn nbdcopy_copies_over_several_connections() {
     let served = serve(false);
     let (source, back) = (served.path("source.raw"), served.path("back.raw"));
     let bytes = image(&source);
-    let (source, back, uri) = (source.to_str().unwrap(), back.to_str().unwrap(), served.uri());
+    let (source, back, uri) = (
+        source.to_str().unwrap(),
+        back.to_str().unwrap(),
+        served.uri(),
+    );
     run("nbdcopy", &["--connections=4", "--flush", source, &uri]);
-    assert!(served.disk.bytes() == bytes, "what nbdcopy wrote differs from its source");
+    assert!(
+        served.disk.bytes() == bytes,
+        "what nbdcopy wrote differs from its source"
+    );
     run("nbdcopy", &["--connections=4", &uri, back]);
-    assert!(std::fs::read(back).unwrap() == bytes, "what nbdcopy read differs");
+    assert!(
+        std::fs::read(back).unwrap() == bytes,
+        "what nbdcopy read differs"
+    );
     run("nbdcopy", &["--synchronous", &uri, back]);
-    assert!(std::fs::read(back).unwrap() == bytes, "what nbdcopy read in turn differs");
+    assert!(
+        std::fs::read(back).unwrap() == bytes,
+        "what nbdcopy read in turn differs"
+    );
 }
 
 #[test]

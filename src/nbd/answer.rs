@@ -74,7 +74,12 @@ fn refuse(
     let command = request.command;
     tracing::warn!(command, offset, length, %error, "nbd request failed");
     let code = ErrorCode::of(error);
-    send(&reply::error(session, request.cookie, code, &error.to_string()))
+    send(&reply::error(
+        session,
+        request.cookie,
+        code,
+        &error.to_string(),
+    ))
 }
 
 fn read(
@@ -110,7 +115,12 @@ fn read(
     for (number, (part, zero)) in parts.into_iter().enumerate() {
         let (last, length) = (number + 1 == count, part.end - part.start);
         if zero {
-            send(&reply::hole(request.cookie, part.start, length as u32, last))?;
+            send(&reply::hole(
+                request.cookie,
+                part.start,
+                length as u32,
+                last,
+            ))?;
             continue;
         }
         let mut bytes = vec![0; reply::DATA_CHUNK_BYTES + length as usize];
@@ -147,7 +157,11 @@ pub(super) fn read_parts(range: Range<u64>, status: &[BlockStatus]) -> Vec<(Rang
                     at = data.end;
                 }
                 _ => {
-                    let most = if zero { end - at } else { READ_CHUNK_BYTES.into() };
+                    let most = if zero {
+                        end - at
+                    } else {
+                        READ_CHUNK_BYTES.into()
+                    };
                     parts.push((at..end.min(at + most), zero));
                     at = end.min(at + most);
                 }

@@ -155,7 +155,13 @@ impl Client {
         let mut extents: Vec<BlockStatus> = Vec::new();
         let (mut at, end) = (offset, offset.saturating_add(length));
         while at < end {
-            let ask = ask(command::BLOCK_STATUS, "block status", 0, at, (end - at).min(RUN_BYTES_MAX));
+            let ask = ask(
+                command::BLOCK_STATUS,
+                "block status",
+                0,
+                at,
+                (end - at).min(RUN_BYTES_MAX),
+            );
             self.request(ask, &[])?;
             for mut extent in self.reply(ask, None)? {
                 extent.length = extent.length.min(end - at);
@@ -209,7 +215,8 @@ impl Client {
             }
         }
         let wants = [1u16.to_be_bytes(), info::BLOCK_SIZE.to_be_bytes()].concat();
-        let (last, replies) = self.option(option::GO, &[&length_of(&name)[..], &name, &wants].concat())?;
+        let (last, replies) =
+            self.option(option::GO, &[&length_of(&name)[..], &name, &wants].concat())?;
         if last != option_reply::ACK {
             return Err(NbdError::Option {
                 socket: self.socket.clone(),
@@ -226,7 +233,10 @@ impl Client {
                     return Ok(None);
                 }
                 let size = u64::from_be_bytes(reader.array("export size")?);
-                Ok(Some((size, u16::from_be_bytes(reader.array("export flags")?))))
+                Ok(Some((
+                    size,
+                    u16::from_be_bytes(reader.array("export flags")?),
+                )))
             };
             match parse() {
                 Ok(Some((size_bytes, flags))) => {
@@ -242,7 +252,12 @@ impl Client {
 
     /// Sends an option; gives the kind of its final reply and the replies before that.
     fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<(u32, Vec<u8>)>)> {
-        let parts = [&OPTION_MAGIC[..], &number.to_be_bytes(), &length_of(body), body];
+        let parts = [
+            &OPTION_MAGIC[..],
+            &number.to_be_bytes(),
+            &length_of(body),
+            body,
+        ];
         self.transmit(&parts.concat())?;
         let mut replies = Vec::new();
         loop {
@@ -250,7 +265,11 @@ impl Client {
             let magic = OPTION_REPLY_MAGIC.to_be_bytes();
             let (kind, length) = (be32(&header[12..]), be32(&header[16..]));
             if header[..8] != magic || header[8..12] != number.to_be_bytes() {
-                return Err(self.malformed("option reply", hex::encode(header), "one to the option"));
+                return Err(self.malformed(
+                    "option reply",
+                    hex::encode(header),
+                    "one to the option",
+                ));
             }
             if length > OPTION_BYTES_MAX || replies.len() > 64 {
                 return Err(self.malformed("option reply length", length, "a short reply"));
@@ -295,7 +314,8 @@ impl Client {
             if magic != CHUNK_MAGIC || !self.structured {
                 return Err(self.malformed("reply magic", format_args!("{magic:#x}"), "a reply"));
             }
-            let length: [u8; CHUNK_HEADER_BYTES - SIMPLE_BYTES] = self.receive("reading a chunk")?;
+            let length: [u8; CHUNK_HEADER_BYTES - SIMPLE_BYTES] =
+                self.receive("reading a chunk")?;
             let last = head[5] & chunk::FLAG_DONE as u8 != 0;
             let kind = u16::from_be_bytes([head[6], head[7]]);
             let length = u32::from_be_bytes(length);
@@ -361,7 +381,9 @@ impl Client {
                 let body = self.receive_vec(length)?;
                 taken.error.get_or_insert(ErrorCode(be32(&body)));
             }
-            (kind, _) => return Err(self.malformed("chunk kind", kind, "one that fits the request")),
+            (kind, _) => {
+                return Err(self.malformed("chunk kind", kind, "one that fits the request"));
+            }
         }
         Ok(())
     }
@@ -374,7 +396,8 @@ impl Client {
         length: u64,
     ) -> Result<&'t mut [u8]> {
         let start = offset.checked_sub(ask.offset);
-        let range = start.and_then(|start| Some(start as usize..start.checked_add(length)? as usize));
+        let range =
+            start.and_then(|start| Some(start as usize..start.checked_add(length)? as usize));
         let part = range.and_then(|range| target.get_mut(range));
         part.ok_or_else(|| self.malformed("chunk offset", offset, "inside the request"))
     }

@@ -29,7 +29,9 @@ pub enum NbdError {
         source: FormatError,
     },
     /// The server has no such export, or not in the way it is needed.
-    #[error("nbd server at {socket} refuses option {option} for export {name:?} (reply {reply:#x})")]
+    #[error(
+        "nbd server at {socket} refuses option {option} for export {name:?} (reply {reply:#x})"
+    )]
     Option {
         /// Which socket.
         socket: PathBuf,
