@@ -1,9 +1,22 @@
 //! The document that says who owns a machine and which deltas are its cloud log; and the immutable
 //! pages that older entries move to. Layout: `docs/formats/manifest.md`.
+//!
+//! Owns: their bytes in the clear and every rule that holds within one of them, checked before
+//! each write and after each read. Does not own: sealing, the store, who may change what.
+
+mod check;
+mod codec;
+#[cfg(test)]
+mod tests;
 
 use crate::model::{
     Bookmark, DeltaId, DiskSpec, Epoch, Generation, MachineId, Sequence, ServerId, Timestamp,
 };
+
+/// What `seal::document` binds a sealed manifest to.
+pub const MANIFEST_KIND: &str = "manifest";
+/// What `seal::document` binds a sealed page to.
+pub const PAGE_KIND: &str = "manifest page";
 
 /// Everything about one machine's cloud log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +43,26 @@ pub struct Manifest {
     pub pages: Vec<PageEntry>,
     /// Newer entries, ascending, gapless after the last page.
     pub entries: Vec<DeltaEntry>,
+}
+
+impl Manifest {
+    /// The first manifest of a machine: owned, and nothing published.
+    #[must_use]
+    pub fn first(machine: MachineId, owner: ServerId) -> Self {
+        Self {
+            machine,
+            generation: Generation(1),
+            owner,
+            version: 1,
+            truncated: Sequence::ZERO,
+            published: Sequence::ZERO,
+            last_delta: None,
+            catching_up: false,
+            epochs: Vec::new(),
+            pages: Vec::new(),
+            entries: Vec::new(),
+        }
+    }
 }
 
 /// One epoch.

@@ -101,6 +101,15 @@ pub fn seed_disk(machine: &MachineId, disk: &DiskName, epoch: Epoch) -> ObjectNa
 /// Prefix of all seed disks.
 pub const SEED_DISKS: &str = "seed/";
 
+/// `vault/machines/<machine>`: the roll of machines; listing it does not list every delta.
+#[must_use]
+pub fn machine_roll_entry(machine: &MachineId) -> ObjectName {
+    name(format!("{MACHINE_ROLL}{machine}"))
+}
+
+/// Prefix of the roll of machines.
+pub const MACHINE_ROLL: &str = "vault/machines/";
+
 /// `vault/site`
 #[must_use]
 pub fn site_document() -> ObjectName {
@@ -110,8 +119,11 @@ pub fn site_document() -> ObjectName {
 /// `vault/servers/<server>`
 #[must_use]
 pub fn server_document(server: &ServerId) -> ObjectName {
-    name(format!("vault/servers/{server}"))
+    name(format!("{SERVERS}{server}"))
 }
+
+/// Prefix of all process servers.
+pub const SERVERS: &str = "vault/servers/";
 
 /// `vault/tokens/<id>`: a token's hash and what it allows.
 #[must_use]

@@ -5,17 +5,18 @@ use std::fmt;
 /// A name outside the alphabet.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{kind} name {text:?} is not 1 to 48 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+    "{kind} name {text:?} is not 1 to 48 of a-z, 0-9 and '{joint}', beginning and ending with a letter or digit"
 )]
 pub struct NameError {
     kind: &'static str,
+    joint: char,
     text: String,
 }
 
 /// Longest name, bytes: `asrseeddisk-<machine>-<disk>-<epoch>` stays far below Azure's 1,024.
 const NAME_BYTES_MAX: usize = 48;
 
-fn valid(text: &str) -> bool {
+fn valid(text: &str, joint: char) -> bool {
     let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();
     bytes.len() <= NAME_BYTES_MAX
@@ -23,11 +24,11 @@ fn valid(text: &str) -> bool {
         && edge(bytes.last())
         && bytes
             .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || char::from(*b) == joint)
 }
 
 macro_rules! name {
-    ($($(#[$doc:meta])* $name:ident, $kind:literal);* $(;)?) => {$(
+    ($($(#[$doc:meta])* $name:ident, $kind:literal, $joint:literal);* $(;)?) => {$(
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(std::sync::Arc<str>);
@@ -42,10 +43,10 @@ macro_rules! name {
         impl std::str::FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                if valid(text) {
+                if valid(text, $joint) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(NameError { kind: $kind, text: text.chars().take(80).collect() })
+                    Err(NameError { kind: $kind, joint: $joint, text: text.chars().take(80).collect() })
                 }
             }
         }
@@ -69,18 +70,25 @@ macro_rules! name {
 }
 name!(
     /// A protected source machine.
-    MachineId, "machine";
-    /// One replicated disk of a machine.
-    DiskName, "disk";
+    MachineId, "machine", '-';
+    /// One replicated disk of a machine. Without `-`, so that `asrseeddisk-<machine>-<disk>-<epoch>`
+    /// can be read in one way only.
+    DiskName, "disk", '_';
     /// A process server.
-    ServerId, "process server";
+    ServerId, "process server", '-';
     /// One installation: the machines, servers and keys under one private CA.
-    SiteId, "site";
+    SiteId, "site", '-';
 );
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_disks_never_share_a_seed_disk_name() {
+        assert!("1-root".parse::<DiskName>().is_err());
+        assert!("data_1".parse::<DiskName>().is_ok());
+    }
 
     #[test]
     fn names_outside_the_alphabet_are_refused() {

@@ -148,6 +148,30 @@ pub struct SidecarSettings {
     pub listen: SocketAddr,
     /// Time an enrolment token is good for; default 1 h.
     pub token_ttl: Duration,
+    /// Life of a machine's certificate; default 365 days.
+    pub certificate_ttl: Duration,
+    /// Shortest snapshot interval that a policy may ask for; default 60 s.
+    pub snapshot_interval_min_s: u32,
+}
+
+impl ServerSettings {
+    /// Most memory that a process server takes with these settings, bytes. The formula stands in
+    /// `docs/configuration.md`.
+    #[must_use]
+    pub fn memory_bytes_max(&self) -> u64 {
+        const CONNECTION: u64 = 16 << 10; // TLS and session of an idle agent
+        const HANDSHAKE: u64 = 68 << 10; // a ClientHello that trickles in
+        const PAGE_WRITE: u64 = crate::store::PAGE_WRITE_BYTES_MAX as u64;
+        const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
+        let (limits, streams) = (&self.limits, self.upload.streams as u64);
+        let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
+        BASE + limits.receive_bytes_max
+            + limits.connections_max as u64 * CONNECTION
+            + limits.handshakes_max as u64 * HANDSHAKE
+            + self.seal.threads as u64 * seal
+            + streams * self.batch.bytes_max
+            + self.apply.streams as u64 * PAGE_WRITE
+    }
 }
 
 /// Everything in `agent.toml`.

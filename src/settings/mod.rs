@@ -1,9 +1,49 @@
 //! Settings: TOML → raw → checked, all violations at once. Documented in `docs/configuration.md`.
+//!
+//! Owns: the two files, their defaults and rules. Does not own: whether what they name exists; the
+//! stage that opens it says so.
 
+mod agent;
+mod check;
 mod checked;
+mod error;
+mod raw;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
 
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplySettings, BatchSettings, CacheSettings, Capture,
     LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
     UploadSettings,
 };
+pub use error::{SettingsError, Violation};
+
+/// Reads and checks `holdfast.toml`.
+///
+/// # Errors
+/// When the file cannot be read or understood, or with every rule that it breaks.
+pub fn load_server(path: &Path) -> Result<ServerSettings, SettingsError> {
+    server::check(raw(path)?, path)
+}
+
+/// Reads and checks `agent.toml`.
+///
+/// # Errors
+/// When the file cannot be read or understood, or with every rule that it breaks.
+pub fn load_agent(path: &Path) -> Result<AgentSettings, SettingsError> {
+    agent::check(raw(path)?, path)
+}
+
+fn raw<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| SettingsError::Syntax {
+        path: path.to_owned(),
+        source,
+    })
+}

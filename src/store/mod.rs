@@ -5,6 +5,9 @@
 //! returned). `Ambiguous` errors may have had their effect: the caller reads back and compares.
 
 mod error;
+mod lease;
+pub mod memory;
+mod rules;
 mod types;
 
 use async_trait::async_trait;
@@ -12,6 +15,9 @@ use bytes::Bytes;
 
 pub use crate::model::ObjectName;
 pub use error::{Class, StoreError};
+pub use lease::LEASE_SECONDS;
+pub use memory::Memory;
+pub use rules::{LABEL_BYTES_MAX, PAGE_BLOB_BYTES_MAX, READ_BYTES_MAX};
 pub use types::{
     BlockId, Condition, ETag, LeaseId, Listed, PageBody, PageGuard, PageRange, PageWrite,
     Properties, SnapshotId, SnapshotInfo,

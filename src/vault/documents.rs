@@ -130,6 +130,9 @@ pub struct PointsDocument {
     pub epoch: u32,
     /// The seed disks of `epoch` hold everything through here.
     pub applied: u64,
+    /// The seed disks may hold parts of everything through here: no snapshot is a cut before
+    /// `applied` has reached it. Written before the first page of a run is.
+    pub applying: u64,
     /// Snapshot points, ascending by sequence.
     pub snapshots: Vec<SnapshotPoint>,
     /// Ids of bookmarks that retention must keep.

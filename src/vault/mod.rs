@@ -4,8 +4,22 @@
 //! compare-and-swap. Does not own: the manifest (a format) and who may change what.
 
 mod documents;
+mod envelope;
+mod error;
+mod machines;
+mod policy;
+mod site;
+#[cfg(test)]
+mod tests;
+mod tokens;
+#[allow(clippy::module_inception, reason = "the room's main thing has the room's name")]
+mod vault;
 
 pub use documents::{
     CertificateEntry, LadderStep, MachineDocument, PinDocument, PointsDocument, Policy,
     ServerDocument, SiteDocument, SnapshotDisk, SnapshotPoint, TokenDocument, WrappedKey,
 };
+pub use error::{PolicyViolation, VaultError};
+pub use policy::PolicyBounds;
+pub use tokens::{Token, TokenError};
+pub use vault::Vault;

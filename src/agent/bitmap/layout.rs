@@ -1,0 +1,168 @@
+//! Bytes of the bitmap file. Layout and write ordering: `docs/agent.md`.
+
+use crate::format::bytes::{FormatError, Reader, Writer};
+use crate::model::{DiskName, Epoch, MachineKey, Sequence};
+
+use super::super::bits::PAGE_WORDS;
+
+/// First bytes of a header.
+const MAGIC: [u8; 8] = *b"HFBITMAP";
+/// Version of the layout.
+const VERSION: u16 = 1;
+/// Bytes of a header; two of them stand at the start of the file, each in a sector of its own.
+pub(super) const HEADER_BYTES: usize = 512;
+/// Bytes of a page: one sector, so that a power cut leaves the old page or the new one.
+pub(super) const PAGE_BYTES: usize = 512;
+/// Distance of the two headers: a device of 4 KiB sectors cannot tear both at once.
+pub(super) const SLOT_BYTES: u64 = 4096;
+/// First byte of the first page.
+pub(super) const PAGES_AT: u64 = 2 * SLOT_BYTES;
+
+const _: () = assert!(PAGE_BYTES == PAGE_WORDS * 8 + 8);
+
+/// What the file is about. The disk's identity comes first: it decides whether the rest counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Whose disk.
+    pub(super) machine: MachineKey,
+    /// Which.
+    pub(super) disk: DiskName,
+    /// Its size.
+    pub(super) disk_bytes: u64,
+    /// Bytes that one bit stands for.
+    pub(super) chunk_bytes: u32,
+    /// CRC-32 over all disks of the machine (index, name, size): another set is another epoch.
+    pub(super) disks_crc: u32,
+    /// The epoch it tracks.
+    pub(super) epoch: Epoch,
+    /// Highest published sequence that was ever told before a bit was cleared.
+    pub(super) witnessed: Sequence,
+    /// The agent stopped in order: everything was published, in ordered mode, and no bit is set.
+    pub(super) clean: bool,
+    /// Grows by one with every header written; the larger valid one counts.
+    pub(super) turn: u64,
+}
+
+impl Header {
+    /// Its 512 bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.put(&MAGIC).u16(VERSION).u16(0);
+        writer.put(&self.machine.0).text(self.disk.as_str());
+        writer.u64(self.disk_bytes).u32(self.chunk_bytes);
+        writer.u32(self.disks_crc).u32(self.epoch.0);
+        writer.u64(self.witnessed.0).u8(u8::from(self.clean));
+        writer.u64(self.turn);
+        let mut bytes = writer.0;
+        bytes.resize(HEADER_BYTES - 4, 0);
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads 512 bytes.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(bytes);
+        let magic: [u8; 8] = reader.array("bitmap magic")?;
+        if magic != MAGIC {
+            return Err(FormatError::value("bitmap magic", hex::encode(magic), hex::encode(MAGIC)));
+        }
+        let content = bytes.get(..HEADER_BYTES - 4).unwrap_or(bytes);
+        let found = Reader::new(bytes.get(HEADER_BYTES - 4..).unwrap_or(&[])).u32("header crc")?;
+        let computed = crc32fast::hash(content);
+        if found != computed {
+            let what = "bitmap header";
+            return Err(FormatError::Checksum { what, found, computed });
+        }
+        let version = reader.u16("bitmap version")?;
+        if version != VERSION {
+            return Err(FormatError::value("bitmap version", version, VERSION));
+        }
+        reader.u16("reserved")?;
+        let machine = MachineKey(reader.array("machine")?);
+        let name = reader.text(48, "disk")?;
+        let disk = name.parse().map_err(|_| FormatError::value("disk", name, "a disk name"))?;
+        Ok(Self {
+            machine,
+            disk,
+            disk_bytes: reader.u64("disk bytes")?,
+            chunk_bytes: reader.u32("chunk bytes")?,
+            disks_crc: reader.u32("disks crc")?,
+            epoch: Epoch(reader.u32("epoch")?),
+            witnessed: Sequence(reader.u64("witnessed")?),
+            clean: match reader.u8("clean")? {
+                0 => false,
+                1 => true,
+                other => return Err(FormatError::value("clean", other, "0 or 1")),
+            },
+            turn: reader.u64("turn")?,
+        })
+    }
+}
+
+/// The 512 bytes of a page: CRC-32 over the rest, page number, bits (least significant first).
+pub(super) fn encode_page(page: u32, words: &[u64]) -> [u8; PAGE_BYTES] {
+    let mut bytes = [0; PAGE_BYTES];
+    bytes[4..8].copy_from_slice(&page.to_le_bytes());
+    for (target, word) in bytes[8..].chunks_exact_mut(8).zip(words) {
+        target.copy_from_slice(&word.to_le_bytes());
+    }
+    let crc = crc32fast::hash(&bytes[4..]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// The words of a page, or `None` when its bytes are not those of page `page`.
+pub(super) fn decode_page(page: u32, bytes: &[u8]) -> Option<[u64; PAGE_WORDS]> {
+    let mut reader = Reader::new(bytes);
+    let crc = reader.u32("page crc").ok()?;
+    if crc != crc32fast::hash(bytes.get(4..)?) || reader.u32("page number").ok()? != page {
+        return None;
+    }
+    let mut words = [0; PAGE_WORDS];
+    for word in &mut words {
+        *word = reader.u64("bits").ok()?;
+    }
+    reader.finish("bitmap page").ok()?;
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_and_page_come_back_and_a_flipped_bit_is_found() {
+        let header = Header {
+            machine: MachineKey([7; 16]),
+            disk: "root".parse().unwrap(),
+            disk_bytes: 1 << 30,
+            chunk_bytes: 65536,
+            disks_crc: 0xdead_beef,
+            epoch: Epoch(3),
+            witnessed: Sequence(99),
+            clean: true,
+            turn: 12,
+        };
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), HEADER_BYTES);
+        assert_eq!(hex::encode(&bytes[..12]), "48464249544d415001000000");
+        assert_eq!(Header::decode(&bytes).unwrap(), header);
+        let mut words = [0; PAGE_WORDS];
+        words[62] = 1 << 63;
+        let page = encode_page(5, &words);
+        assert_eq!(decode_page(5, &page), Some(words));
+        assert_eq!(decode_page(6, &page), None, "a page in the wrong place");
+        assert_eq!(decode_page(0, &[0; PAGE_BYTES]), None, "never written");
+        for at in 0..HEADER_BYTES * 8 {
+            let (mut header, mut page) = (bytes.clone(), page);
+            header[at / 8] ^= 1 << (at % 8);
+            page[at / 8] ^= 1 << (at % 8);
+            assert!(Header::decode(&header).is_err(), "header bit {at}");
+            assert!(decode_page(5, &page).is_none(), "page bit {at}");
+        }
+        for cut in 0..HEADER_BYTES {
+            assert!(Header::decode(&bytes[..cut]).is_err());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Bytes at rest that the agent reads, writes and syncs: a source disk, a bitmap file.
+//!
+//! Owns: the line below which a power cut may lose things. Does not own: any order of calls.
+
+use std::io;
+
+/// A file of fixed size. What was written is safe from a power cut only after a later [`Self::sync`]
+/// succeeded; until then any subset of its sectors may survive.
+pub(super) trait Medium: Send + Sync + 'static {
+    /// Fills `target`; reading over the end is an error.
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes`.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// The range reads as zeros afterwards; with `release` its room may be given back.
+    fn zero_at(&self, offset: u64, length: u64, release: bool) -> io::Result<()>;
+    /// fdatasync. After an error nothing written since the sync before may be believed.
+    fn sync(&self) -> io::Result<()>;
+    /// Where the first byte at or after `offset` stands that may be other than a never-written
+    /// zero; `end` when there is none before it.
+    fn next_data(&self, offset: u64, end: u64) -> io::Result<u64>;
+    /// First byte at or after `offset` that lies in a hole; `end` when there is none before it.
+    fn next_hole(&self, offset: u64, end: u64) -> io::Result<u64>;
+}

@@ -1,0 +1,179 @@
+//! The points document: announced before a run, recorded after it. The only place that mints
+//! [`Applied`] and [`RecoveryPoint`].
+//!
+//! Does not own: whether pages are durable; the caller flushed before it asks for a record.
+
+use super::error::ApplyError;
+use crate::format::manifest::BookmarkEntry;
+use crate::model::{Epoch, MachineId, Sequence};
+use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
+
+/// Proof that the seed disks hold everything through a sequence, durably, and that it is on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    through: Sequence,
+}
+
+impl Applied {
+    /// Everything through here.
+    #[must_use]
+    pub fn through(self) -> Sequence {
+        self.through
+    }
+}
+
+/// Proof that a bookmark is kept as snapshots of all disks. Made only from [`Applied`] at exactly
+/// the bookmark's sequence: the snapshots hold every write up to it and none after it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecoveryPoint {
+    point: SnapshotPoint,
+}
+
+impl RecoveryPoint {
+    /// What the points document says of it.
+    #[must_use]
+    pub fn point(&self) -> &SnapshotPoint {
+        &self.point
+    }
+}
+
+/// The points document as this applier last saw it.
+pub(super) struct Checkpoint {
+    vault: Vault,
+    machine: MachineId,
+    ours: u64,
+    present: PointsDocument,
+}
+
+impl Checkpoint {
+    /// Takes the machine's seed disks over: its applier generation grows by one, so every older
+    /// applier fails its next change.
+    pub(super) async fn claim(vault: Vault, machine: &MachineId) -> Result<Self, ApplyError> {
+        let claimed = vault
+            .update_points(machine, |mut document| {
+                document.applier_generation = document.applier_generation.saturating_add(1);
+                Ok(document)
+            })
+            .await;
+        let machine = machine.clone();
+        match claimed {
+            Ok(present) => Ok(Self { vault, machine, ours: present.applier_generation, present }),
+            Err(source) => Err(ApplyError::Points { machine, source }),
+        }
+    }
+
+    pub(super) fn document(&self) -> &PointsDocument {
+        &self.present
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.ours
+    }
+
+    /// Announces a run through `through`: from now on the seed disks may hold parts of it.
+    pub(super) async fn announce(
+        &mut self,
+        epoch: Epoch,
+        through: Sequence,
+    ) -> Result<(), ApplyError> {
+        let same = self.present.epoch == epoch.0;
+        if same && self.present.applying >= through.0 {
+            return Ok(());
+        }
+        self.change(|document| {
+            if document.epoch != epoch.0 {
+                document.epoch = epoch.0;
+                document.applying = 0;
+            }
+            document.applying = document.applying.max(through.0);
+        })
+        .await
+    }
+
+    /// Records that the seed disks hold everything through `through`; the caller flushed them.
+    pub(super) async fn record(&mut self, through: Sequence) -> Result<Applied, ApplyError> {
+        self.change(|document| {
+            document.applied = through.0;
+            document.quarantine = None;
+        })
+        .await?;
+        Ok(Applied { through })
+    }
+
+    /// Records a run that ends at `bookmark`, with the snapshots taken there.
+    pub(super) async fn record_point(
+        &mut self,
+        bookmark: &BookmarkEntry,
+        disks: Vec<SnapshotDisk>,
+    ) -> Result<(Applied, RecoveryPoint), ApplyError> {
+        let point = SnapshotPoint {
+            bookmark: bookmark.bookmark.id.to_string(),
+            name: bookmark.bookmark.name.clone(),
+            kind: bookmark.bookmark.kind,
+            time: bookmark.bookmark.time,
+            sequence: bookmark.sequence.0,
+            epoch: self.present.epoch,
+            disks,
+        };
+        let added = point.clone();
+        self.change(move |document| {
+            document.applied = added.sequence;
+            document.quarantine = None;
+            document.snapshots.retain(|kept| kept.sequence != added.sequence);
+            document.snapshots.push(added.clone());
+        })
+        .await?;
+        Ok((Applied { through: bookmark.sequence }, RecoveryPoint { point }))
+    }
+
+    /// Says why applying stopped.
+    pub(super) async fn quarantine(&mut self, why: String) -> Result<(), ApplyError> {
+        if self.present.quarantine.as_ref() == Some(&why) {
+            return Ok(());
+        }
+        self.change(move |document| document.quarantine = Some(why.clone())).await
+    }
+
+    /// Forgets snapshots that retention gave up; they are deleted from the store afterwards.
+    pub(super) async fn forget(&mut self, sequences: &[u64]) -> Result<(), ApplyError> {
+        self.change(|document| {
+            document.snapshots.retain(|kept| !sequences.contains(&kept.sequence));
+        })
+        .await
+    }
+
+    /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
+    async fn change(&mut self, edit: impl Fn(&mut PointsDocument)) -> Result<(), ApplyError> {
+        let ours = self.ours;
+        let changed = self.vault.update_points(&self.machine, |mut document| {
+            if document.applier_generation == ours {
+                edit(&mut document);
+            }
+            Ok(document)
+        });
+        let changed = changed.await;
+        self.accept(changed.map(Some))
+    }
+
+    /// Reads the document again: fails when a newer applier took over.
+    pub(super) async fn reload(&mut self) -> Result<(), ApplyError> {
+        let read = self.vault.points(&self.machine).await;
+        self.accept(read.map(|read| read.map(|(document, _)| document)))
+    }
+
+    fn accept(
+        &mut self,
+        read: Result<Option<PointsDocument>, VaultError>,
+    ) -> Result<(), ApplyError> {
+        let machine = || self.machine.clone();
+        let read = read.map_err(|source| ApplyError::Points { machine: machine(), source })?;
+        let theirs = read.as_ref().map_or(0, |document| document.applier_generation);
+        match read {
+            Some(document) if theirs == self.ours => {
+                self.present = document;
+                Ok(())
+            }
+            _ => Err(ApplyError::Fenced { machine: machine(), ours: self.ours, theirs }),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What stops an applier, each with the thing it is about.
+
+use crate::cloud_log::CloudLogError;
+use crate::model::{DiskIndex, Epoch, MachineId, Sequence};
+use crate::store::{Class, StoreError};
+use crate::vault::VaultError;
+
+/// An apply run that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The cloud log could not be read.
+    #[error("cloud log of machine {machine}")]
+    Log {
+        /// Whose.
+        machine: MachineId,
+        /// The cause.
+        #[source]
+        source: CloudLogError,
+    },
+    /// A seed disk could not be written.
+    #[error("seed disks of machine {machine}")]
+    Store {
+        /// Whose.
+        machine: MachineId,
+        /// The cause.
+        #[source]
+        source: StoreError,
+    },
+    /// The points document could not be read or written.
+    #[error("points document of machine {machine}")]
+    Points {
+        /// Whose.
+        machine: MachineId,
+        /// The cause.
+        #[source]
+        source: VaultError,
+    },
+    /// Another applier took over.
+    #[error("machine {machine} is applied by another applier now: generation {theirs}, ours is {ours}")]
+    Fenced {
+        /// Whose seed disks.
+        machine: MachineId,
+        /// Our generation.
+        ours: u64,
+        /// The present one.
+        theirs: u64,
+    },
+    /// The log was cut beyond what is applied.
+    #[error(
+        "machine {machine} is applied through {applied}, but its log begins after {truncated}: \
+         the seed disks cannot be brought forward; resync the machine"
+    )]
+    Gap {
+        /// Whose.
+        machine: MachineId,
+        /// Applied watermark.
+        applied: Sequence,
+        /// Where the log begins.
+        truncated: Sequence,
+    },
+    /// A delta names a disk or an epoch that the manifest does not.
+    #[error("delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have")]
+    UnknownDisk {
+        /// Whose.
+        machine: MachineId,
+        /// Where in the stream.
+        sequence: Sequence,
+        /// Named by the delta.
+        disk: DiskIndex,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// An epoch without an entry in the manifest.
+    #[error("manifest of machine {machine} names no disks for epoch {epoch}")]
+    UnknownEpoch {
+        /// Whose.
+        machine: MachineId,
+        /// Which.
+        epoch: Epoch,
+    },
+}
+
+impl ApplyError {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Log { source, .. } => source.class(),
+            Self::Store { source, .. } => source.class(),
+            Self::Points { source, .. } => source.class(),
+            Self::Fenced { .. } => Class::Fence,
+            Self::Gap { .. } | Self::UnknownDisk { .. } | Self::UnknownEpoch { .. } => {
+                Class::Poison
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! From delta indexes to page writes: pure, last writer wins, never across a run's end.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::format::delta::{DeltaIndex, EntrySource};
+use crate::model::{DiskIndex, ExtentMap, Slice};
+use crate::store::PAGE_WRITE_BYTES_MAX;
+
+/// Where bytes of a page write come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Zero,
+    Frame { delta: usize, frame: u32, offset: u32 },
+}
+
+impl Slice for Source {
+    fn skip(&self, skip: u64) -> Self {
+        match *self {
+            Self::Zero => Self::Zero,
+            Self::Frame { delta, frame, offset } => {
+                // An entry never spans two frames, so an offset inside it stays inside 32 bits.
+                Self::Frame { delta, frame, offset: offset + skip as u32 }
+            }
+        }
+    }
+}
+
+/// One page write: adjacent parts, either all zero (any length) or data of at most 4 MiB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) range: Range<u64>,
+    pub(super) parts: Vec<(Range<u64>, Source)>,
+}
+
+impl Planned {
+    pub(super) fn is_zero(&self) -> bool {
+        matches!(self.parts.as_slice(), [(_, Source::Zero)])
+    }
+}
+
+/// Everything that one run writes, by disk, in ascending order, without overlaps.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) disks: BTreeMap<DiskIndex, Vec<Planned>>,
+}
+
+/// Folds the indexes of consecutive deltas (oldest first).
+pub(super) fn plan(indexes: &[&DeltaIndex]) -> Plan {
+    let mut maps: BTreeMap<DiskIndex, ExtentMap<Source>> = BTreeMap::new();
+    for (delta, index) in indexes.iter().enumerate() {
+        for entry in &index.entries {
+            let source = match entry.source {
+                EntrySource::Zero => Source::Zero,
+                EntrySource::Frame { frame, offset } => Source::Frame { delta, frame, offset },
+            };
+            maps.entry(entry.disk).or_default().insert(entry.extent.range(), source);
+        }
+    }
+    let disks = maps.into_iter().map(|(disk, map)| (disk, join(&map))).collect();
+    Plan { disks }
+}
+
+/// Joins neighbours into writes: zeros with zeros without limit, data with data up to 4 MiB (an
+/// entry's data is at most one frame, which is smaller).
+fn join(map: &ExtentMap<Source>) -> Vec<Planned> {
+    let mut writes: Vec<Planned> = Vec::new();
+    for (range, &source) in map.iter() {
+        match writes.last_mut() {
+            Some(last) if fits(last, &range, source) => {
+                last.range.end = range.end;
+                if source == Source::Zero {
+                    last.parts[0].0.end = range.end;
+                } else {
+                    last.parts.push((range, source));
+                }
+            }
+            _ => writes.push(Planned { range: range.clone(), parts: vec![(range, source)] }),
+        }
+    }
+    writes
+}
+
+fn fits(last: &Planned, range: &Range<u64>, source: Source) -> bool {
+    let adjacent = last.range.end == range.start;
+    if source == Source::Zero {
+        return adjacent && last.is_zero();
+    }
+    adjacent
+        && !last.is_zero()
+        && range.end - last.range.start <= u64::from(PAGE_WRITE_BYTES_MAX)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

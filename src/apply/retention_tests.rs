@@ -1,0 +1,121 @@
+//! Retention: nothing that a kept point needs is given up.
+
+use super::*;
+use crate::model::{Bookmark, BookmarkId, BookmarkKind, DeltaId, Epoch, Generation};
+use crate::vault::LadderStep;
+
+const MINUTE: i64 = 60;
+
+fn snapshot(sequence: u64, second: i64) -> SnapshotPoint {
+    SnapshotPoint {
+        bookmark: BookmarkId([sequence as u8; 16]).to_string(),
+        name: String::new(),
+        kind: BookmarkKind::CrashConsistent,
+        time: Timestamp(second * 1_000_000),
+        sequence,
+        epoch: 1,
+        disks: Vec::new(),
+    }
+}
+
+fn points(snapshots: Vec<SnapshotPoint>) -> PointsDocument {
+    PointsDocument {
+        machine: "m".parse().unwrap(),
+        applier_generation: 1,
+        epoch: 1,
+        applied: snapshots.last().map_or(0, |point| point.sequence),
+        applying: 0,
+        snapshots,
+        pinned: Vec::new(),
+        quarantine: None,
+    }
+}
+
+fn entry(last: u64, second: i64) -> DeltaEntry {
+    let bookmark = Bookmark {
+        id: BookmarkId([last as u8; 16]),
+        kind: BookmarkKind::CrashConsistent,
+        time: Timestamp(second * 1_000_000),
+        name: String::new(),
+    };
+    DeltaEntry {
+        id: DeltaId([last as u8; 16]),
+        generation: Generation(1),
+        epoch: Epoch(1),
+        first: Sequence(last),
+        last: Sequence(last),
+        object_bytes: 1,
+        source_bytes: 1,
+        created: Timestamp(0),
+        catch_up: false,
+        bookmarks: vec![crate::format::manifest::BookmarkEntry {
+            sequence: Sequence(last),
+            bookmark,
+        }],
+    }
+}
+
+fn policy(window_s: u64, ladder: &[(u64, u64)]) -> Policy {
+    let step = |&(age_s, every_s): &(u64, u64)| LadderStep { age_s, every_s };
+    Policy {
+        journal_window_s: window_s,
+        ladder: ladder.iter().map(step).collect(),
+        ..Policy::default()
+    }
+}
+
+/// Snapshots every five minutes at sequences 10, 20, …; a delta a minute.
+fn history(count: i64) -> (PointsDocument, Vec<DeltaEntry>) {
+    let snapshots = (0..count).map(|n| snapshot(10 * (n as u64 + 1), n * 5 * MINUTE)).collect();
+    let entries = (0..count * 5).map(|n| entry(2 * (n as u64 + 1), n * MINUTE)).collect();
+    (points(snapshots), entries)
+}
+
+#[test]
+fn the_log_goes_up_to_the_base_of_the_window_and_no_further() {
+    let (points, entries) = history(13); // newest bookmark at 64 min
+    let decision = decide(&points, &entries, &[], &policy(30 * 60, &[(7200, 0)]));
+    // Window begins at 34 min; the snapshot at 30 min (sequence 70) is its base.
+    assert_eq!(decision.truncate_through, Sequence(70));
+    assert!(decision.drop_snapshots.is_empty());
+}
+
+#[test]
+fn without_a_snapshot_before_the_window_the_log_stays() {
+    let (points, entries) = history(3);
+    let decision = decide(&points, &entries, &[], &policy(3600, &[(7200, 0)]));
+    assert_eq!(decision, Decision::default());
+}
+
+#[test]
+fn a_running_recovery_and_a_pinned_bookmark_hold_what_they_need() {
+    let (mut points, entries) = history(13);
+    let policy = policy(10 * 60, &[(7200, 0)]);
+    let expires = Timestamp(0);
+    let pin = PinDocument { sequence: 26, base: 20, expires };
+    assert_eq!(decide(&points, &entries, &[pin], &policy).truncate_through, Sequence(20));
+    points.pinned.push(BookmarkId([34; 16]).to_string()); // base: the snapshot at 30
+    assert_eq!(decide(&points, &entries, &[], &policy).truncate_through, Sequence(30));
+}
+
+#[test]
+fn the_ladder_thins_by_age_counted_from_the_newest_point() {
+    let (points, _) = history(25); // two hours
+    let thin = policy(60, &[(30 * 60, 0), (3 * 3600, 3600)]);
+    let decision = decide(&points, &[], &[], &thin);
+    let kept: Vec<i64> = points
+        .snapshots
+        .iter()
+        .filter(|point| !decision.drop_snapshots.contains(&point.sequence))
+        .map(|point| point.time.0 / 60_000_000)
+        .collect();
+    assert_eq!(kept, [0, 60, 90, 95, 100, 105, 110, 115, 120]);
+    assert_eq!(decide(&points, &[], &[], &thin), decision, "deciding twice changes nothing");
+}
+
+#[test]
+fn the_newest_point_is_never_dropped_however_old() {
+    let points = points(vec![snapshot(10, 0)]);
+    let decision = decide(&points, &[], &[], &policy(1, &[]));
+    assert!(decision.drop_snapshots.is_empty());
+}

@@ -1,0 +1,133 @@
+//! What stops a reader or a changer of the cloud log.
+
+use crate::format::bytes::FormatError;
+use crate::model::{DeltaId, MachineId, Sequence};
+use crate::seal::SealError;
+use crate::store::{Class, ObjectName, StoreError};
+
+/// The cloud log of a machine could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudLogError {
+    /// The store did not do it.
+    #[error("cloud log of machine {machine}: {name}")]
+    Store {
+        /// Whose log.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// The cause.
+        #[source]
+        source: StoreError,
+    },
+    /// An object of the log does not open under the machine's keys.
+    #[error("cloud log of machine {machine}: {name} is not what was written")]
+    Sealed {
+        /// Whose log.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// The cause.
+        #[source]
+        source: SealError,
+    },
+    /// An object opened, and is no manifest or page.
+    #[error("cloud log of machine {machine}: {name} breaks its format")]
+    Format {
+        /// Whose log.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// The cause.
+        #[source]
+        source: FormatError,
+    },
+    /// A valid object in the place of another: swapped, or of another machine.
+    #[error("cloud log of machine {machine}: {name}: {field} is {found}, expected {expected}")]
+    Mismatch {
+        /// Whose log.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// What was compared.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: String,
+    },
+    /// An object that the manifest names is not there.
+    #[error("cloud log of machine {machine}: {name}, named by the manifest, does not exist")]
+    Missing {
+        /// Whose log.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+    },
+    /// A delta that does not follow the one before it.
+    #[error("cloud log of machine {machine}: delta {id} ({first}) follows {found}, not {expected}")]
+    Chain {
+        /// Whose log.
+        machine: MachineId,
+        /// The delta.
+        id: DeltaId,
+        /// Its first record.
+        first: Sequence,
+        /// The delta it names as the one before it.
+        found: String,
+        /// The one that is.
+        expected: DeltaId,
+    },
+    /// Entries that were asked for were truncated.
+    #[error("cloud log of machine {machine} begins after {truncated}; {asked} was asked for")]
+    Truncated {
+        /// Whose log.
+        machine: MachineId,
+        /// Everything through here is gone.
+        truncated: Sequence,
+        /// Entries after here were asked for.
+        asked: Sequence,
+    },
+    /// The manifest that was to be written breaks a rule.
+    #[error("cloud log of machine {machine}: the next manifest would break its format")]
+    Next {
+        /// Whose log.
+        machine: MachineId,
+        /// The rule.
+        #[source]
+        source: FormatError,
+    },
+    /// Somebody else changed the manifest: read it again and decide.
+    #[error("the manifest of machine {machine} was changed by somebody else")]
+    Changed {
+        /// Whose.
+        machine: MachineId,
+    },
+    /// Whether the manifest was changed is not known: read it again before anything else.
+    #[error("whether the manifest of machine {machine} was written is not known")]
+    Unsettled {
+        /// Whose.
+        machine: MachineId,
+        /// The answer to the write.
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl CloudLogError {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Store { source, .. } => source.class(),
+            // A key that is not loaded is the operator's to give; all else is not ours to believe.
+            Self::Sealed { source, .. } => source.class(),
+            Self::Format { .. }
+            | Self::Mismatch { .. }
+            | Self::Missing { .. }
+            | Self::Chain { .. } => Class::Poison,
+            Self::Truncated { .. } => Class::Reject,
+            Self::Next { .. } => Class::Bug,
+            Self::Changed { .. } | Self::Unsettled { .. } => Class::Retry,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The rules of `agent.toml`.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::check::Check;
+use super::raw::{RawAgent, RawDisk};
+use super::{AgentDisk, AgentMode, AgentSettings, Capture, SettingsError};
+use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
+
+/// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, SettingsError> {
+    let mut c = Check::new(path)?;
+    let servers = raw.servers.unwrap_or_default();
+    let cure = "write servers = [\"HOST:9443\"]";
+    c.relation(
+        !servers.is_empty(),
+        "servers",
+        "(not set)",
+        "must name at least one process server",
+        cure,
+    );
+    for server in &servers {
+        c.host_port("servers", server);
+    }
+    let server_name = raw.server_name.unwrap_or_else(|| host(servers.first()));
+    c.host_port("server_name", &format!("{server_name}:1"));
+    let state_directory = c.path("state_directory", raw.state_directory.as_deref(), ".");
+    let settings = AgentSettings {
+        machine: c.name("machine", raw.machine.as_deref()),
+        servers,
+        server_name,
+        ca_certificate: c.path("ca_certificate", raw.ca_certificate.as_deref(), "ca.crt"),
+        certificate: c.path("certificate", raw.certificate.as_deref(), "machine.crt"),
+        key: c.path("key", raw.key.as_deref(), "machine.key"),
+        mode: mode(&mut c, raw.mode.as_deref()),
+        buffer_bytes_max: c.number(
+            "buffer_bytes_max",
+            raw.buffer_bytes_max,
+            64 << 20,
+            4 * u64::from(WRITE_BYTES_MAX)..=64 << 30,
+        ),
+        bitmap_chunk_bytes: c.narrow(
+            "bitmap_chunk_bytes",
+            raw.bitmap_chunk_bytes,
+            64 << 10,
+            4 << 10..=u64::from(WRITE_BYTES_MAX),
+        ),
+        disks: disks(&mut c, &raw.disk, &state_directory),
+        state_directory,
+    };
+    let chunk = settings.bitmap_chunk_bytes;
+    c.relation(
+        chunk.is_power_of_two(),
+        "bitmap_chunk_bytes",
+        chunk,
+        "must be a power of two",
+        "leave it out for the default, 65536",
+    );
+    c.finish(settings)
+}
+
+/// The host of `host:port`.
+fn host(server: Option<&String>) -> String {
+    let host = server.and_then(|server| server.rsplit_once(':'));
+    let host = host.map_or("localhost", |(host, _)| host);
+    host.trim_matches(['[', ']']).to_owned()
+}
+
+fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
+    match value {
+        None | Some("async") => AgentMode::Async,
+        Some("sync") => AgentMode::Sync,
+        Some(other) => {
+            c.violation(
+                "mode",
+                format!("{other:?}"),
+                "must be \"async\" or \"sync\"",
+                "leave it out for \"async\"",
+            );
+            AgentMode::Async
+        }
+    }
+}
+
+fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDisk> {
+    c.relation(
+        (1..=DISKS_MAX).contains(&raw.len()),
+        "disk",
+        format!("{} tables", raw.len()),
+        &format!("must be 1 to {DISKS_MAX} [[disk]] tables"),
+        "add one for each disk that is to be protected",
+    );
+    let mut names = BTreeSet::new();
+    let mut disks = Vec::new();
+    for (number, disk) in raw.iter().enumerate() {
+        let key = |name: &str| format!("disk[{number}].{name}");
+        let name: DiskName = c.name(&key("name"), disk.name.as_deref());
+        let first = names.insert(name.clone());
+        c.relation(
+            first,
+            &key("name"),
+            &name,
+            "must be unique within the machine",
+            "choose another",
+        );
+        c.required(
+            &key("path"),
+            disk.path.as_deref(),
+            "name the file or block device",
+        );
+        let path = c.path(&key("path"), disk.path.as_deref(), "disk");
+        let capture = disk.capture.as_deref().unwrap_or("nbd");
+        c.relation(
+            capture == "nbd",
+            &key("capture"),
+            format!("{capture:?}"),
+            "must be \"nbd\"",
+            "leave it out",
+        );
+        let default = state_directory.join(format!("{name}.sock"));
+        let socket = match disk.socket.as_deref() {
+            Some(text) => c.path(&key("socket"), Some(text), ""),
+            None => default,
+        };
+        c.relation(
+            socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
+            &key("socket"),
+            socket.display(),
+            &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
+            "choose a shorter state_directory or socket",
+        );
+        disks.push(AgentDisk {
+            name,
+            path,
+            capture: Capture::Nbd { socket },
+        });
+    }
+    disks
+}

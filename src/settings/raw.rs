@@ -1,0 +1,123 @@
+//! The settings files as they are written: every key optional, nothing checked but its type.
+//!
+//! Numbers are `i64` so that a negative one is reported with all other violations.
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawServer {
+    pub(super) site: Option<String>,
+    pub(super) server: Option<String>,
+    pub(super) store: Option<String>,
+    pub(super) listen: Option<String>,
+    pub(super) advertise: Option<String>,
+    pub(super) metrics_listen: Option<String>,
+    pub(super) run_directory: Option<String>,
+    pub(super) key_file: Option<String>,
+    pub(super) shards: Option<i64>,
+    pub(super) tls: RawTls,
+    pub(super) cache: RawCache,
+    pub(super) batch: RawBatch,
+    pub(super) seal: RawSeal,
+    pub(super) upload: RawUpload,
+    pub(super) apply: RawApply,
+    pub(super) limits: RawLimits,
+    pub(super) sidecar: RawSidecar,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTls {
+    pub(super) ca_certificate: Option<String>,
+    pub(super) ca_key: Option<String>,
+    pub(super) certificate: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) operator_certificate: Option<String>,
+    pub(super) operator_key: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCache {
+    pub(super) directory: Option<String>,
+    pub(super) segment_bytes: Option<i64>,
+    pub(super) bytes_max: Option<i64>,
+    pub(super) stop_fill: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBatch {
+    pub(super) bytes_max: Option<i64>,
+    pub(super) age_max_ms: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSeal {
+    pub(super) threads: Option<i64>,
+    pub(super) level: Option<i64>,
+    pub(super) frame_bytes: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawUpload {
+    pub(super) streams: Option<i64>,
+    pub(super) block_bytes: Option<i64>,
+    pub(super) orphan_grace_s: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawApply {
+    pub(super) enabled: Option<bool>,
+    pub(super) interval_ms: Option<i64>,
+    pub(super) streams: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) connections_max: Option<i64>,
+    pub(super) handshakes_max: Option<i64>,
+    pub(super) handshake_timeout_ms: Option<i64>,
+    pub(super) idle_timeout_ms: Option<i64>,
+    pub(super) receive_bytes_max: Option<i64>,
+    pub(super) credit_bytes: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSidecar {
+    pub(super) listen: Option<String>,
+    pub(super) token_ttl_s: Option<i64>,
+    pub(super) certificate_days: Option<i64>,
+    pub(super) snapshot_interval_min_s: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAgent {
+    pub(super) machine: Option<String>,
+    pub(super) servers: Option<Vec<String>>,
+    pub(super) server_name: Option<String>,
+    pub(super) ca_certificate: Option<String>,
+    pub(super) certificate: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) state_directory: Option<String>,
+    pub(super) mode: Option<String>,
+    pub(super) buffer_bytes_max: Option<i64>,
+    pub(super) bitmap_chunk_bytes: Option<i64>,
+    pub(super) disk: Vec<RawDisk>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDisk {
+    pub(super) name: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) capture: Option<String>,
+    pub(super) socket: Option<String>,
+}

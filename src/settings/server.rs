@@ -1,0 +1,314 @@
+//! The rules of `holdfast.toml`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::check::Check;
+use super::raw::{
+    RawApply, RawBatch, RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls, RawUpload,
+};
+use super::{
+    ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
+    SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
+};
+use crate::model::WRITE_BYTES_MAX;
+use crate::store::BLOCK_BYTES_MAX;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, SettingsError> {
+    let mut c = Check::new(path)?;
+    let listen = c.socket("listen", raw.listen.as_deref(), "0.0.0.0:9443");
+    let advertise = raw.advertise.unwrap_or_else(|| {
+        let everywhere = listen.ip().is_unspecified();
+        let rule = "must be set when `listen` names every address of this machine";
+        let cure = "set it to HOST:PORT as agents reach this server";
+        c.relation(!everywhere, "advertise", "(not set)", rule, cure);
+        listen.to_string()
+    });
+    c.host_port("advertise", &advertise);
+    let settings = ServerSettings {
+        site: c.name("site", raw.site.as_deref()),
+        server: c.name("server", raw.server.as_deref()),
+        store: store(&mut c, raw.store.as_deref()),
+        listen,
+        advertise,
+        metrics_listen: c.socket(
+            "metrics_listen",
+            raw.metrics_listen.as_deref(),
+            "127.0.0.1:9445",
+        ),
+        run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
+        tls: tls(&mut c, &raw.tls),
+        key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
+        shards: c.narrow("shards", raw.shards, 1, 1..=256),
+        cache: cache(&mut c, &raw.cache),
+        batch: batch(&mut c, &raw.batch),
+        seal: seal(&mut c, &raw.seal),
+        upload: upload(&mut c, &raw.upload),
+        apply: apply(&mut c, &raw.apply),
+        limits: limits(&mut c, &raw.limits),
+        sidecar: sidecar(&mut c, &raw.sidecar),
+    };
+    relations(&mut c, &settings);
+    c.finish(settings)
+}
+
+fn store(c: &mut Check, value: Option<&str>) -> StoreUrl {
+    let cure = "write store = \"dir:PATH\"";
+    c.required("store", value, cure);
+    let path = value.and_then(|text| text.strip_prefix("dir:"));
+    if let (Some(text), None) = (value, path) {
+        c.violation(
+            "store",
+            format!("{text:?}"),
+            "must name a known kind of store: dir:PATH",
+            cure,
+        );
+    }
+    StoreUrl::Dir(c.path("store", path, "store"))
+}
+
+fn tls(c: &mut Check, raw: &RawTls) -> TlsFiles {
+    let mut file =
+        |key: &str, value: &Option<String>, default| c.path(key, value.as_deref(), default);
+    TlsFiles {
+        ca_certificate: file("tls.ca_certificate", &raw.ca_certificate, "ca.crt"),
+        ca_key: file("tls.ca_key", &raw.ca_key, "ca.key"),
+        certificate: file("tls.certificate", &raw.certificate, "server.crt"),
+        key: file("tls.key", &raw.key, "server.key"),
+        operator_certificate: file(
+            "tls.operator_certificate",
+            &raw.operator_certificate,
+            "operator.crt",
+        ),
+        operator_key: file("tls.operator_key", &raw.operator_key, "operator.key"),
+    }
+}
+
+fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
+    let stop_fill = raw.stop_fill.unwrap_or(0.85);
+    let cure = "leave it out for the default, 0.85";
+    c.relation(
+        (0.1..=0.95).contains(&stop_fill),
+        "cache.stop_fill",
+        stop_fill,
+        "must be 0.1 to 0.95",
+        cure,
+    );
+    let settings = CacheSettings {
+        directory: c.path("cache.directory", raw.directory.as_deref(), "cache"),
+        segment_bytes: c.number(
+            "cache.segment_bytes",
+            raw.segment_bytes,
+            64 * MIB,
+            4 * MIB..=4 * GIB,
+        ),
+        bytes_max: c.number(
+            "cache.bytes_max",
+            raw.bytes_max,
+            8 * GIB,
+            16 * MIB..=64 * TIB,
+        ),
+        stop_fill,
+    };
+    c.multiple("cache.segment_bytes", settings.segment_bytes, 4 * KIB);
+    settings
+}
+
+fn batch(c: &mut Check, raw: &RawBatch) -> BatchSettings {
+    BatchSettings {
+        bytes_max: c.number(
+            "batch.bytes_max",
+            raw.bytes_max,
+            8 * MIB,
+            u64::from(WRITE_BYTES_MAX)..=256 * MIB,
+        ),
+        age_max: millis(c, "batch.age_max_ms", raw.age_max_ms, 1_000, 10, 60_000),
+    }
+}
+
+fn seal(c: &mut Check, raw: &RawSeal) -> SealSettings {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let level = raw.level.unwrap_or(1);
+    let cure = "leave it out for the default, 1";
+    c.relation(
+        (-7..=19).contains(&level),
+        "seal.level",
+        level,
+        "must be -7 to 19",
+        cure,
+    );
+    let settings = SealSettings {
+        threads: c.narrow("seal.threads", raw.threads, cores.min(256), 1..=256),
+        level: i32::try_from(level).unwrap_or(1),
+        frame_bytes: c.narrow(
+            "seal.frame_bytes",
+            raw.frame_bytes,
+            256 * KIB,
+            16 * KIB..=MIB,
+        ),
+    };
+    c.multiple("seal.frame_bytes", u64::from(settings.frame_bytes), 4 * KIB);
+    settings
+}
+
+fn upload(c: &mut Check, raw: &RawUpload) -> UploadSettings {
+    UploadSettings {
+        streams: c.narrow("upload.streams", raw.streams, 8, 1..=256),
+        block_bytes: c.narrow(
+            "upload.block_bytes",
+            raw.block_bytes,
+            4 * MIB,
+            64 * KIB..=u64::from(BLOCK_BYTES_MAX),
+        ),
+        orphan_grace: seconds(
+            c,
+            "upload.orphan_grace_s",
+            raw.orphan_grace_s,
+            3_600,
+            1,
+            30 * 86_400,
+        ),
+    }
+}
+
+fn apply(c: &mut Check, raw: &RawApply) -> ApplySettings {
+    ApplySettings {
+        enabled: raw.enabled.unwrap_or(true),
+        interval: millis(c, "apply.interval_ms", raw.interval_ms, 1_000, 10, 600_000),
+        streams: c.narrow("apply.streams", raw.streams, 4, 1..=64),
+    }
+}
+
+fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
+    LimitSettings {
+        connections_max: c.narrow(
+            "limits.connections_max",
+            raw.connections_max,
+            4_096,
+            1..=1_000_000,
+        ),
+        handshakes_max: c.narrow("limits.handshakes_max", raw.handshakes_max, 256, 1..=65_536),
+        handshake_timeout: millis(
+            c,
+            "limits.handshake_timeout_ms",
+            raw.handshake_timeout_ms,
+            5_000,
+            100,
+            60_000,
+        ),
+        idle_timeout: millis(
+            c,
+            "limits.idle_timeout_ms",
+            raw.idle_timeout_ms,
+            30_000,
+            1_000,
+            3_600_000,
+        ),
+        receive_bytes_max: c.number(
+            "limits.receive_bytes_max",
+            raw.receive_bytes_max,
+            128 * MIB,
+            4 * MIB..=64 * GIB,
+        ),
+        credit_bytes: c.number(
+            "limits.credit_bytes",
+            raw.credit_bytes,
+            16 * MIB,
+            2 * u64::from(WRITE_BYTES_MAX)..=GIB,
+        ),
+    }
+}
+
+fn sidecar(c: &mut Check, raw: &RawSidecar) -> SidecarSettings {
+    let days = c.number(
+        "sidecar.certificate_days",
+        raw.certificate_days,
+        365,
+        1..=3_650,
+    );
+    SidecarSettings {
+        listen: c.socket("sidecar.listen", raw.listen.as_deref(), "127.0.0.1:9444"),
+        token_ttl: seconds(
+            c,
+            "sidecar.token_ttl_s",
+            raw.token_ttl_s,
+            3_600,
+            1,
+            7 * 86_400,
+        ),
+        certificate_ttl: Duration::from_secs(days * 86_400),
+        snapshot_interval_min_s: c.narrow(
+            "sidecar.snapshot_interval_min_s",
+            raw.snapshot_interval_min_s,
+            60,
+            1..=3_600,
+        ),
+    }
+}
+
+fn millis(c: &mut Check, key: &str, value: Option<i64>, default: u64, low: u64, high: u64) -> Duration {
+    Duration::from_millis(c.number(key, value, default, low..=high))
+}
+
+fn seconds(c: &mut Check, key: &str, value: Option<i64>, default: u64, low: u64, high: u64) -> Duration {
+    Duration::from_secs(c.number(key, value, default, low..=high))
+}
+
+/// Rules between settings: a pipeline in which each vessel holds what the one before it pours.
+fn relations(c: &mut Check, s: &ServerSettings) {
+    let batch = s.batch.bytes_max;
+    c.relation(
+        s.cache.segment_bytes >= 2 * batch,
+        "cache.segment_bytes",
+        s.cache.segment_bytes,
+        &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
+        "raise it, or lower batch.bytes_max",
+    );
+    let four = 4 * s.cache.segment_bytes * u64::from(s.shards);
+    c.relation(
+        s.cache.bytes_max >= four,
+        "cache.bytes_max",
+        s.cache.bytes_max,
+        &format!("must hold 4 segments for each shard = {four}"),
+        "raise it, or lower cache.segment_bytes or shards",
+    );
+    c.relation(
+        u64::from(s.seal.frame_bytes) <= batch,
+        "seal.frame_bytes",
+        s.seal.frame_bytes,
+        &format!("must not be larger than batch.bytes_max = {batch}"),
+        "lower it",
+    );
+    c.relation(
+        s.limits.credit_bytes <= s.limits.receive_bytes_max,
+        "limits.credit_bytes",
+        s.limits.credit_bytes,
+        &format!(
+            "must not be larger than limits.receive_bytes_max = {}",
+            s.limits.receive_bytes_max
+        ),
+        "lower it, or raise limits.receive_bytes_max",
+    );
+    c.relation(
+        s.limits.handshakes_max <= s.limits.connections_max,
+        "limits.handshakes_max",
+        s.limits.handshakes_max,
+        &format!(
+            "must not be larger than limits.connections_max = {}",
+            s.limits.connections_max
+        ),
+        "lower it",
+    );
+    c.relation(
+        s.limits.handshake_timeout <= s.limits.idle_timeout,
+        "limits.handshake_timeout_ms",
+        s.limits.handshake_timeout.as_millis(),
+        "must not be longer than limits.idle_timeout_ms",
+        "lower it",
+    );
+}

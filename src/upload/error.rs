@@ -1,0 +1,118 @@
+//! What stops a machine's upload.
+
+use crate::cloud_log::CloudLogError;
+use crate::model::{DeltaId, Epoch, Generation, MachineId, Sequence, ServerId};
+use crate::store::{Class, ObjectName, StoreError};
+
+/// Uploading, publishing or tidying of one machine's log ended.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The store refused for good.
+    #[error("upload of {name} of machine {machine}")]
+    Store {
+        /// Whose.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// The cause.
+        #[source]
+        source: StoreError,
+    },
+    /// The manifest or a page could not be read or written.
+    #[error("manifest of machine {machine}")]
+    Log {
+        /// Whose.
+        machine: MachineId,
+        /// The cause.
+        #[source]
+        source: CloudLogError,
+    },
+    /// Under the write-once name of our delta stands something that we did not write.
+    #[error("{name} of machine {machine} holds {found}, expected our {expected} bytes")]
+    Foreign {
+        /// Whose.
+        machine: MachineId,
+        /// Which object.
+        name: ObjectName,
+        /// What stands there.
+        found: String,
+        /// Length of what we sent.
+        expected: u64,
+    },
+    /// Another process server owns the machine.
+    #[error(
+        "machine {machine} belongs to {their_owner} (generation {theirs}) now; \
+         ours was generation {ours}"
+    )]
+    Fenced {
+        /// Which machine.
+        machine: MachineId,
+        /// Our generation.
+        ours: Generation,
+        /// The present one.
+        theirs: Generation,
+        /// The present owner.
+        their_owner: ServerId,
+    },
+    /// The manifest is gone, or names something else in the place of what we published.
+    #[error("manifest of machine {machine}: {detail}")]
+    Contradiction {
+        /// Whose.
+        machine: MachineId,
+        /// What and where.
+        detail: String,
+    },
+    /// A delta whose records do not follow what there is.
+    #[error("delta {first}..={last} of machine {machine} does not follow {expected}")]
+    Place {
+        /// Whose.
+        machine: MachineId,
+        /// Its first record.
+        first: Sequence,
+        /// Its last record.
+        last: Sequence,
+        /// The record that its first should follow.
+        expected: Sequence,
+    },
+    /// A delta that was sealed onto another one than the newest published.
+    #[error("delta {id} of machine {machine} chains to {found:?}, the newest is {expected:?}")]
+    Chain {
+        /// Whose.
+        machine: MachineId,
+        /// Which.
+        id: DeltaId,
+        /// What its header names.
+        found: Option<DeltaId>,
+        /// What it should.
+        expected: Option<DeltaId>,
+    },
+    /// A delta of an epoch that did not begin in it and that the manifest does not name.
+    #[error("delta {id} of machine {machine} is of epoch {epoch}, which never began")]
+    Epoch {
+        /// Whose.
+        machine: MachineId,
+        /// Which.
+        id: DeltaId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+}
+
+impl UploadError {
+    /// What to do about it. `Retry` never comes out of a run loop: it retries by itself.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Store { source, .. } => source.class(),
+            Self::Log { source, .. } => source.class(),
+            Self::Foreign { .. } | Self::Fenced { .. } => Class::Fence,
+            Self::Contradiction { .. } => Class::Poison,
+            Self::Place { .. } | Self::Chain { .. } | Self::Epoch { .. } => Class::Bug,
+        }
+    }
+
+    pub(super) fn log(machine: &MachineId, source: CloudLogError) -> Self {
+        let machine = machine.clone();
+        Self::Log { machine, source }
+    }
+}
