@@ -4,9 +4,12 @@
 //! loss of power of whatever stands behind the store (page writes: once [`Store::flush_pages`]
 //! returned). `Ambiguous` errors may have had their effect: the caller reads back and compares.
 
+mod dir;
 mod error;
+pub mod faulty;
 mod lease;
-pub mod memory;
+mod memory;
+mod open;
 mod rules;
 mod types;
 
@@ -14,9 +17,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use crate::model::ObjectName;
+pub use dir::{Dir, Step, Watch};
 pub use error::{Class, StoreError};
+pub use faulty::Faulty;
 pub use lease::LEASE_SECONDS;
 pub use memory::Memory;
+pub use open::open;
 pub use rules::{LABEL_BYTES_MAX, PAGE_BLOB_BYTES_MAX, READ_BYTES_MAX};
 pub use types::{
     BlockId, Condition, ETag, LeaseId, Listed, PageBody, PageGuard, PageRange, PageWrite,

@@ -26,6 +26,32 @@ pub(crate) fn content_etag(content: &[u8]) -> ETag {
     ETag(hex::encode(digest))
 }
 
+/// No room, or another error of the operating system.
+pub(crate) fn io_error(
+    store: &str,
+    name: String,
+    action: &'static str,
+    source: std::io::Error,
+) -> StoreError {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let store = store.to_owned();
+    let full = matches!(source.kind(), StorageFull | QuotaExceeded);
+    let source = Arc::new(source);
+    if full {
+        return StoreError::Full {
+            store,
+            name,
+            source,
+        };
+    }
+    StoreError::Io {
+        store,
+        name,
+        action,
+        source,
+    }
+}
+
 /// The object that a call is about: makes its errors.
 #[derive(Clone, Copy)]
 pub(crate) struct About<'a> {
@@ -89,23 +115,7 @@ impl<'a> About<'a> {
 
     /// No room, or an error of the operating system.
     pub(crate) fn io(self, action: &'static str, source: std::io::Error) -> StoreError {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        let (store, name) = self.names();
-        let full = matches!(source.kind(), StorageFull | QuotaExceeded);
-        let source = Arc::new(source);
-        if full {
-            return StoreError::Full {
-                store,
-                name,
-                source,
-            };
-        }
-        StoreError::Io {
-            store,
-            name,
-            action,
-            source,
-        }
+        io_error(self.store, self.name.to_string(), action, source)
     }
 
     /// A page blob where a block blob is needed.
