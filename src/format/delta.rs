@@ -1,11 +1,31 @@
 //! Sealed objects of the cloud log. Layout: `docs/formats/delta.md`.
 
+mod codec;
+#[cfg(test)]
+mod tests;
+
+pub use codec::INDEX_NUMBER;
+
 use crate::model::{
     Change, DeltaId, DiskIndex, Epoch, Extent, Generation, MachineKey, Sequence, Timestamp,
 };
 
 /// Largest plaintext of one frame, bytes.
 pub const FRAME_PLAIN_BYTES_MAX: u32 = 1 << 20;
+/// Largest plaintext of an index, bytes.
+pub const INDEX_PLAIN_BYTES_MAX: u32 = 16 << 20;
+/// Most frames of one delta.
+pub const FRAMES_MAX: usize = 1 << 16;
+/// Most entries of one delta.
+pub const ENTRIES_MAX: usize = 1 << 18;
+/// Most marks of one delta.
+pub const MARKS_MAX: usize = 1 << 16;
+/// Bytes of a delta's header.
+pub const HEADER_BYTES: usize = 168;
+/// Bytes of a delta's trailer.
+pub const TRAILER_BYTES: usize = 40;
+/// Bytes that sealing adds to each frame and to the index: the authentication tag.
+pub const TAG_BYTES: u32 = 16;
 
 /// First bytes of a delta, in the clear; authenticated by every frame and the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +63,15 @@ pub struct DeltaIndex {
     pub entries: Vec<IndexEntry>,
     /// Bookmarks, epoch begins, catch-up marks, ascending by sequence.
     pub marks: Vec<Mark>,
+}
+
+/// Last bytes of a delta, in the clear: where the index is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaTrailer {
+    /// The index, described like a frame.
+    pub index: FrameEntry,
+    /// Bytes of the whole object, this trailer included.
+    pub object_bytes: u64,
 }
 
 /// One sealed frame.

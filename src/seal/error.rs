@@ -1,10 +1,11 @@
 //! What can go wrong between a batch and its delta, and on the way back.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::format::bytes::FormatError;
-use crate::model::MachineId;
-use crate::store::Class;
+use crate::model::{MachineId, MachineKey, ObjectName, Sequence};
+use crate::store::{Class, StoreError};
 
 /// Keys, documents and deltas that cannot be made or believed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,105 @@ pub enum SealError {
         /// The ids as listed.
         found: String,
     },
+    /// A record of another machine.
+    #[error("a record of machine {found} in the stream of machine {machine}")]
+    ForeignRecord {
+        /// Whose stream.
+        machine: MachineKey,
+        /// Whose record.
+        found: MachineKey,
+    },
+    /// A record that is not the next one.
+    #[error("machine {machine}: record {found} follows where {expected} must")]
+    Gap {
+        /// Whose stream.
+        machine: MachineKey,
+        /// The next record.
+        expected: Sequence,
+        /// The one that came.
+        found: Sequence,
+    },
+    /// A record that may not stand where it does.
+    #[error("machine {machine}: record {sequence}: {rule}")]
+    OutOfOrder {
+        /// Whose stream.
+        machine: MachineKey,
+        /// Which record.
+        sequence: Sequence,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// A batch that breaks a rule of the format.
+    #[error("machine {machine}: records {first} to {last} make no delta")]
+    Unwritable {
+        /// Whose.
+        machine: MachineId,
+        /// First record.
+        first: Sequence,
+        /// Last record.
+        last: Sequence,
+        /// The rule.
+        #[source]
+        source: FormatError,
+    },
+    /// zstd refused its level or found no memory.
+    #[error("machine {machine}: records {first} to {last}: compressing at level {level}")]
+    Compress {
+        /// Whose.
+        machine: MachineId,
+        /// First record.
+        first: Sequence,
+        /// Last record.
+        last: Sequence,
+        /// The level.
+        level: i32,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Sealing panicked: a bug; the thread lives on.
+    #[error("machine {machine}: sealing records {first} to {last} panicked: {message}")]
+    Panicked {
+        /// Whose.
+        machine: MachineId,
+        /// First record.
+        first: Sequence,
+        /// Last record.
+        last: Sequence,
+        /// What the panic said.
+        message: String,
+    },
+    /// The system gives no thread.
+    #[error("starting {threads} threads for sealing")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A part of a delta that the store does not give.
+    #[error("{part} of delta {name}")]
+    Fetch {
+        /// Which object.
+        name: ObjectName,
+        /// Which part.
+        part: Part,
+        /// The cause.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// A part of a delta that cannot be believed.
+    #[error("{part} of delta {name}")]
+    Delta {
+        /// Which object.
+        name: ObjectName,
+        /// Which part.
+        part: Part,
+        /// What is wrong.
+        #[source]
+        source: Disbelief,
+    },
     /// A sealed document that cannot be believed.
     #[error("{kind} of machine {machine}")]
     Document {
@@ -91,6 +191,30 @@ pub enum SealError {
         #[source]
         source: Disbelief,
     },
+}
+
+/// A part of a delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its first bytes.
+    Header,
+    /// One frame.
+    Frame(u32),
+    /// Where everything is.
+    Index,
+    /// Its last bytes.
+    Trailer,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header => f.write_str("header"),
+            Self::Frame(number) => write!(f, "frame {number}"),
+            Self::Index => f.write_str("index"),
+            Self::Trailer => f.write_str("trailer"),
+        }
+    }
 }
 
 /// Why sealed bytes are not believed.
@@ -111,8 +235,11 @@ pub enum Disbelief {
     #[error("key commitment does not match: altered, or sealed under another key or machine")]
     Commitment,
     /// The authentication tag does not match.
-    #[error("authentication does not match: altered, cut, moved or swapped")]
+    #[error("authentication does not match: it or the header was altered, cut, moved or swapped")]
     Altered,
+    /// Authentic, and yet no compressed form of what it should be: written by a faulty sealer.
+    #[error("compressed content: {0}")]
+    Compressed(String),
 }
 
 impl SealError {
@@ -127,7 +254,15 @@ impl SealError {
             Self::WrappedKeyText { .. }
             | Self::WrappedKeyAltered { .. }
             | Self::DataKeys { .. }
+            | Self::Delta { .. }
             | Self::Document { .. } => Class::Poison,
+            Self::Compress { .. } | Self::Threads { .. } => Class::Retry,
+            Self::ForeignRecord { .. }
+            | Self::Gap { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Unwritable { .. }
+            | Self::Panicked { .. } => Class::Bug,
+            Self::Fetch { source, .. } => source.class(),
         }
     }
 }

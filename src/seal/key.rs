@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::encrypt::{ObjectKey, TAG_BYTES};
 use super::error::{Disbelief, SealError};
 use crate::clock::Entropy;
-use crate::model::{MachineId, MachineKey, Timestamp};
+use crate::model::{DeltaId, MachineId, MachineKey, Timestamp};
 use crate::vault::{MachineDocument, WrappedKey};
 
 /// A key file is 64 digits; more than this is not looked at.
@@ -216,6 +216,11 @@ impl DataKey {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// The key of one delta.
+    pub(super) fn delta_key(&self, salt: &[u8; 32], machine: MachineKey, id: DeltaId) -> ObjectKey {
+        self.object_key(salt, &[b"holdfast delta 1", &machine.0, &id.0])
     }
 
     /// The key of one object: HKDF over this key, the object's salt and what it is.

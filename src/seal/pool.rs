@@ -1,0 +1,173 @@
+//! Threads that seal.
+//!
+//! Owns: how many batches are sealed at once, what their memory may be, what a panic becomes.
+//! Does not own: the order in which deltas are published.
+//!
+//! Memory: `budget` (objects from before they are sealed until they are uploaded, at their worst
+//! size while being sealed and at their true size after) + `threads` × about 2 MiB (the zstd
+//! context and allocator slack). Records lie in the cache log and are not counted here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::batch::Batch;
+use super::error::SealError;
+use super::key::DataKey;
+use super::sealer::{Lineage, Made, Sealed, Unsealed, bytes_max, make};
+use crate::budget::Budget;
+use crate::clock::{Clock, Entropy};
+use crate::observe::{CpuTimer, Metrics, Stage};
+use crate::settings::SealSettings;
+
+/// A fixed number of threads that turn batches into deltas. Dropping it seals what is queued, then
+/// joins the threads.
+pub struct SealPool {
+    jobs: Option<Sender<Job>>, // `None` only while dropping
+    slots: Arc<Semaphore>,
+    threads: Vec<JoinHandle<()>>,
+    settings: SealSettings,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+}
+
+struct Job {
+    batch: Arc<Batch>,
+    lineage: Lineage,
+    key: DataKey,
+    keep_every_write: bool,
+    reply: oneshot::Sender<Result<Made, SealError>>,
+    slot: OwnedSemaphorePermit,
+}
+
+impl SealPool {
+    /// Starts `settings.threads` threads (at least one).
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn new(
+        settings: SealSettings,
+        budget: Budget,
+        metrics: Arc<Metrics>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, SealError> {
+        let wanted = settings.threads.max(1);
+        let queued = 2 * wanted; // one to work on, one to go on with
+        let (jobs, queue) = crossbeam_channel::bounded(queued);
+        let mut pool = Self {
+            jobs: Some(jobs),
+            slots: Arc::new(Semaphore::new(queued)),
+            threads: Vec::with_capacity(wanted),
+            settings,
+            budget,
+            metrics,
+            clock,
+        };
+        for number in 0..wanted {
+            let (queue, entropy) = (Receiver::clone(&queue), Arc::clone(&entropy));
+            let (settings, metrics) = (pool.settings.clone(), Arc::clone(&pool.metrics));
+            let thread = std::thread::Builder::new()
+                .name(format!("seal-{number}"))
+                .spawn(move || work(&queue, &settings, &metrics, &*entropy))
+                .map_err(|source| SealError::Threads {
+                    threads: wanted,
+                    source,
+                })?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Seals a batch on one of the threads. Waits while the budget or the queue is full.
+    ///
+    /// # Errors
+    /// As [`super::seal`], or when sealing panicked; the batch is given back.
+    pub async fn run(
+        &self,
+        batch: Batch,
+        lineage: Lineage,
+        key: DataKey,
+        keep_every_write: bool,
+    ) -> Result<Sealed, Box<Unsealed>> {
+        let asked = self.clock.monotonic();
+        let permit = self.budget.acquire(bytes_max(&batch, &self.settings)).await;
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        // Held here, too: whatever becomes of the job, the records are not lost with it.
+        let batch = Arc::new(batch);
+        let (reply, made) = oneshot::channel();
+        let job = Job {
+            batch: Arc::clone(&batch),
+            lineage: lineage.clone(),
+            key,
+            keep_every_write,
+            reply,
+            slot,
+        };
+        let jobs = self.jobs.as_ref().expect("taken away by drop only");
+        // Does not block: there are as many slots as places in the queue.
+        drop(jobs.send(job)); // without receivers the reply is gone, too
+        let made = made
+            .await
+            .unwrap_or_else(|_| Err(panicked(&batch, &lineage, "its thread is gone".to_owned())));
+        let batch = Arc::unwrap_or_clone(batch);
+        let made = match made {
+            Ok(made) => made.of(batch, &lineage),
+            Err(source) => return Err(Box::new(Unsealed { batch, source })),
+        };
+        let (bytes_in, bytes_out) = (made.entry().source_bytes, made.object().len() as u64);
+        self.metrics.moved(Stage::Seal, bytes_in, bytes_out);
+        let spent = self.clock.monotonic().saturating_sub(asked);
+        self.metrics.latency(Stage::Seal, spent);
+        // The true size is mostly a third of the worst: pay for that alone where it can be had.
+        let permit = self.budget.try_acquire(bytes_out).unwrap_or(permit);
+        Ok(made.paid_by(permit))
+    }
+}
+
+impl Drop for SealPool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            drop(thread.join()); // a panic was answered to its job already
+        }
+    }
+}
+
+fn work(queue: &Receiver<Job>, settings: &SealSettings, metrics: &Metrics, entropy: &dyn Entropy) {
+    for job in queue {
+        drop(job.slot); // its place in the queue is free
+        let timer = CpuTimer::start();
+        let (batch, lineage, keep) = (job.batch, job.lineage, job.keep_every_write);
+        let attempt = || make(&batch, &lineage, &job.key, settings, keep, entropy);
+        let made = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("without a message");
+            Err(panicked(&batch, &lineage, message.to_owned()))
+        });
+        metrics.cpu(Stage::Seal, timer.spent());
+        drop(batch); // before the answer, so that its receiver is the only holder
+        drop(job.reply.send(made)); // nobody waits any more: the delta was never named, nothing is lost
+    }
+}
+
+fn panicked(batch: &Batch, lineage: &Lineage, message: String) -> SealError {
+    SealError::Panicked {
+        machine: lineage.machine.clone(),
+        first: batch.first(),
+        last: batch.last(),
+        message,
+    }
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;
