@@ -1,7 +1,7 @@
 //! What stops a reader or a changer of the cloud log.
 
 use crate::format::bytes::FormatError;
-use crate::model::{DeltaId, MachineId, Sequence};
+use crate::model::{MachineId, Sequence};
 use crate::seal::SealError;
 use crate::store::{Class, ObjectName, StoreError};
 
@@ -63,20 +63,6 @@ pub enum CloudLogError {
         /// Which object.
         name: ObjectName,
     },
-    /// A delta that does not follow the one before it.
-    #[error("cloud log of machine {machine}: delta {id} ({first}) follows {found}, not {expected}")]
-    Chain {
-        /// Whose log.
-        machine: MachineId,
-        /// The delta.
-        id: DeltaId,
-        /// Its first record.
-        first: Sequence,
-        /// The delta it names as the one before it.
-        found: String,
-        /// The one that is.
-        expected: DeltaId,
-    },
     /// Entries that were asked for were truncated.
     #[error("cloud log of machine {machine} begins after {truncated}; {asked} was asked for")]
     Truncated {
@@ -123,8 +109,7 @@ impl CloudLogError {
             Self::Sealed { source, .. } => source.class(),
             Self::Format { .. }
             | Self::Mismatch { .. }
-            | Self::Missing { .. }
-            | Self::Chain { .. } => Class::Poison,
+            | Self::Missing { .. } => Class::Poison,
             Self::Truncated { .. } => Class::Reject,
             Self::Next { .. } => Class::Bug,
             Self::Changed { .. } | Self::Unsettled { .. } => Class::Retry,

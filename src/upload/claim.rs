@@ -29,12 +29,10 @@ pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, U
     let machine = context.log.machine();
     let mut patience = Patience::new(context);
     loop {
-        match attempt(context, owner).await {
-            Ok(claim) => return Ok(claim),
-            Err(error) if error.class() == Class::Retry => {
-                patience.wait(&error, is_full(&error)).await;
-            }
-            Err(error) => return Err(UploadError::log(machine, error)),
+        let attempt = attempt(context, owner).await;
+        match attempt.map_err(|source| UploadError::log(machine, source)) {
+            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            ended => return ended,
         }
     }
 }
@@ -63,10 +61,4 @@ fn next(
             (manifest, Some(etag))
         }
     }
-}
-
-/// Whether the store has no room: said at once, because only a human can help.
-pub(super) fn is_full(error: &CloudLogError) -> bool {
-    use crate::store::StoreError::Full;
-    matches!(error, CloudLogError::Store { source: Full { .. }, .. })
 }

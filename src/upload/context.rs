@@ -1,12 +1,12 @@
 //! What an upload works with, and how it waits when the store says "later".
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::error::UploadError;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::LogStore;
 use crate::observe::Metrics;
@@ -55,11 +55,11 @@ impl<'a> Patience<'a> {
 
     /// Waits before the next attempt: exponential with full jitter, so that a thousand machines
     /// do not come back to a recovering store in step.
-    pub(super) async fn wait(&mut self, error: &(dyn Error + 'static), urgent: bool) {
+    pub(super) async fn wait(&mut self, error: &UploadError) {
         let context = self.context;
         context.metrics.store_retries.fetch_add(1, Ordering::Relaxed);
         self.attempts = self.attempts.saturating_add(1);
-        if urgent || self.attempts >= QUIET_ATTEMPTS {
+        if error.is_full() || self.attempts >= QUIET_ATTEMPTS {
             let text = chain(error);
             tracing::debug!(machine = %context.log.machine(), attempts = self.attempts, %text);
             let machine = context.metrics.machine(context.log.machine());
@@ -98,7 +98,7 @@ fn jitter(attempts: u32, random: u64) -> Duration {
 }
 
 /// An error with all its causes.
-fn chain(error: &(dyn Error + 'static)) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

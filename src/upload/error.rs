@@ -86,6 +86,18 @@ pub enum UploadError {
         /// What it should.
         expected: Option<DeltaId>,
     },
+    /// A delta that was sealed under another ownership than the one that uploads it.
+    #[error("delta {id} of machine {machine} is of generation {found}, ours is {ours}")]
+    Generation {
+        /// Whose.
+        machine: MachineId,
+        /// Which.
+        id: DeltaId,
+        /// Under which it was sealed.
+        found: Generation,
+        /// The one we hold.
+        ours: Generation,
+    },
     /// A delta of an epoch that did not begin in it and that the manifest does not name.
     #[error("delta {id} of machine {machine} is of epoch {epoch}, which never began")]
     Epoch {
@@ -107,7 +119,22 @@ impl UploadError {
             Self::Log { source, .. } => source.class(),
             Self::Foreign { .. } | Self::Fenced { .. } => Class::Fence,
             Self::Contradiction { .. } => Class::Poison,
-            Self::Place { .. } | Self::Chain { .. } | Self::Epoch { .. } => Class::Bug,
+            Self::Place { .. }
+            | Self::Chain { .. }
+            | Self::Generation { .. }
+            | Self::Epoch { .. } => Class::Bug,
+        }
+    }
+
+    /// Whether the store has no room: said at once, because only a human can help.
+    pub(super) fn is_full(&self) -> bool {
+        use StoreError::Full;
+        match self {
+            Self::Store { source, .. } => matches!(source, Full { .. }),
+            Self::Log { source, .. } => {
+                matches!(source, CloudLogError::Store { source: Full { .. }, .. })
+            }
+            _ => false,
         }
     }
 
