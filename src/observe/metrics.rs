@@ -114,6 +114,8 @@ pub struct MachineMetrics {
     pub agent_total_bytes: AtomicU64,
     /// Whether an agent is connected (0 or 1).
     pub connected: AtomicU64,
+    /// Time (µs) of the agent's last word; 0 before the first.
+    pub heard_time: AtomicI64,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
 }

@@ -251,11 +251,25 @@ fn sidecar(c: &mut Check, raw: &RawSidecar) -> SidecarSettings {
     }
 }
 
-fn millis(c: &mut Check, key: &str, value: Option<i64>, default: u64, low: u64, high: u64) -> Duration {
+fn millis(
+    c: &mut Check,
+    key: &str,
+    value: Option<i64>,
+    default: u64,
+    low: u64,
+    high: u64,
+) -> Duration {
     Duration::from_millis(c.number(key, value, default, low..=high))
 }
 
-fn seconds(c: &mut Check, key: &str, value: Option<i64>, default: u64, low: u64, high: u64) -> Duration {
+fn seconds(
+    c: &mut Check,
+    key: &str,
+    value: Option<i64>,
+    default: u64,
+    low: u64,
+    high: u64,
+) -> Duration {
     Duration::from_secs(c.number(key, value, default, low..=high))
 }
 

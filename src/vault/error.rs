@@ -29,7 +29,9 @@ pub enum VaultError {
         name: String,
     },
     /// Its authentication code is wrong: changed by somebody without the key, or the key is another.
-    #[error("vault document {name} was altered, or key_file holds another key: its authentication code does not fit")]
+    #[error(
+        "vault document {name} was altered, or key_file holds another key: its authentication code does not fit"
+    )]
     Altered {
         /// Which document.
         name: String,
@@ -52,7 +54,9 @@ pub enum VaultError {
         tries: u32,
     },
     /// The store belongs to another installation.
-    #[error("the store belongs to site {found}, these settings are of site {expected}; give each site its own store")]
+    #[error(
+        "the store belongs to site {found}, these settings are of site {expected}; give each site its own store"
+    )]
     OtherSite {
         /// What the store says.
         found: crate::model::SiteId,

@@ -31,7 +31,10 @@ impl Vault {
     ///
     /// # Errors
     /// When it was altered or the store does not answer.
-    pub async fn machine(&self, machine: &MachineId) -> Result<Option<MachineDocument>, VaultError> {
+    pub async fn machine(
+        &self,
+        machine: &MachineId,
+    ) -> Result<Option<MachineDocument>, VaultError> {
         let read = self.read(&names::machine_document(machine)).await?;
         Ok(read.map(|(document, _)| document))
     }
@@ -53,7 +56,10 @@ impl Vault {
         let entry = RollEntry {
             machine: machine.clone(),
         };
-        match self.create(&names::machine_roll_entry(machine), &entry).await {
+        match self
+            .create(&names::machine_roll_entry(machine), &entry)
+            .await
+        {
             Ok(_) | Err(VaultError::Exists { .. }) => Ok(()),
             Err(error) => Err(error),
         }

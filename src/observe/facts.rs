@@ -1,0 +1,149 @@
+//! What a process server says about itself as JSON: `/v1/status`. Read again by status.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MachineMetrics, Metrics};
+use crate::model::{MachineId, Timestamp, TrackingMode};
+
+/// Everything that one process server knows right now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// Version of the program.
+    pub version: String,
+    /// The server's wall clock.
+    pub now: Timestamp,
+    /// Open connections.
+    pub connections: i64,
+    /// Connections refused since it started.
+    pub connections_refused: u64,
+    /// Bytes of cache segments in use.
+    pub cache_used_bytes: u64,
+    /// Bytes of all segments that may exist.
+    pub cache_max_bytes: u64,
+    /// Its machines.
+    pub machines: Vec<MachineFacts>,
+}
+
+/// What it knows of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineFacts {
+    /// Which.
+    pub machine: MachineId,
+    /// Taken from the wire, through this sequence.
+    pub received: u64,
+    /// Survives a power cut of the process server, through this sequence.
+    pub durable: u64,
+    /// Survives the loss of the process server, through this sequence.
+    pub published: u64,
+    /// On the seed disks, through this sequence.
+    pub applied: u64,
+    /// Sequence of the newest snapshot point.
+    pub recoverable: u64,
+    /// Bytes of writes received.
+    pub source_bytes: u64,
+    /// Bytes of deltas published.
+    pub published_bytes: u64,
+    /// Payload bytes durable and not yet published.
+    pub backlog_bytes: u64,
+    /// Newest moment that can be recovered to.
+    pub recoverable_time: Option<Timestamp>,
+    /// Whether an agent is connected.
+    pub connected: bool,
+    /// When the agent was heard last.
+    pub heard: Option<Timestamp>,
+    /// How the agent tracks its machine, by its last word.
+    pub mode: AgentTracking,
+    /// Bytes still to copy in a catch-up.
+    pub dirty_bytes: u64,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// What keeps the machine from advancing.
+    pub trouble: Option<String>,
+}
+
+/// How an agent tracks its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentTracking {
+    /// It has not said yet.
+    Unknown,
+    /// Every write in order.
+    Ordered,
+    /// In order, beside the repair of extents whose order was lost.
+    CatchingUp,
+    /// Dirty extents only.
+    Bitmap,
+}
+
+impl AgentTracking {
+    /// From the number in [`MachineMetrics::agent_mode`].
+    #[must_use]
+    pub fn of(number: u64) -> Self {
+        match number {
+            1 => Self::Ordered,
+            2 => Self::CatchingUp,
+            3 => Self::Bitmap,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The number for [`MachineMetrics::agent_mode`].
+    #[must_use]
+    pub fn number(mode: TrackingMode) -> u64 {
+        match mode {
+            TrackingMode::Ordered => 1,
+            TrackingMode::CatchingUp => 2,
+            TrackingMode::Bitmap => 3,
+        }
+    }
+}
+
+impl ServerFacts {
+    /// What `metrics` say at `now`.
+    #[must_use]
+    pub fn of(metrics: &Metrics, now: Timestamp) -> Self {
+        let machines = metrics.machines();
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            now,
+            connections: metrics.connections.load(Ordering::Relaxed),
+            connections_refused: metrics.connections_refused.load(Ordering::Relaxed),
+            cache_used_bytes: metrics.cache_used_bytes.load(Ordering::Relaxed),
+            cache_max_bytes: metrics.cache_max_bytes.load(Ordering::Relaxed),
+            machines: machines
+                .into_iter()
+                .map(|(machine, metrics)| MachineFacts::of(machine, &metrics))
+                .collect(),
+        }
+    }
+}
+
+impl MachineFacts {
+    fn of(machine: MachineId, metrics: &MachineMetrics) -> Self {
+        let watermarks = metrics.watermarks();
+        let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
+        let trouble = metrics.trouble.lock();
+        let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
+        Self {
+            machine,
+            received: watermarks.received.0,
+            durable: watermarks.durable.0,
+            published: watermarks.published.0,
+            applied: watermarks.applied.0,
+            recoverable: watermarks.recoverable.0,
+            source_bytes: metrics.source_bytes.load(Ordering::Relaxed),
+            published_bytes: metrics.published_bytes.load(Ordering::Relaxed),
+            backlog_bytes: metrics.backlog_bytes.load(Ordering::Relaxed),
+            recoverable_time: moment(metrics.recoverable_time.load(Ordering::Acquire)),
+            connected: metrics.connected.load(Ordering::Relaxed) != 0,
+            heard: moment(metrics.heard_time.load(Ordering::Relaxed)),
+            mode: AgentTracking::of(metrics.agent_mode.load(Ordering::Relaxed)),
+            dirty_bytes: metrics.agent_dirty_bytes.load(Ordering::Relaxed),
+            total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
+            trouble,
+        }
+    }
+}

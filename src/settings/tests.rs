@@ -1,0 +1,187 @@
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const SERVER: &str = "site = \"s\"\nserver = \"ps\"\nstore = \"dir:store\"\nadvertise = \"h:1\"\n";
+const AGENT: &str =
+    "machine = \"web\"\nservers = [\"h:9443\"]\n[[disk]]\nname = \"a\"\npath = \"a.img\"\n";
+
+fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("settings.toml");
+    std::fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+fn server(text: &str) -> Result<ServerSettings, SettingsError> {
+    load_server(&written(text).1)
+}
+
+fn agent(text: &str) -> Result<AgentSettings, SettingsError> {
+    load_agent(&written(text).1)
+}
+
+fn keys(error: SettingsError) -> Vec<String> {
+    match error {
+        SettingsError::Violations { violations, .. } => {
+            violations.into_iter().map(|v| v.key).collect()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_checked_types() {
+    let (directory, path) = written(SERVER);
+    let s = load_server(&path).unwrap();
+    assert_eq!(s.store, StoreUrl::Dir(directory.path().join("store")));
+    assert_eq!(s.tls.ca_key, directory.path().join("ca.key"));
+    assert_eq!(
+        (s.cache.segment_bytes, s.cache.bytes_max),
+        (64 << 20, 8 << 30)
+    );
+    assert_eq!(s.batch.age_max.as_millis(), 1_000);
+    assert_eq!(s.sidecar.token_ttl.as_secs(), 3_600);
+    let a = agent(AGENT).unwrap();
+    assert_eq!((a.server_name.as_str(), a.mode), ("h", AgentMode::Async));
+    let Capture::Nbd { socket } = &a.disks[0].capture;
+    assert!(socket.ends_with("a.sock") && socket.is_absolute());
+}
+
+#[test]
+fn default_memory_stays_below_512_mib() {
+    let ten = server(&format!("{SERVER}[seal]\nthreads = 10\n")).unwrap();
+    assert!(
+        ten.memory_bytes_max() <= 512 << 20,
+        "{}",
+        ten.memory_bytes_max()
+    );
+    let one = server(&format!("{SERVER}[seal]\nthreads = 1\n")).unwrap();
+    assert_eq!(
+        one.memory_bytes_max() >> 20,
+        337 + 17,
+        "the figures in docs/configuration.md"
+    );
+}
+
+#[test]
+fn all_violations_are_reported_at_once() {
+    let text = "site = \"Not A Name\"\nstore = \"ftp://x\"\nlisten = \"9443\"\nshards = 0\n\
+        [cache]\nsegment_bytes = 5242880\nbytes_max = -1\nstop_fill = 2.0\n\
+        [batch]\nage_max_ms = 5\n[seal]\nlevel = 99\nframe_bytes = 20000\n\
+        [limits]\ncredit_bytes = 1073741824\nhandshakes_max = 5000\n";
+    let error = server(text).unwrap_err();
+    let shown = error.to_string();
+    assert!(
+        shown.contains("settings.toml") && shown.contains("must be 1 to 256"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("cache.bytes_max = -1: must be 16777216 to"),
+        "{shown}"
+    );
+    assert_eq!(
+        keys(error),
+        [
+            "listen",
+            "site",
+            "server",
+            "store",
+            "shards",
+            "cache.stop_fill",
+            "cache.bytes_max",
+            "batch.age_max_ms",
+            "seal.level",
+            "seal.frame_bytes",
+            "cache.segment_bytes",
+            "limits.credit_bytes",
+            "limits.handshakes_max",
+        ]
+    );
+}
+
+#[test]
+fn an_agent_names_all_its_violations_too() {
+    let text = "machine = \"\"\nservers = [\"nowhere\"]\nmode = \"fast\"\nbitmap_chunk_bytes = 5000\n\
+        [[disk]]\nname = \"a\"\npath = \"x\"\ncapture = \"scan\"\n[[disk]]\nname = \"a\"\n";
+    assert_eq!(
+        keys(agent(text).unwrap_err()),
+        [
+            "servers",
+            "machine",
+            "mode",
+            "disk[0].capture",
+            "disk[1].name",
+            "disk[1].path",
+            "bitmap_chunk_bytes",
+        ]
+    );
+    let long = format!("{AGENT}socket = \"/{}\"\n", "x".repeat(107));
+    assert_eq!(keys(agent(&long).unwrap_err()), ["disk[0].socket"]);
+}
+
+#[test]
+fn an_address_of_everything_cannot_be_advertised() {
+    let text = "site = \"s\"\nserver = \"ps\"\nstore = \"dir:store\"\n";
+    assert_eq!(keys(server(text).unwrap_err()), ["advertise"]);
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_refused_with_their_place() {
+    for (text, place) in [
+        ("shard = 1\n", "shard"),
+        ("[cache]\nsize = 1\n", "size"),
+        ("shards = \"1\"\n", "shards"),
+    ] {
+        let error = server(&format!("{SERVER}{text}")).unwrap_err();
+        let SettingsError::Syntax { source, .. } = error else {
+            panic!("{error}")
+        };
+        assert!(source.to_string().contains(place), "{source}");
+    }
+    assert!(matches!(
+        load_server(Path::new("/nonexistent")),
+        Err(SettingsError::Read { .. })
+    ));
+}
+
+/// Every key that serde would take, from its own message about one that it would not.
+fn known_keys<T: serde::de::DeserializeOwned + std::fmt::Debug>(table: &str) -> BTreeSet<String> {
+    let text = format!("{table}\nno_such_key = 1\n");
+    let message = toml::from_str::<T>(&text).unwrap_err().message().to_owned();
+    let (_, expected) = message.split_once("expected").unwrap();
+    expected
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_key_is_documented() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (server_part, agent_part) = page.split_once("## `agent.toml`").unwrap();
+    let top = known_keys::<raw::RawServer>("");
+    assert!(top.len() >= 17, "{top:?}");
+    for key in &top {
+        let table = format!("[{key}]");
+        if !server_part.contains(&format!("### `{table}`")) {
+            assert!(server_part.contains(&format!("\n| `{key}` |")), "{key}");
+            continue;
+        }
+        let section = server_part.split_once(&format!("### `{table}`")).unwrap().1;
+        let section = section.split("\n##").next().unwrap();
+        for key in known_keys::<raw::RawServer>(&table) {
+            assert!(section.contains(&format!("\n| `{key}` |")), "{table} {key}");
+        }
+    }
+    let mut agent_keys = known_keys::<raw::RawAgent>("");
+    assert!(agent_keys.remove("disk"));
+    agent_keys.extend(known_keys::<raw::RawAgent>("[[disk]]"));
+    for key in agent_keys {
+        assert!(agent_part.contains(&format!("\n| `{key}` |")), "{key}");
+    }
+}
