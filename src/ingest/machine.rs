@@ -207,6 +207,24 @@ impl MachineLink {
         self.progress.subscribe()
     }
 
+    /// Whether it was ended.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Completes when the stream is durable through `sequence`.
+    pub async fn durable_at(&self, sequence: Sequence) {
+        let mut durable = self.durable.subscribe();
+        drop(durable.wait_for(|durable| *durable >= sequence).await); // we hold the sender
+    }
+
+    /// Completes when the stream is published through `sequence`.
+    pub async fn published_at(&self, sequence: Sequence) {
+        let mut published = self.published.subscribe();
+        drop(published.wait_for(|published| *published >= sequence).await); // we hold the sender
+    }
+
     /// Asks the agent to put a bookmark into the stream; the sequence it got. It is recoverable
     /// when the stream is published through there. Callers bound the wait.
     ///

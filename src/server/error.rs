@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use crate::cache::CacheError;
 use crate::ingest::TlsError;
-use crate::model::SiteId;
 use crate::seal::SealError;
 use crate::store::StoreError;
 use crate::vault::VaultError;
@@ -16,16 +15,6 @@ pub enum ServerError {
     /// The store cannot be opened.
     #[error("store")]
     Store(#[from] StoreError),
-    /// The store belongs to another site.
-    #[error("store {store} belongs to site {found}, the settings say {expected}")]
-    Site {
-        /// Which store.
-        store: String,
-        /// What its site document says.
-        found: SiteId,
-        /// What the settings say.
-        expected: SiteId,
-    },
     /// A document of the vault cannot be read or written.
     #[error("vault")]
     Vault(#[from] VaultError),

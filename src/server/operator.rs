@@ -8,13 +8,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
 
 use super::machines::Registry;
 use crate::clock::random16;
+use crate::control::{BookmarkAnswer, BookmarkQuestion, BookmarkWait};
 use crate::format::wire::BookmarkRequest;
 use crate::ingest::BookmarkError;
-use crate::model::{BookmarkId, BookmarkKind, MachineId, Sequence};
+use crate::model::{BookmarkId, MachineId};
 use crate::observe;
 
 /// Largest body of an operator's request, bytes.
@@ -24,35 +24,6 @@ const DURABLE_WAIT: Duration = Duration::from_secs(30);
 /// How long it may then take to be recoverable.
 const RECOVERABLE_WAIT: Duration = Duration::from_secs(120);
 
-/// `POST /v1/machines/{machine}/bookmarks`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BookmarkOrder {
-    name: String,
-    kind: BookmarkKind,
-    #[serde(default)]
-    wait: WaitFor,
-}
-
-/// What the answer waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum WaitFor {
-    #[default]
-    Durable,
-    Recoverable,
-}
-
-/// Where the bookmark stands.
-#[derive(Debug, Serialize)]
-struct BookmarkAnswer {
-    machine: MachineId,
-    id: String,
-    name: String,
-    sequence: u64,
-    state: &'static str,
-}
-
 /// The routes; the data port lets only operators' certificates through to them.
 pub(super) fn router(registry: &Arc<Registry>) -> Router {
     let shared = registry.shared();
@@ -60,7 +31,7 @@ pub(super) fn router(registry: &Arc<Registry>) -> Router {
         .route("/v1/machines/{machine}/bookmarks", post(bookmark))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::clone(registry));
-    let status = observe::router(Arc::clone(&shared.metrics), Arc::clone(&shared.clock));
+    let status = observe::endpoint::router(Arc::clone(&shared.metrics), Arc::clone(&shared.clock));
     // The data port has a health path of its own, open to every certificate.
     bookmarks.merge(status)
 }
@@ -68,7 +39,7 @@ pub(super) fn router(registry: &Arc<Registry>) -> Router {
 async fn bookmark(
     State(registry): State<Arc<Registry>>,
     Path(machine): Path<String>,
-    Json(order): Json<BookmarkOrder>,
+    Json(order): Json<BookmarkQuestion>,
 ) -> Response {
     let Ok(machine) = machine.parse::<MachineId>() else {
         let message = format!("{machine:?} is no machine's name");
@@ -98,10 +69,9 @@ async fn bookmark(
             return refuse(StatusCode::GATEWAY_TIMEOUT, "not-confirmed", &message);
         }
     };
-    let mut state = "durable";
-    if order.wait == WaitFor::Recoverable {
+    if order.wait == BookmarkWait::Recoverable {
         tokio::select! {
-            () = served.link.published_at(sequence) => state = "recoverable",
+            () = served.link.published_at(sequence) => {}
             () = shared.clock.sleep(RECOVERABLE_WAIT) => {
                 let message = format!(
                     "bookmark {id} of machine {machine} is durable at {sequence} but not yet \
@@ -110,18 +80,9 @@ async fn bookmark(
             }
         }
     }
-    answer(machine, id, order.name, sequence, state)
-}
-
-fn answer(
-    machine: MachineId,
-    id: BookmarkId,
-    name: String,
-    sequence: Sequence,
-    state: &'static str,
-) -> Response {
-    let (id, sequence) = (id.to_string(), sequence.0);
-    Json(BookmarkAnswer { machine, id, name, sequence, state }).into_response()
+    let BookmarkQuestion { name, kind, wait: reached } = order;
+    let (bookmark, sequence, time) = (id.to_string(), sequence.0, shared.clock.wall());
+    Json(BookmarkAnswer { bookmark, name, kind, sequence, time, reached }).into_response()
 }
 
 fn reason(registry: &Registry, machine: &MachineId) -> String {

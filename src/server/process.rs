@@ -255,11 +255,11 @@ impl Building {
     fn endpoint(&self, listener: TcpListener, address: SocketAddr) -> Result<Task<()>, ServerError> {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|source| ServerError::Listen { address, source })?;
-        let router = observe::router(Arc::clone(&self.metrics), Arc::clone(&self.clock));
+        let router = observe::endpoint::router(Arc::clone(&self.metrics), Arc::clone(&self.clock));
         let mut drain = self.drain.subscribe();
         let stop = async move { drop(drain.wait_for(|drain| *drain).await) };
         Ok(tokio::spawn(async move {
-            if let Err(error) = observe::serve(listener, router, stop).await {
+            if let Err(error) = observe::endpoint::serve(listener, router, stop).await {
                 tracing::error!(%error, "the metrics listener ended");
             }
         }))
@@ -333,8 +333,8 @@ pub(super) async fn open_vault(
         action: "opening the store",
         source: std::io::Error::other(error),
     })??;
-    let vault = Vault::new(Arc::clone(&store), kek.derive(crate::vault::MAC_INFO));
-    vault.check_site(&settings.site).await?;
+    let vault = Vault::new(Arc::clone(&store), kek.derive("holdfast vault 1"));
+    vault.expect_site(&settings.site).await?;
     Ok(vault)
 }
 
@@ -377,7 +377,7 @@ async fn announce(
         },
         started: clock.wall(),
     };
-    vault.put_server(&document).await?;
+    vault.record_server(&document).await?;
     let path = settings.run_directory.join("addresses.json");
     let body = serde_json::to_vec_pretty(addresses).expect("plain values are JSON");
     let written = std::fs::create_dir_all(&settings.run_directory)
