@@ -31,7 +31,7 @@ use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 pub(super) struct Shared {
     pub(super) server: ServerId,
     pub(super) vault: Vault,
-    pub(super) kek: KeyEncryptionKey,
+    pub(super) kek: Arc<KeyEncryptionKey>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,

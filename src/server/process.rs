@@ -68,7 +68,7 @@ impl ProcessServer {
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
-        let kek = KeyEncryptionKey::load(&settings.key_file)?;
+        let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
         let data = listen(settings.listen)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek).await?;
@@ -157,7 +157,7 @@ struct Building {
 impl Building {
     fn run(
         &mut self,
-        kek: KeyEncryptionKey,
+        kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
         data: TcpListener,
@@ -176,7 +176,7 @@ impl Building {
             queues.push(ShardQueue { appends: Some(appends).into(), cache_full });
             writers.push((log.writer, admitted));
         }
-        let registry = Registry::new(self.shared(kek.clone(), queues)?, kept);
+        let registry = Registry::new(self.shared(Arc::clone(&kek), queues)?, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
@@ -210,7 +210,7 @@ impl Building {
 
     fn shared(
         &self,
-        kek: KeyEncryptionKey,
+        kek: Arc<KeyEncryptionKey>,
         shards: Vec<ShardQueue>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
@@ -239,10 +239,10 @@ impl Building {
         })
     }
 
-    fn applying(&self, kek: KeyEncryptionKey) -> Arc<Applying> {
+    fn applying(&self, kek: Arc<KeyEncryptionKey>) -> Arc<Applying> {
         Arc::new(Applying {
             vault: self.vault.clone(),
-            kek: Arc::new(kek),
+            kek,
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
