@@ -3,13 +3,15 @@
 //!
 //! Owns: fetching. Does not own: what the facts mean (`status`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::answer::chain;
 use super::{Client, ControlError};
 use crate::cloud_log::LogStore;
 use crate::format::manifest::{DeltaEntry, Manifest};
-use crate::model::{MachineId, Sequence};
+use crate::model::{MachineId, ServerId};
 use crate::observe::{MachineFacts, ServerFacts};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::vault::{MachineDocument, PointsDocument, ServerDocument, Vault};
@@ -120,28 +122,26 @@ impl Sources {
         let Some((manifest, _)) = log.manifest().await? else {
             return Ok(Vec::new());
         };
-        let after = manifest.truncated.max(Sequence::ZERO);
-        Ok(log.entries(&manifest, after).await?)
+        Ok(log.entries(&manifest, manifest.truncated).await?)
     }
 
-    /// Everything about a machine; its process server is asked when a client is given. A server that
-    /// does not answer is a fact, not an error.
+    /// Everything about a machine. A process server that does not answer is a fact, not an error.
     ///
     /// # Errors
     /// When the machine is not enrolled, or vault or manifest cannot be read.
     pub async fn factsheet(
         &self,
         machine: &MachineId,
-        client: Option<&Client>,
+        inquiry: &mut Inquiry,
     ) -> Result<MachineFactsheet, ControlError> {
         let document = self.document(machine).await?;
         let manifest = self.log(&document)?.manifest().await?;
         let manifest = manifest.map(|(manifest, _)| manifest);
         let points = self.vault.points(machine).await?;
         let owner = self.owner_of(manifest.as_ref()).await?;
-        let live = match (client, owner) {
-            (Some(client), Some(server)) => ask(client, server, machine).await,
-            _ => Live::Unasked,
+        let live = match owner {
+            Some(server) => inquiry.ask(server, machine).await,
+            None => Live::Unasked,
         };
         Ok(MachineFactsheet {
             document,
@@ -152,19 +152,48 @@ impl Sources {
     }
 }
 
-async fn ask(client: &Client, server: ServerDocument, machine: &MachineId) -> Live {
-    match client.get::<ServerFacts>(&server.address, "/v1/status").await {
-        Ok(mut facts) => {
-            let machines = std::mem::take(&mut facts.machines);
-            let mut machines = machines.into_iter();
-            Live::Facts {
-                machine: machines.find(|facts| facts.machine == *machine),
-                server: facts,
-            }
+/// Asks process servers, each at most once, however many machines it owns. The default asks nobody.
+#[derive(Debug, Default)]
+pub struct Inquiry {
+    client: Option<Client>,
+    heard: BTreeMap<ServerId, Result<ServerFacts, String>>,
+}
+
+impl Inquiry {
+    /// Asks through `client`.
+    #[must_use]
+    pub fn over(client: Client) -> Self {
+        Self {
+            client: Some(client),
+            heard: BTreeMap::new(),
         }
-        Err(error) => Live::Silent {
-            server,
-            reason: super::answer::chain(&error),
-        },
+    }
+
+    async fn ask(&mut self, server: ServerDocument, machine: &MachineId) -> Live {
+        let Some(client) = &self.client else {
+            return Live::Unasked;
+        };
+        if !self.heard.contains_key(&server.server) {
+            let answer = client.get(&server.address, "/v1/status").await;
+            let answer = answer.map_err(|error| chain(&error));
+            self.heard.insert(server.server.clone(), answer);
+        }
+        match &self.heard[&server.server] {
+            Ok(facts) => Live::Facts {
+                machine: facts
+                    .machines
+                    .iter()
+                    .find(|facts| facts.machine == *machine)
+                    .cloned(),
+                server: ServerFacts {
+                    machines: Vec::new(),
+                    ..facts.clone()
+                },
+            },
+            Err(reason) => Live::Silent {
+                server,
+                reason: reason.clone(),
+            },
+        }
     }
 }
