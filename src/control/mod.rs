@@ -5,6 +5,7 @@
 
 mod answer;
 mod auth;
+mod body;
 mod bookmark;
 pub mod ca;
 mod client;
@@ -27,5 +28,5 @@ pub use enrol::{Enrolment, Registrar};
 pub use error::ControlError;
 pub use points::{PointRow, points};
 pub use sidecar::Sidecar;
-pub use sources::{Live, MachineFactsheet, Sources};
+pub use sources::{Inquiry, Live, MachineFactsheet, Sources};
 pub use status::{Health, HealthLine, MachineStatus, status};
