@@ -9,7 +9,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::error::ApplyError;
 use super::plan::{Plan, Planned, Source};
 use super::seed::{SeedDisk, SeedDisks};
-use crate::cloud_log::CloudLogError;
 use crate::model::MachineId;
 use crate::seal::OpenDelta;
 use crate::store::{PageBody, PageWrite, Store};
@@ -94,10 +93,7 @@ async fn fetch(
         .buffer_unordered(streams)
         .try_collect()
         .await;
-    fetched.map_err(|source| ApplyError::Log {
-        machine: machine.clone(),
-        source: CloudLogError::from(source),
-    })
+    fetched.map_err(|source| ApplyError::Frame { machine: machine.clone(), source })
 }
 
 /// The body of one page write: the frame's own bytes where one part suffices, else joined.

@@ -60,6 +60,8 @@ pub struct Metrics {
     pub cache_damage: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
+    /// Why the cache takes nothing in; `None` while it does.
+    pub cache_trouble: Mutex<Option<String>>,
 }
 
 /// One stage.
@@ -164,6 +166,11 @@ impl Metrics {
     pub fn machines(&self) -> Vec<(MachineId, Arc<MachineMetrics>)> {
         let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         machines.iter().map(|(id, metrics)| (id.clone(), Arc::clone(metrics))).collect()
+    }
+
+    /// Says why the cache takes nothing in, or that it does again.
+    pub fn set_cache_trouble(&self, trouble: Option<String>) {
+        *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
     /// Bytes into and out of a stage.

@@ -1,0 +1,173 @@
+//! Strangers in great number: bounded in memory and time, while a good agent keeps its acks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast::clock::{Clock, System};
+use holdfast::format::wire::Hello;
+use holdfast::model::Epoch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::agent::{Agent, hello, write};
+use crate::bounded;
+use crate::pki::connect;
+use crate::server::{Server, limits};
+
+const STRANGERS: u64 = 10_000;
+const GROWTH_MAX: u64 = 64 << 20;
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size() as u64
+}
+
+/// One of the things that strangers do; all end by themselves or by the server's bounds.
+async fn stranger(server: &Server, number: u64) {
+    if number % 10 == 9 {
+        let _ = connect(&server.ca.client(None), server.port).await;
+        return;
+    }
+    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", server.port)).await else {
+        return;
+    };
+    let hello_begin = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]; // and no more of it
+    let _ = match number % 5 {
+        0 => return,
+        1 => socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await,
+        2 => socket.write_all(&[number as u8; 2048]).await,
+        _ => socket.write_all(&hello_begin).await,
+    };
+    // Hangs until the server ends it.
+    let _ = socket.read(&mut [0; 64]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_strangers_do_not_disturb_an_agent() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        let before = resident_bytes();
+        let (begun, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        let crowd = async {
+            let one = || async {
+                loop {
+                    let number = begun.fetch_add(1, Ordering::Relaxed);
+                    if number >= STRANGERS {
+                        return;
+                    }
+                    stranger(&server, number).await;
+                    most.fetch_max(resident_bytes(), Ordering::Relaxed);
+                }
+            };
+            futures_util::future::join_all((0..48).map(|_| one())).await;
+        };
+        let mut slowest = Duration::ZERO;
+        let mut acks = 0u64;
+        let good = async {
+            loop {
+                let begin = System.monotonic();
+                let sequence = agent.record(write(acks % 1000, 4096)).await;
+                agent.durable(sequence).await;
+                slowest = slowest.max(System.monotonic() - begin);
+                acks += 1;
+            }
+        };
+        tokio::select! {
+            () = crowd => {}
+            () = good => {}
+        }
+        let growth = most.load(Ordering::Relaxed).saturating_sub(before);
+        println!(
+            "{acks} acks, slowest {slowest:?}, growth {} KiB",
+            growth >> 10
+        );
+        assert!(acks > 1000, "{acks} acks only");
+        assert!(slowest < Duration::from_secs(3), "an ack took {slowest:?}");
+        assert!(growth < GROWTH_MAX, "memory grew by {growth} bytes");
+        let refused = server.metrics.connections_refused.load(Ordering::Relaxed);
+        assert!(refused > STRANGERS / 2, "{refused} were refused");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sitting_strangers_do_not_keep_an_agent_out() {
+    bounded(async {
+        let few = holdfast::settings::LimitSettings {
+            handshakes_max: 4,
+            handshake_timeout: Duration::from_secs(100),
+            ..limits()
+        };
+        let server = Server::start(few).await;
+        let mut sitting = Vec::new();
+        for _ in 0..8 {
+            let socket = TcpStream::connect(("127.0.0.1", server.port)).await;
+            sitting.push(socket.unwrap());
+        }
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        let mut byte = [0];
+        let first = sitting[0].read(&mut byte).await;
+        assert!(!matches!(first, Ok(1..)), "the oldest had to go");
+        drop(agent);
+        let (mut agent, _) = Agent::welcomed(
+            &server,
+            &pair,
+            Hello {
+                epoch: Epoch(1),
+                ..hello("web-1")
+            },
+        )
+        .await;
+        let sequence = agent.record(write(0, 512)).await;
+        agent.durable(sequence).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stranger_has_the_handshakes_time_and_no_more() {
+    bounded(async {
+        let hasty = holdfast::settings::LimitSettings {
+            handshake_timeout: Duration::from_millis(300),
+            ..limits()
+        };
+        let server = Server::start(hasty).await;
+        // Says nothing; and through TLS, but asks nothing.
+        let mut silent = TcpStream::connect(("127.0.0.1", server.port))
+            .await
+            .unwrap();
+        let connector = server.ca.client(Some(&server.ca.machine("web-1")));
+        let mut idle = connect(&connector, server.port).await.unwrap();
+        assert!(!matches!(silent.read(&mut [0]).await, Ok(1..)));
+        assert!(!matches!(idle.read(&mut [0]).await, Ok(1..)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_are_closed_at_once() {
+    bounded(async {
+        let one = holdfast::settings::LimitSettings {
+            connections_max: 1,
+            ..limits()
+        };
+        let server = Server::start(one).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        assert!(
+            connect(&server.ca.client(Some(&pair)), server.port)
+                .await
+                .is_err()
+        );
+        let sequence = agent.record(write(0, 512)).await;
+        agent.durable(sequence).await;
+    })
+    .await;
+}
