@@ -73,21 +73,15 @@ impl From<TokenError> for Refusal {
         let unauthorized = StatusCode::UNAUTHORIZED;
         let (status, code, cure) = match error {
             TokenError::Vault(error) => return error.into(),
-            TokenError::Unknown => (
-                unauthorized,
-                "token_unknown",
-                "send a token that was made for this site",
-            ),
-            TokenError::Expired { .. } => (
-                unauthorized,
-                "token_expired",
-                "ask the operator for a new token",
-            ),
-            TokenError::Used { .. } => (
-                unauthorized,
-                "token_used",
-                "ask the operator for a new token",
-            ),
+            TokenError::Unknown => {
+                (unauthorized, "token_unknown", "send a token that was made for this site")
+            }
+            TokenError::Expired { .. } => {
+                (unauthorized, "token_expired", "ask the operator for a new token")
+            }
+            TokenError::Used { .. } => {
+                (unauthorized, "token_used", "ask the operator for a new token")
+            }
             TokenError::OtherUse => (
                 StatusCode::FORBIDDEN,
                 "token_other_use",
@@ -158,12 +152,9 @@ impl From<ControlError> for Refusal {
                 &error,
                 "make it with `openssl req -new`, PEM, signed by its own key",
             ),
-            ControlError::Refused {
-                status,
-                ref code,
-                ref cure,
-                ..
-            } if (400..500).contains(&status) && status != 401 && status != 403 => {
+            ControlError::Refused { status, ref code, ref cure, .. }
+                if (400..500).contains(&status) && status != 401 && status != 403 =>
+            {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
                 Self::new(status, code, &error, cure)
             }
@@ -199,12 +190,7 @@ impl Refusal {
     /// Something that needs a human: logged, and told by its first sentence only.
     fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = chain(error), "a request found something broken");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "broken",
-            error,
-            "look at the sidecar's log",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", error, "look at the sidecar's log")
     }
 }
 

@@ -49,23 +49,15 @@ fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
             "no request of this API needs that much",
         );
     }
-    Refusal::new(
-        StatusCode::BAD_REQUEST,
-        "body_unreadable",
-        error,
-        "send the body whole",
-    )
+    Refusal::new(StatusCode::BAD_REQUEST, "body_unreadable", error, "send the body whole")
 }
 
 fn not_understood(error: &serde_json::Error) -> Refusal {
     let cure = "docs/operations.md shows the body of every request";
     match error.classify() {
-        Category::Data => Refusal::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "body_refused",
-            error,
-            cure,
-        ),
+        Category::Data => {
+            Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "body_refused", error, cure)
+        }
         Category::Syntax | Category::Eof | Category::Io => {
             Refusal::new(StatusCode::BAD_REQUEST, "bad_json", error, cure)
         }

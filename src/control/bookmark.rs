@@ -68,9 +68,7 @@ pub async fn bookmark(
 ) -> Result<BookmarkAnswer, ControlError> {
     let document = sources.document(machine).await?;
     let owner = sources.owner(&document).await?;
-    let owner = owner.ok_or_else(|| ControlError::NoOwner {
-        machine: machine.clone(),
-    })?;
+    let owner = owner.ok_or_else(|| ControlError::NoOwner { machine: machine.clone() })?;
     let path = format!("/v1/machines/{machine}/bookmarks");
     client.post(&owner.address, &path, question).await
 }

@@ -107,7 +107,9 @@ pub enum ControlError {
         machine: MachineId,
     },
     /// A bookmark that is no recovery point of the machine.
-    #[error("machine {machine} has no recovery point {bookmark}; `holdfast points {machine}` lists them")]
+    #[error(
+        "machine {machine} has no recovery point {bookmark}; `holdfast points {machine}` lists them"
+    )]
     UnknownPoint {
         /// Which machine.
         machine: MachineId,

@@ -105,9 +105,7 @@ async fn put_policy(
 ) -> Answer<Policy> {
     let machine = machine_named(&machine)?;
     shared.sources.document(&machine).await?; // unknown machines before broken rules
-    let bounds = PolicyBounds {
-        snapshot_interval_min_s: shared.settings.snapshot_interval_min_s,
-    };
+    let bounds = PolicyBounds { snapshot_interval_min_s: shared.settings.snapshot_interval_min_s };
     let vault = &shared.sources.vault;
     let document = vault.update_policy(&machine, policy, bounds).await?;
     tracing::info!(%machine, "policy changed");
@@ -166,9 +164,15 @@ async fn make_bookmark(
 ) -> Answer<BookmarkAnswer> {
     let machine = machine_named(&machine)?;
     if question.name.len() > NAME_BYTES_MAX || question.name.chars().any(char::is_control) {
-        let message = format!("a name has at most {NAME_BYTES_MAX} bytes and no control characters");
+        let message =
+            format!("a name has at most {NAME_BYTES_MAX} bytes and no control characters");
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        return Err(Refusal::new(status, "name_refused", message, "choose a shorter, plainer name"));
+        return Err(Refusal::new(
+            status,
+            "name_refused",
+            message,
+            "choose a shorter, plainer name",
+        ));
     }
     let answer = bookmark(&shared.sources, &shared.client, &machine, &question).await?;
     Ok(Json(answer))

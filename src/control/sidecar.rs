@@ -72,10 +72,7 @@ impl Sidecar {
         sources.vault.expect_site(&settings.site).await?;
         let config = tls::server(&settings.tls)?;
         let listen = settings.sidecar.listen;
-        let failed = |source| ControlError::Listen {
-            address: listen,
-            source,
-        };
+        let failed = |source| ControlError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let clock = Arc::clone(&registrar.clock);

@@ -72,9 +72,7 @@ impl Sources {
     /// `UnknownMachine` when it is not enrolled.
     pub async fn document(&self, machine: &MachineId) -> Result<MachineDocument, ControlError> {
         let document = self.vault.machine(machine).await?;
-        document.ok_or_else(|| ControlError::UnknownMachine {
-            machine: machine.clone(),
-        })
+        document.ok_or_else(|| ControlError::UnknownMachine { machine: machine.clone() })
     }
 
     /// A machine's cloud log.
@@ -96,8 +94,7 @@ impl Sources {
         document: &MachineDocument,
     ) -> Result<Option<ServerDocument>, ControlError> {
         let manifest = self.log(document)?.manifest().await?;
-        self.owner_of(manifest.map(|(manifest, _)| manifest).as_ref())
-            .await
+        self.owner_of(manifest.map(|(manifest, _)| manifest).as_ref()).await
     }
 
     async fn owner_of(
@@ -143,12 +140,7 @@ impl Sources {
             Some(server) => inquiry.ask(server, machine).await,
             None => Live::Unasked,
         };
-        Ok(MachineFactsheet {
-            document,
-            manifest,
-            points: points.map(|(points, _)| points),
-            live,
-        })
+        Ok(MachineFactsheet { document, manifest, points: points.map(|(points, _)| points), live })
     }
 }
 
@@ -156,17 +148,14 @@ impl Sources {
 #[derive(Debug, Default)]
 pub struct Inquiry {
     client: Option<Client>,
-    heard: BTreeMap<ServerId, Result<ServerFacts, String>>,
+    heard: BTreeMap<ServerId, Result<Heard, String>>,
 }
 
 impl Inquiry {
     /// Asks through `client`.
     #[must_use]
     pub fn over(client: Client) -> Self {
-        Self {
-            client: Some(client),
-            heard: BTreeMap::new(),
-        }
+        Self { client: Some(client), heard: BTreeMap::new() }
     }
 
     async fn ask(&mut self, server: ServerDocument, machine: &MachineId) -> Live {
@@ -175,25 +164,30 @@ impl Inquiry {
         };
         if !self.heard.contains_key(&server.server) {
             let answer = client.get(&server.address, "/v1/status").await;
-            let answer = answer.map_err(|error| chain(&error));
+            let answer = answer.map(Heard::of).map_err(|error| chain(&error));
             self.heard.insert(server.server.clone(), answer);
         }
         match &self.heard[&server.server] {
-            Ok(facts) => Live::Facts {
-                machine: facts
-                    .machines
-                    .iter()
-                    .find(|facts| facts.machine == *machine)
-                    .cloned(),
-                server: ServerFacts {
-                    machines: Vec::new(),
-                    ..facts.clone()
-                },
+            Ok(heard) => Live::Facts {
+                machine: heard.machines.get(machine).cloned(),
+                server: heard.server.clone(),
             },
-            Err(reason) => Live::Silent {
-                server,
-                reason: reason.clone(),
-            },
+            Err(reason) => Live::Silent { server, reason: reason.clone() },
         }
+    }
+}
+
+/// One server's answer, its machines by name.
+#[derive(Debug)]
+struct Heard {
+    server: ServerFacts,
+    machines: BTreeMap<MachineId, MachineFacts>,
+}
+
+impl Heard {
+    fn of(mut server: ServerFacts) -> Self {
+        let machines = std::mem::take(&mut server.machines);
+        let machines = machines.into_iter();
+        Self { machines: machines.map(|facts| (facts.machine.clone(), facts)).collect(), server }
     }
 }

@@ -59,10 +59,7 @@ async fn an_altered_or_moved_document_is_named_and_never_used() {
 
     put(&web, text.replace("\"rpo_warn_s\":60", "\"rpo_warn_s\":61")).await;
     let error = vault.machine(&machine("web")).await.unwrap_err();
-    assert!(
-        error.to_string().contains("machines/web/machine"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("machines/web/machine"), "{error}");
     assert!(matches!(error, VaultError::Altered { .. }));
     let change = vault.update_machine(&machine("web"), Ok).await;
     assert!(matches!(change, Err(VaultError::Altered { .. })));
@@ -137,15 +134,9 @@ async fn a_token_enrols_one_machine_once_and_in_time() {
     assert!(!stored.contains(token.reveal()), "only the hash is stored");
     assert!(!format!("{token:?}").contains(token.reveal()));
 
-    vault
-        .remove_expired_tokens(NOW.plus_seconds(3_600))
-        .await
-        .unwrap();
+    vault.remove_expired_tokens(NOW.plus_seconds(3_600)).await.unwrap();
     assert_eq!(vault.store().list(names::TOKENS).await.unwrap().len(), 1);
-    vault
-        .remove_expired_tokens(NOW.plus_seconds(100_000))
-        .await
-        .unwrap();
+    vault.remove_expired_tokens(NOW.plus_seconds(100_000)).await.unwrap();
     assert_eq!(vault.store().list(names::TOKENS).await.unwrap().len(), 0);
 }
 
@@ -157,12 +148,7 @@ async fn of_many_bearers_of_one_token_one_enrols() {
     let token = token.await.unwrap();
     let bearers = (0..16).map(|_| {
         let (vault, web, token) = (vault.clone(), web.clone(), token.clone());
-        tokio::spawn(async move {
-            vault
-                .redeem_enrolment_token(&token, &web, NOW)
-                .await
-                .is_ok()
-        })
+        tokio::spawn(async move { vault.redeem_enrolment_token(&token, &web, NOW).await.is_ok() })
     });
     let mut enrolled = 0;
     for bearer in bearers.collect::<Vec<_>>() {
@@ -187,9 +173,7 @@ async fn a_policy_names_every_rule_that_it_breaks() {
     };
     let bounds = PolicyBounds::default();
     let refused = vault.update_policy(&web, bad.clone(), bounds).await;
-    let Err(VaultError::Policy { violations }) = refused else {
-        panic!("{refused:?}")
-    };
+    let Err(VaultError::Policy { violations }) = refused else { panic!("{refused:?}") };
     let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
     assert_eq!(
         fields,
@@ -205,15 +189,10 @@ async fn a_policy_names_every_rule_that_it_breaks() {
     let kept = vault.machine(&web).await.unwrap().unwrap();
     assert_eq!(kept.policy, Policy::default());
     Policy::default().check(bounds).unwrap();
-    let good = Policy {
-        rpo_warn_s: 30,
-        ..Policy::default()
-    };
+    let good = Policy { rpo_warn_s: 30, ..Policy::default() };
     let changed = vault.update_policy(&web, good, bounds).await.unwrap();
     assert_eq!(changed.policy.rpo_warn_s, 30);
-    let nobody = vault
-        .update_policy(&machine("nobody"), Policy::default(), bounds)
-        .await;
+    let nobody = vault.update_policy(&machine("nobody"), Policy::default(), bounds).await;
     assert!(matches!(nobody, Err(VaultError::Missing { .. })));
 }
 
@@ -221,17 +200,10 @@ async fn a_policy_names_every_rule_that_it_breaks() {
 async fn pins_and_kept_bookmarks() {
     let vault = vault();
     let web = machine("web");
-    let pin = PinDocument {
-        sequence: 9,
-        base: 4,
-        expires: NOW,
-    };
+    let pin = PinDocument { sequence: 9, base: 4, expires: NOW };
     vault.write_pin(&web, "mount-1", &pin).await.unwrap();
     vault.write_pin(&web, "mount-1", &pin).await.unwrap();
-    assert_eq!(
-        vault.pins(&web).await.unwrap(),
-        [("mount-1".to_owned(), pin)]
-    );
+    assert_eq!(vault.pins(&web).await.unwrap(), [("mount-1".to_owned(), pin)]);
     vault.remove_pin(&web, "mount-1").await.unwrap();
     vault.remove_pin(&web, "mount-1").await.unwrap();
     assert!(vault.pins(&web).await.unwrap().is_empty());
@@ -246,13 +218,7 @@ async fn pins_and_kept_bookmarks() {
 
 #[test]
 fn every_error_has_its_class() {
-    let gone = StoreError::NotFound {
-        store: "s".into(),
-        name: "n".into(),
-    };
-    let error = VaultError::Store {
-        name: "n".into(),
-        source: gone,
-    };
+    let gone = StoreError::NotFound { store: "s".into(), name: "n".into() };
+    let error = VaultError::Store { name: "n".into(), source: gone };
     assert_eq!(error.class(), crate::store::Class::Reject);
 }
