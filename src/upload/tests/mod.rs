@@ -1,0 +1,9 @@
+//! The upload room against stores that lose answers, servers that fight, and crashes at each step.
+
+mod crash;
+mod faults;
+mod fight;
+mod hostile;
+pub(crate) mod rig;
+mod single;
+mod tidy;
