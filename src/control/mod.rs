@@ -1,1 +1,31 @@
 //! The sidecar's HTTP API, the private CA and enrolment.
+//!
+//! Owns: certificates, enrolment, the control API, status in words. Keeps no state: everything is in
+//! the vault, so a sidecar can be killed and started anywhere. The data plane never waits for it.
+
+mod answer;
+mod auth;
+mod bookmark;
+pub mod ca;
+mod client;
+mod enrol;
+mod error;
+mod limiter;
+mod points;
+mod rate;
+mod routes;
+mod sidecar;
+mod sources;
+mod status;
+mod tls;
+pub mod words;
+
+pub use answer::{ErrorBody, ErrorDetail};
+pub use bookmark::{BookmarkAnswer, BookmarkQuestion, BookmarkWait, bookmark};
+pub use client::Client;
+pub use enrol::{Enrolment, Registrar};
+pub use error::ControlError;
+pub use points::{PointRow, points};
+pub use sidecar::Sidecar;
+pub use sources::{Live, MachineFactsheet, Sources};
+pub use status::{Health, HealthLine, MachineStatus, status};

@@ -161,7 +161,7 @@ impl ServerSettings {
     pub fn memory_bytes_max(&self) -> u64 {
         const CONNECTION: u64 = 16 << 10; // TLS and session of an idle agent
         const HANDSHAKE: u64 = 68 << 10; // a ClientHello that trickles in
-        const PAGE_WRITE: u64 = crate::store::PAGE_WRITE_BYTES_MAX as u64;
+        const PAGE_WRITE: u64 = 4 << 20; // longest page write of any store
         const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
         let (limits, streams) = (&self.limits, self.upload.streams as u64);
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);

@@ -12,12 +12,13 @@ use super::{
     SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
 };
 use crate::model::WRITE_BYTES_MAX;
-use crate::store::BLOCK_BYTES_MAX;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
+/// Longest block that every store takes.
+const BLOCK_BYTES_MAX: u64 = 64 * MIB;
 
 pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, SettingsError> {
     let mut c = Check::new(path)?;
@@ -163,7 +164,7 @@ fn upload(c: &mut Check, raw: &RawUpload) -> UploadSettings {
             "upload.block_bytes",
             raw.block_bytes,
             4 * MIB,
-            64 * KIB..=u64::from(BLOCK_BYTES_MAX),
+            64 * KIB..=BLOCK_BYTES_MAX,
         ),
         orphan_grace: seconds(
             c,

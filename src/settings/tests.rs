@@ -185,3 +185,12 @@ fn every_key_is_documented() {
         assert!(agent_part.contains(&format!("\n| `{key}` |")), "{key}");
     }
 }
+
+#[test]
+fn bounds_that_stores_set_are_theirs() {
+    let largest = format!("{SERVER}[upload]\nblock_bytes = {}\n", crate::store::BLOCK_BYTES_MAX);
+    server(&largest).unwrap();
+    let larger = format!("{SERVER}[upload]\nblock_bytes = {}\n", crate::store::BLOCK_BYTES_MAX + 1);
+    assert_eq!(keys(server(&larger).unwrap_err()), ["upload.block_bytes"]);
+    assert_eq!(crate::store::PAGE_WRITE_BYTES_MAX, 4 << 20, "as memory_bytes_max counts");
+}

@@ -1,0 +1,108 @@
+//! Enrolment: a machine gets a data key, a policy and a certificate.
+//!
+//! Owns: the order of the steps. Does not own: who may ask (token or operator); callers found that
+//! out before.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ca::{CertificateAuthority, Issued, SigningRequest};
+use super::ControlError;
+use crate::clock::{Clock, Entropy};
+use crate::model::MachineId;
+use crate::seal::KeyEncryptionKey;
+use crate::vault::{MachineDocument, Policy, Vault, VaultError};
+
+/// Everything that enrolling needs.
+pub struct Registrar {
+    /// Where machines are recorded.
+    pub vault: Vault,
+    /// Wraps their data keys.
+    pub kek: Arc<KeyEncryptionKey>,
+    /// Signs their certificates.
+    pub ca: CertificateAuthority,
+    /// Life of a machine's certificate.
+    pub certificate_ttl: Duration,
+    /// Address that is given out while no process server has recorded its own.
+    pub advertise: String,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl fmt::Debug for Registrar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registrar({:?})", self.vault)
+    }
+}
+
+/// What a machine is given.
+#[derive(Debug)]
+pub struct Enrolment {
+    /// Its certificate, PEM, and what the vault recorded.
+    pub issued: Issued,
+    /// The authority's certificate, PEM.
+    pub ca_certificate: String,
+    /// Process servers, `host:port`.
+    pub servers: Vec<String>,
+    /// Whether the machine was unknown before.
+    pub first: bool,
+}
+
+impl Registrar {
+    /// Enrols `machine` with the key of `request`. A machine that is enrolled already keeps its data
+    /// keys and its policy and gets one more certificate.
+    ///
+    /// # Errors
+    /// When the vault or the authority refuses.
+    pub async fn enrol(
+        &self,
+        machine: &MachineId,
+        request: &SigningRequest,
+    ) -> Result<Enrolment, ControlError> {
+        let now = self.clock.wall();
+        let entropy = self.entropy.as_ref();
+        let life = self.certificate_ttl;
+        let issued = self.ca.issue_machine(machine, request, life, now, entropy)?;
+        let first = self.register(machine, &issued).await?;
+        if !first {
+            let recorded = self.vault.add_certificate(machine, issued.entry.clone());
+            recorded.await?;
+        }
+        let mut servers: Vec<_> = self.vault.servers().await?;
+        servers.sort_by_key(|server| std::cmp::Reverse(server.started));
+        let mut servers: Vec<_> = servers.into_iter().map(|server| server.address).collect();
+        if servers.is_empty() {
+            servers.push(self.advertise.clone());
+        }
+        Ok(Enrolment {
+            issued,
+            ca_certificate: self.ca.certificate().to_owned(),
+            servers,
+            first,
+        })
+    }
+
+    /// Makes the machine's document unless there is one.
+    async fn register(&self, machine: &MachineId, issued: &Issued) -> Result<bool, ControlError> {
+        if self.vault.machine(machine).await?.is_some() {
+            return Ok(false);
+        }
+        let now = self.clock.wall();
+        let (_, wrapped) = self.kek.make_data_key(machine, 1, self.entropy.as_ref(), now);
+        let document = MachineDocument {
+            machine: machine.clone(),
+            created: now,
+            data_keys: vec![wrapped],
+            certificates: vec![issued.entry.clone()],
+            policy: Policy::default(),
+        };
+        match self.vault.create_machine(&document).await {
+            Ok(()) => Ok(true),
+            Err(VaultError::Exists { .. }) => Ok(false), // somebody else was faster: its key stays
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Where the facts about a machine come from: the vault, the cloud log's manifest and, when it can be
+//! reached, the process server that owns the machine.
+//!
+//! Owns: fetching. Does not own: what the facts mean (`status`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Client, ControlError};
+use crate::cloud_log::LogStore;
+use crate::format::manifest::{DeltaEntry, Manifest};
+use crate::model::{MachineId, Sequence};
+use crate::observe::{MachineFacts, ServerFacts};
+use crate::seal::{KeyEncryptionKey, KeyRing};
+use crate::vault::{MachineDocument, PointsDocument, ServerDocument, Vault};
+
+/// The store, read with the key.
+#[derive(Clone)]
+pub struct Sources {
+    /// The vault.
+    pub vault: Vault,
+    /// Opens the machines' data keys.
+    pub kek: Arc<KeyEncryptionKey>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sources({:?})", self.vault)
+    }
+}
+
+/// Everything that is known about one machine.
+#[derive(Clone, Debug)]
+pub struct MachineFactsheet {
+    /// Its document.
+    pub document: MachineDocument,
+    /// Its manifest; `None` before the first claim.
+    pub manifest: Option<Manifest>,
+    /// What the applier did; `None` before its first start.
+    pub points: Option<PointsDocument>,
+    /// What its process server says now.
+    pub live: Live,
+}
+
+/// What the process server said.
+#[derive(Clone, Debug)]
+pub enum Live {
+    /// Nobody owns the machine, or nobody was asked.
+    Unasked,
+    /// It does not answer, and why.
+    Silent {
+        /// Whom.
+        server: ServerDocument,
+        /// Why.
+        reason: String,
+    },
+    /// Its answer.
+    Facts {
+        /// About this machine; `None` when it does not know it.
+        machine: Option<MachineFacts>,
+        /// About itself, without its machines.
+        server: ServerFacts,
+    },
+}
+
+impl Sources {
+    /// A machine's document.
+    ///
+    /// # Errors
+    /// `UnknownMachine` when it is not enrolled.
+    pub async fn document(&self, machine: &MachineId) -> Result<MachineDocument, ControlError> {
+        let document = self.vault.machine(machine).await?;
+        document.ok_or_else(|| ControlError::UnknownMachine {
+            machine: machine.clone(),
+        })
+    }
+
+    /// A machine's cloud log.
+    ///
+    /// # Errors
+    /// When its data keys do not open.
+    pub fn log(&self, document: &MachineDocument) -> Result<LogStore, ControlError> {
+        let keys = KeyRing::unwrap(&self.kek, document)?;
+        let store = Arc::clone(self.vault.store());
+        Ok(LogStore::new(store, document.machine.clone(), keys))
+    }
+
+    /// The process server that owns a machine; `None` while nobody does.
+    ///
+    /// # Errors
+    /// When manifest or vault cannot be read.
+    pub async fn owner(
+        &self,
+        document: &MachineDocument,
+    ) -> Result<Option<ServerDocument>, ControlError> {
+        let manifest = self.log(document)?.manifest().await?;
+        self.owner_of(manifest.map(|(manifest, _)| manifest).as_ref())
+            .await
+    }
+
+    async fn owner_of(
+        &self,
+        manifest: Option<&Manifest>,
+    ) -> Result<Option<ServerDocument>, ControlError> {
+        match manifest {
+            Some(manifest) => Ok(self.vault.server(&manifest.owner).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// A machine's deltas, oldest first: all that the cloud log still has.
+    ///
+    /// # Errors
+    /// When a manifest page cannot be read.
+    pub async fn entries(
+        &self,
+        document: &MachineDocument,
+    ) -> Result<Vec<DeltaEntry>, ControlError> {
+        let log = self.log(document)?;
+        let Some((manifest, _)) = log.manifest().await? else {
+            return Ok(Vec::new());
+        };
+        let after = manifest.truncated.max(Sequence::ZERO);
+        Ok(log.entries(&manifest, after).await?)
+    }
+
+    /// Everything about a machine; its process server is asked when a client is given. A server that
+    /// does not answer is a fact, not an error.
+    ///
+    /// # Errors
+    /// When the machine is not enrolled, or vault or manifest cannot be read.
+    pub async fn factsheet(
+        &self,
+        machine: &MachineId,
+        client: Option<&Client>,
+    ) -> Result<MachineFactsheet, ControlError> {
+        let document = self.document(machine).await?;
+        let manifest = self.log(&document)?.manifest().await?;
+        let manifest = manifest.map(|(manifest, _)| manifest);
+        let points = self.vault.points(machine).await?;
+        let owner = self.owner_of(manifest.as_ref()).await?;
+        let live = match (client, owner) {
+            (Some(client), Some(server)) => ask(client, server, machine).await,
+            _ => Live::Unasked,
+        };
+        Ok(MachineFactsheet {
+            document,
+            manifest,
+            points: points.map(|(points, _)| points),
+            live,
+        })
+    }
+}
+
+async fn ask(client: &Client, server: ServerDocument, machine: &MachineId) -> Live {
+    match client.get::<ServerFacts>(&server.address, "/v1/status").await {
+        Ok(mut facts) => {
+            let machines = std::mem::take(&mut facts.machines);
+            let mut machines = machines.into_iter();
+            Live::Facts {
+                machine: machines.find(|facts| facts.machine == *machine),
+                server: facts,
+            }
+        }
+        Err(error) => Live::Silent {
+            server,
+            reason: super::answer::chain(&error),
+        },
+    }
+}
