@@ -42,7 +42,10 @@ async fn moved(mounted: &Mounted, bench: Bench) {
             assert!(copied.unwrap().success());
         }
         let here = bench.get_or_insert_with(|| within(&copy));
-        let writes = [data(0, 512, round), data(u64::from(round) * G, 4096, round)];
+        let writes = [
+            data(0, 512, round),
+            data(u64::from(round + 1) * G, 4096, round),
+        ];
         here.store
             .write_pages(&a, &writes, &guard(1, 0))
             .await
