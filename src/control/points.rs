@@ -77,3 +77,82 @@ pub fn points(
     }
     rows.into_values().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::manifest::BookmarkEntry;
+    use crate::model::{Bookmark, BookmarkId, DeltaId, Epoch, Generation};
+    use crate::vault::SnapshotPoint;
+
+    fn id(sequence: u64) -> BookmarkId {
+        BookmarkId([sequence as u8; 16])
+    }
+
+    fn entry(sequence: u64) -> DeltaEntry {
+        let bookmark = Bookmark {
+            id: id(sequence),
+            kind: BookmarkKind::CrashConsistent,
+            time: Timestamp(1),
+            name: String::new(),
+        };
+        DeltaEntry {
+            id: DeltaId([0; 16]),
+            generation: Generation(1),
+            epoch: Epoch(1),
+            first: Sequence(sequence - 9),
+            last: Sequence(sequence),
+            object_bytes: 1,
+            source_bytes: 1,
+            created: Timestamp(1),
+            catch_up: false,
+            bookmarks: vec![BookmarkEntry { sequence: Sequence(sequence), bookmark }],
+        }
+    }
+
+    fn document(snapshots: &[u64]) -> PointsDocument {
+        let json = serde_json::json!({
+            "machine": "web", "applier_generation": 1, "epoch": 1, "applied": 0, "applying": 0,
+            "snapshots": [], "pinned": [id(20).to_string()], "quarantine": null,
+        });
+        let mut document: PointsDocument = serde_json::from_value(json).unwrap();
+        document.snapshots = snapshots
+            .iter()
+            .map(|sequence| SnapshotPoint {
+                bookmark: id(*sequence).to_string(),
+                name: String::new(),
+                kind: BookmarkKind::CrashConsistent,
+                time: Timestamp(1),
+                sequence: *sequence,
+                epoch: 1,
+                disks: Vec::new(),
+            })
+            .collect();
+        document
+    }
+
+    fn listed(truncated: u64, entries: &[u64], snapshots: &[u64]) -> Vec<(u64, bool, bool)> {
+        let entries: Vec<_> = entries.iter().map(|sequence| entry(*sequence)).collect();
+        let rows = points(Sequence(truncated), &entries, Some(&document(snapshots)));
+        let rows = rows.iter();
+        rows.map(|row| (row.sequence, row.snapshot, row.journal)).collect()
+    }
+
+    #[test]
+    fn only_what_can_be_recovered_is_listed() {
+        let all = [(10, false, true), (20, true, true), (30, false, true)];
+        assert_eq!(listed(0, &[10, 20, 30], &[20]), all);
+        let from_snapshot = [(10, true, false), (20, true, true), (30, false, true)];
+        assert_eq!(listed(15, &[20, 30], &[10, 20]), from_snapshot);
+        // The log begins after 15: without a snapshot from there on, 20 has nothing to stand on.
+        assert_eq!(listed(15, &[20, 30], &[10]), [(10, true, false)]);
+        assert_eq!(listed(15, &[20, 30], &[30]), [(30, true, true)]);
+    }
+
+    #[test]
+    fn kept_points_say_so() {
+        let rows = points(Sequence::ZERO, &[entry(10), entry(20)], Some(&document(&[])));
+        let pinned: Vec<_> = rows.iter().map(|row| row.pinned).collect();
+        assert_eq!(pinned, [false, true]);
+    }
+}
