@@ -28,7 +28,7 @@ pub(super) enum Found {
 
 fn kind_of(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
-        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => Some("lies under another object"),
+        ErrorKind::NotADirectory => Some("lies under another object"),
         ErrorKind::IsADirectory | ErrorKind::DirectoryNotEmpty => {
             Some("is a path to other objects")
         }
