@@ -68,7 +68,8 @@ impl Stream {
                 } else {
                     tracing::warn!(why, "everything is sent again in a new epoch");
                 }
-                let next = Epoch(core.epoch.0.max(welcome.epoch.0).saturating_add(1));
+                // The stream's next, even if the bitmap had begun one that never got there.
+                let next = Epoch(welcome.epoch.0.saturating_add(1));
                 self.restart(&mut core, at, &why);
                 // Stays if this life ends before the epoch is on disk: the next tries again.
                 core.resync = Some(why);

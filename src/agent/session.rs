@@ -18,7 +18,7 @@ use crate::format::wire::{
     HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Refuse, VERSION, Welcome, decode_from_server,
     encode_from_agent,
 };
-use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Record};
+use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record};
 
 use super::attach::Unwelcome;
 use super::dial::Transport;
@@ -132,13 +132,15 @@ async fn attach(stream: &Arc<Stream>, welcome: &Welcome) -> Result<(), Unwelcome
 
 fn hello(shared: &Shared) -> Hello {
     let core = shared.stream.lock();
+    // A bitmap that cannot continue its epoch tracks in none.
+    let epoch = if core.resync.is_some() { Epoch(0) } else { core.epoch };
     Hello {
         version: VERSION,
         machine: shared.settings.machine.clone(),
         agent: shared.incarnation,
-        epoch: core.epoch,
+        epoch,
         witnessed: core.witnessed,
-        last: core.last,
+        last: core.highest,
         disks: shared.stream.specs(),
     }
 }

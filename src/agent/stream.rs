@@ -185,7 +185,7 @@ impl Stream {
         let mut core = self.lock();
         bitmap.lost(range);
         if core.mode == TrackingMode::Ordered {
-            self.begin_catch_up(&mut core, CatchUp::Dirty, "a write of the source disk did not succeed");
+            self.begin_catch_up(&mut core, "a write of the source disk did not succeed");
         }
         self.to_repair.notify_one();
     }
@@ -320,12 +320,12 @@ impl Stream {
             core.push(Change::EpochBegin(EpochBegin { epoch, disks }));
             core.epoch_placed = Some(core.last);
             core.epoch_due = false;
-            self.begin_catch_up(&mut core, CatchUp::InitialReplication, "initial replication runs");
+            self.begin_catch_up(&mut core, "initial replication runs");
         } else if core.clean && !dirty {
             let why = "nothing was missed since the last orderly stop";
             self.enter(&mut core, TrackingMode::Ordered, why);
         } else {
-            self.begin_catch_up(&mut core, CatchUp::Dirty, "what changed unseen is read again");
+            self.begin_catch_up(&mut core, "what changed unseen is read again");
         }
         core.clean = false;
     }
@@ -357,7 +357,13 @@ impl Stream {
         self.moved.notify_all();
     }
 
-    fn begin_catch_up(&self, core: &mut Core, kind: CatchUp, why: &str) {
+    /// While every bit is set nothing of the epoch is published, perhaps not even the begin of its
+    /// initial replication, without which the stream may not go on: then it is that once more.
+    fn begin_catch_up(&self, core: &mut Core, why: &str) {
+        let kind = match self.disks.iter().all(|disk| disk.bitmap.is_full()) {
+            true => CatchUp::InitialReplication,
+            false => CatchUp::Dirty,
+        };
         if !core.make_room(cost(0)) {
             self.lose(core, "the resend buffer is full");
             return;

@@ -107,9 +107,7 @@ impl CloudLogError {
             Self::Store { source, .. } => source.class(),
             // A key that is not loaded is the operator's to give; all else is not ours to believe.
             Self::Sealed { source, .. } => source.class(),
-            Self::Format { .. }
-            | Self::Mismatch { .. }
-            | Self::Missing { .. } => Class::Poison,
+            Self::Format { .. } | Self::Mismatch { .. } | Self::Missing { .. } => Class::Poison,
             Self::Truncated { .. } => Class::Reject,
             Self::Next { .. } => Class::Bug,
             Self::Changed { .. } | Self::Unsettled { .. } => Class::Retry,

@@ -15,8 +15,8 @@ mod error;
 mod log_store;
 mod page;
 mod replace;
-#[cfg(any())]
-pub(crate) mod tests;
+#[cfg(test)]
+mod tests;
 
 pub use error::CloudLogError;
 pub use log_store::LogStore;

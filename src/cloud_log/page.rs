@@ -75,15 +75,15 @@ impl LogStore {
         let name = names::manifest_page(&self.machine, page.id);
         match self.store.put(&name, body, Condition::Absent).await {
             Ok(_) => Ok(()),
-            Err(
-                source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. }),
-            ) => match self.page(page).await {
-                Ok(_) => Ok(()),
-                Err(CloudLogError::Missing { machine, .. }) => {
-                    Err(CloudLogError::Unsettled { machine, source })
+            Err(source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. })) => {
+                match self.page(page).await {
+                    Ok(_) => Ok(()),
+                    Err(CloudLogError::Missing { machine, .. }) => {
+                        Err(CloudLogError::Unsettled { machine, source })
+                    }
+                    Err(other) => Err(other),
                 }
-                Err(other) => Err(other),
-            },
+            }
             Err(source) => Err(self.store_error(name, source)),
         }
     }

@@ -61,8 +61,8 @@ pub struct MachineLink {
     published: watch::Sender<Sequence>,
     /// Why the machine is not served here any more.
     ended: watch::Sender<Option<Refuse>>,
-    /// Number of the newest connection: an older one that sees a newer leaves its seat.
-    newest: watch::Sender<u64>,
+    /// The newest connection: an older one leaves its seat.
+    newest: watch::Sender<Newest>,
     /// The seat itself. Its holder alone admits, so the stream's state lies in it.
     stream: Arc<tokio::sync::Mutex<StreamState>>,
     /// Way to the agent that sits now.
@@ -105,6 +105,14 @@ pub enum BookmarkError {
     },
 }
 
+/// The last thing that overruled connections: a newer one, or an order to leave.
+#[derive(Debug, Default)]
+struct Newest {
+    number: u64,
+    /// Of an order; a newer connection speaks for itself.
+    why: Option<Refuse>,
+}
+
 /// A bookmark request on its way to the agent.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -136,7 +144,7 @@ impl MachineLink {
             durable: watch::Sender::new(through),
             published: watch::Sender::new(setup.published),
             ended: watch::Sender::new(None),
-            newest: watch::Sender::new(0),
+            newest: watch::Sender::new(Newest::default()),
             stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
             requests: Mutex::new(None),
         })
@@ -185,12 +193,19 @@ impl MachineLink {
         });
     }
 
-    /// The policy's interval; agents learn it with their next welcome.
+    /// The policy's interval; an agent learns it with its next welcome; see
+    /// [`MachineLink::disconnect`].
     pub fn set_bookmark_interval_ms(&self, interval: u32) {
         self.bookmark_interval_ms.store(interval, Ordering::Relaxed);
     }
 
-    /// The machine is not served here any more (fenced, revoked, the log failed): the present
+    /// Ends the present session; the agent may come again. For a certificate that was revoked, or a
+    /// policy that the agent shall learn now.
+    pub fn disconnect(&self, why: Refuse) {
+        self.overrule(Some(why));
+    }
+
+    /// The machine is not served here any more (fenced, unprotected, the log failed): the present
     /// session and all later ones are refused with this.
     pub fn end(&self, why: Refuse) {
         self.ended.send_if_modified(|ended| {
@@ -294,13 +309,19 @@ impl MachineLink {
 
     /// Announces a connection: from now on older ones leave.
     pub(super) fn announce(self: &Arc<Self>) -> Ticket {
-        let mut number = 0;
-        self.newest.send_modify(|newest| {
-            *newest += 1;
-            number = *newest;
-        });
+        let number = self.overrule(None);
         let link = Arc::clone(self);
         Ticket { link, number }
+    }
+
+    /// From now on connections up to the present one have to leave.
+    fn overrule(&self, why: Option<Refuse>) -> u64 {
+        let mut number = 0;
+        self.newest.send_modify(|newest| {
+            number = newest.number + 1;
+            *newest = Newest { number, why };
+        });
+        number
     }
 
     fn way_to_agent(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Asked>>> {
@@ -325,10 +346,13 @@ impl Ticket {
                 let why = why.ok().and_then(|why| why.clone());
                 why.unwrap_or_else(|| refuse(Refusal::NotOwner, "the machine is not served here"))
             }
-            _ = newest.wait_for(|newest| *newest > self.number) => {
-                let machine = &self.link.machine;
-                let text = format_args!("a newer connection of machine {machine} took over");
-                refuse(Refusal::Superseded, text)
+            newest = newest.wait_for(|newest| newest.number > self.number) => {
+                let why = newest.ok().and_then(|newest| newest.why.clone());
+                why.unwrap_or_else(|| {
+                    let machine = &self.link.machine;
+                    let text = format_args!("a newer connection of machine {machine} took over");
+                    refuse(Refusal::Superseded, text)
+                })
             }
         }
     }

@@ -10,7 +10,7 @@
 //!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
 //!                    ◀── LinkSetup::cache_full                     withholds credit
-//!                    ◀── MachineLink::end(refuse)                  fenced, revoked, log failed
+//!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
 //!  operator ──▶ MachineLink::bookmark ──▶ agent ──▶ its sequence
 //! ```
 //!

@@ -13,6 +13,8 @@ mod key;
 mod open;
 mod pool;
 mod sealer;
+#[cfg(test)]
+mod testing;
 
 pub use batch::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch, Batcher, ClosedBy, StreamState};
 pub use document::{open_document, seal_document};

@@ -54,7 +54,6 @@ pub(super) struct ShardQueue {
 /// One claimed machine.
 pub(super) struct Served {
     pub(super) link: Arc<MachineLink>,
-    pub(super) context: UploadContext,
     keep_every_write: Arc<AtomicBool>,
 }
 
@@ -243,7 +242,7 @@ impl Registry {
             .insert(machine_key, route);
         routes.durable(records);
         let work = Pipeline {
-            context: context.clone(),
+            context,
             claim,
             key,
             pool: Arc::clone(&shared.pool),
@@ -254,7 +253,7 @@ impl Registry {
             drain: shared.drain.clone(),
         };
         self.pipelines.lock().await.spawn(work.run(durable));
-        Ok(Arc::new(Served { link, context, keep_every_write }))
+        Ok(Arc::new(Served { link, keep_every_write }))
     }
 
     /// Forgets a machine whose link was ended, so that the next connection claims it anew.

@@ -153,10 +153,8 @@ impl Pipeline {
         if let Some(link) = self.link.upgrade() {
             link.published_through(published.through());
         }
-        let bookmarks = published.entries().iter().flat_map(|entry| &entry.bookmarks);
-        if let Some(newest) = bookmarks.map(|entry| entry.bookmark.time.0).max() {
-            self.metrics.recoverable_time.fetch_max(newest, Ordering::AcqRel);
-        }
+        let bytes: u64 = published.entries().iter().map(|entry| entry.source_bytes).sum();
+        self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     async fn stopped(&self, stop: &Stop) {

@@ -132,7 +132,13 @@ impl UploadError {
         match self {
             Self::Store { source, .. } => matches!(source, Full { .. }),
             Self::Log { source, .. } => {
-                matches!(source, CloudLogError::Store { source: Full { .. }, .. })
+                matches!(
+                    source,
+                    CloudLogError::Store {
+                        source: Full { .. },
+                        ..
+                    }
+                )
             }
             _ => false,
         }

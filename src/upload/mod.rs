@@ -27,7 +27,7 @@ mod orphan;
 mod publish;
 mod queue;
 mod stream;
-#[cfg(any())]
+#[cfg(test)]
 mod tests;
 mod truncate;
 

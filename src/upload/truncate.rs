@@ -156,15 +156,18 @@ fn shorten(manifest: &Manifest, cut: Cut) -> Option<Manifest> {
     let gone = next.pages.drain(..pages).map(|page| page.last).last();
     next.truncated = gone.unwrap_or(next.truncated);
     if next.pages.is_empty() {
-        let entries = next.entries.partition_point(|entry| entry.last <= cut.through);
+        let entries = next
+            .entries
+            .partition_point(|entry| entry.last <= cut.through);
         let gone = next.entries.drain(..entries).map(|entry| entry.last).last();
         next.truncated = gone.unwrap_or(next.truncated);
     }
     // An epoch is over when the next one begins at or before the first record that is left.
     let left = next.truncated.next();
-    let over = next.epochs.windows(2).take_while(|pair| {
-        pair[1].first <= left && pair[0].epoch < cut.epochs_from
-    });
+    let over = next
+        .epochs
+        .windows(2)
+        .take_while(|pair| pair[1].first <= left && pair[0].epoch < cut.epochs_from);
     let over = over.count();
     next.epochs.drain(..over);
     if next.truncated == manifest.truncated && over == 0 {

@@ -90,6 +90,7 @@ pub(crate) async fn connect(
     port: u16,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let socket = TcpStream::connect(("127.0.0.1", port)).await?;
+    socket.set_nodelay(true)?;
     let name = ServerName::try_from("holdfast").unwrap();
     connector.connect(name, socket).await
 }

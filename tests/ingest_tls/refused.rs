@@ -131,11 +131,14 @@ async fn tls_1_2_is_refused() {
         let server = Server::start(limits()).await;
         for (version, good) in [("-tls1_2", false), ("-tls1_3", true)] {
             let target = format!("127.0.0.1:{}", server.port);
-            let output = tokio::process::Command::new("openssl")
-                .args(["s_client", "-brief", version, "-connect", &target])
-                .stdin(Stdio::null())
-                .output();
-            let output = output.await.expect("openssl is installed");
+            let openssl = move || {
+                std::process::Command::new("openssl")
+                    .args(["s_client", "-brief", version, "-connect", &target])
+                    .stdin(Stdio::null())
+                    .output()
+            };
+            let output = tokio::task::spawn_blocking(openssl).await.unwrap();
+            let output = output.expect("openssl is installed");
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(
                 text.contains("CONNECTION ESTABLISHED"),

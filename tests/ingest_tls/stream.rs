@@ -1,7 +1,7 @@
 //! What agents with good certificates do, well or badly.
 
 use holdfast::format::wire::{
-    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal,
+    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
 };
 use holdfast::ingest::BookmarkError;
 use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Sequence};
@@ -227,6 +227,46 @@ async fn a_draining_server_says_so_and_ends() {
         );
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_disconnected_agent_may_come_again_and_one_whose_machine_ended_may_not() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let link = server.log.link("web-1");
+        let why = |code| Refuse {
+            code,
+            text: "for a reason".into(),
+        };
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        link.disconnect(why(Refusal::Busy));
+        assert_eq!(agent.refused().await, why(Refusal::Busy));
+        let known = || Hello {
+            epoch: Epoch(1),
+            ..hello("web-1")
+        };
+        let (mut agent, _) = Agent::welcomed(&server, &pair, known()).await;
+        link.end(why(Refusal::NotOwner));
+        assert_eq!(agent.refused().await, why(Refusal::NotOwner));
+        let mut agent = Agent::upgraded(&server, &pair).await;
+        agent.say(&FromAgent::Hello(known())).await;
+        assert_eq!(agent.refused().await, why(Refusal::NotOwner));
+    })
+    .await;
+}
+
+/// The runtime of a shard is not tokio's own.
+#[test]
+fn a_shards_runtime_carries_it() {
+    tokio_uring::start(bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        let sequence = agent.record(write(0, 1 << 20)).await;
+        agent.durable(sequence).await;
+    }));
 }
 
 impl Agent {

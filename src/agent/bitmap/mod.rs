@@ -213,6 +213,12 @@ impl Bitmap {
         (chunks * u64::from(self.identity.chunk_bytes)).min(self.identity.disk_bytes)
     }
 
+    /// Whether nothing at all is known to be published.
+    pub(super) fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.set.count() == state.set.length()
+    }
+
     /// Whether a round of clearing could clear anything.
     pub(super) fn clearable(&self) -> bool {
         let state = self.lock();

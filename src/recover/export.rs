@@ -1,0 +1,172 @@
+//! One disk at one point as a file: raw or fixed VHD.
+//!
+//! Owns: that the file appears under its name whole, synced, or not at all, and that holes stay
+//! holes. Does not own: showing progress.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::RecoverError;
+use super::base::READ_BYTES;
+use super::reader::DiskReader;
+use crate::format::seed_disk::{FOOTER_BYTES, Footer, unique_id};
+use crate::model::MachineId;
+
+/// Pieces read and written at the same time; 4 MiB each.
+const STREAMS: usize = 8;
+
+/// What the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// The disk's bytes.
+    Raw,
+    /// The disk's bytes and the footer of a fixed VHD. Azure takes it as a managed disk when the
+    /// disk is a multiple of 1 MiB.
+    Vhd,
+}
+
+/// How far long work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes to do; holes are none.
+    pub total_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Bytes that were read and written; the rest are holes.
+    pub copied_bytes: u64,
+}
+
+/// Writes the disk to a new file `out`, telling `progress` at the start and after every piece.
+///
+/// # Errors
+/// When `out` exists, cannot be written, or the point cannot be read; no file is left behind.
+pub async fn export(
+    machine: &MachineId,
+    reader: &DiskReader,
+    format: ExportFormat,
+    out: &Path,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Exported, RecoverError> {
+    let size_bytes = reader.size_bytes();
+    let footer = match format {
+        ExportFormat::Raw => None,
+        ExportFormat::Vhd => Some(footer(machine, reader)?),
+    };
+    let file_bytes = size_bytes + footer.map_or(0, |footer| footer.len() as u64);
+    let partial = Partial::create(out, file_bytes)?;
+    let ranges = reader.ranges().await?;
+    let total_bytes = ranges.iter().map(|range| range.end - range.start).sum();
+    let mut done_bytes = 0;
+    progress(Progress { done_bytes, total_bytes });
+    let mut pieces = stream::iter(ranges.iter().cloned().flat_map(pieces))
+        .map(|piece| copy(reader, &partial, piece))
+        .buffer_unordered(STREAMS);
+    while let Some(copied) = pieces.try_next().await? {
+        done_bytes += copied;
+        progress(Progress { done_bytes, total_bytes });
+    }
+    drop(pieces);
+    if let Some(footer) = footer {
+        let written = partial.file.write_all_at(&footer, size_bytes);
+        written.map_err(|source| partial.failed("writing the footer", source))?;
+    }
+    partial.publish().await?;
+    Ok(Exported { file_bytes, copied_bytes: done_bytes })
+}
+
+fn footer(machine: &MachineId, reader: &DiskReader) -> Result<[u8; FOOTER_BYTES], RecoverError> {
+    let disk = reader.disk();
+    let id = unique_id(machine, &disk.name, reader.epoch());
+    let footer = Footer::new(disk.size_bytes, id)
+        .map_err(|source| RecoverError::NoVhd { disk: disk.name.clone(), source })?;
+    Ok(footer.encode())
+}
+
+/// Cuts a range at multiples of 4 MiB.
+fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let next = |at: u64| (at / READ_BYTES + 1) * READ_BYTES;
+    let end = range.end;
+    let starts = std::iter::successors(Some(range.start), move |at| {
+        Some(next(*at)).filter(|next| *next < end)
+    });
+    starts.map(move |start| start..next(start).min(end))
+}
+
+async fn copy(
+    reader: &DiskReader,
+    partial: &Partial,
+    piece: Range<u64>,
+) -> Result<u64, RecoverError> {
+    let length = piece.end - piece.start;
+    let bytes = reader.read(piece.start, length).await?;
+    let file = Arc::clone(&partial.file);
+    let written = blocking(move || file.write_all_at(&bytes, piece.start)).await;
+    written.map_err(|source| partial.failed("writing", source))?;
+    Ok(length)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// A file beside `out` that becomes it when it is whole, and goes away when dropped before.
+struct Partial {
+    out: PathBuf,
+    directory: PathBuf,
+    path: tempfile::TempPath,
+    file: Arc<std::fs::File>,
+}
+
+impl Partial {
+    fn create(out: &Path, file_bytes: u64) -> Result<Self, RecoverError> {
+        if out.symlink_metadata().is_ok() {
+            return Err(RecoverError::OutputExists { path: out.to_owned() });
+        }
+        let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = parent.unwrap_or(Path::new(".")).to_owned();
+        let failed = |action, source| RecoverError::File { path: out.to_owned(), action, source };
+        let made = tempfile::Builder::new().prefix(".holdfast-export-").tempfile_in(&directory);
+        let (file, path) = made.map_err(|e| failed("making the file", e))?.into_parts();
+        let sized = file.set_len(file_bytes);
+        sized.map_err(|source| failed("setting its length", source))?;
+        Ok(Self { out: out.to_owned(), directory, path, file: Arc::new(file) })
+    }
+
+    /// Data first, then the name, then the directory: what is there under the name is whole.
+    async fn publish(self) -> Result<(), RecoverError> {
+        let Self { out, directory, path, file } = self;
+        let failed = |source| RecoverError::File {
+            path: out.clone(),
+            action: "syncing and naming it",
+            source,
+        };
+        blocking(move || file.sync_all()).await.map_err(failed)?;
+        match path.persist_noclobber(&out) {
+            Ok(()) => {}
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(RecoverError::OutputExists { path: out });
+            }
+            Err(error) => return Err(failed(error.error)),
+        }
+        blocking(move || std::fs::File::open(directory)?.sync_all()).await.map_err(failed)
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> RecoverError {
+        RecoverError::File { path: self.out.clone(), action, source }
+    }
+}

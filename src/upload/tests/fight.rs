@@ -1,0 +1,91 @@
+//! Two servers that both believe to own a machine.
+
+use std::sync::Arc;
+
+use super::hostile::Hostile;
+use super::rig::{Rig, server};
+use crate::store::{Class, Store};
+use crate::upload::{UploadError, claim};
+
+const RECORDS: u64 = 45;
+
+/// The older is stopped before each of its requests in turn; a newer takes the machine and
+/// publishes; the older goes on. Whatever it sends, nothing of it is named after the takeover.
+#[tokio::test]
+async fn the_older_never_publishes_after_a_takeover() {
+    let mut fenced = 0;
+    for at in 2..200 {
+        let rig = Rig::new(u64::from(at) % 5);
+        let store = Hostile::stop_at(&rig.memory, at);
+        let context = rig.context(Arc::clone(&store) as _, 1);
+        let note = |_| ();
+        let older = rig.serve(&context, "ps-a", RECORDS, note);
+        tokio::pin!(older);
+        let stopped = tokio::select! {
+            biased;
+            ended = &mut older => { ended.unwrap(); false }
+            () = store.stopped.notified() => true,
+        };
+        if !stopped {
+            assert!(fenced > 25, "only {fenced} takeovers were tried");
+            return;
+        }
+        let before = rig.manifest().await;
+        let newer = rig.serve(&rig.plain(), "ps-b", 40, |_| ()).await.unwrap();
+        let after = rig.audit().await;
+        store.go.notify_one();
+        let ended = older.await;
+        assert_eq!(rig.manifest().await, newer.manifest, "request {at}");
+        assert_eq!(rig.audit().await, after);
+        match ended {
+            Err(stopped) => {
+                assert_eq!(stopped.error.class(), Class::Fence);
+                let UploadError::Fenced {
+                    ours,
+                    theirs,
+                    their_owner,
+                    ..
+                } = &stopped.error
+                else {
+                    panic!("{}", stopped.error)
+                };
+                assert_eq!((ours.0, theirs.0, their_owner), (1, 2, &server("ps-b")));
+                // All that it held comes back, in order, to the last record.
+                let first = stopped.unpublished.first().unwrap().entry().first;
+                assert!(first <= before.published.next());
+                let mut end = first.0 - 1;
+                for sealed in &stopped.unpublished {
+                    assert_eq!(sealed.entry().first.0, end + 1);
+                    assert_eq!(sealed.items().len() as u64, sealed.entry().last.0 - end);
+                    end = sealed.entry().last.0;
+                }
+                assert_eq!(end, RECORDS);
+                fenced += 1;
+            }
+            Ok(_) => assert_eq!(before.published.0, RECORDS, "all was published before"),
+        }
+    }
+    panic!("the older never came to its end");
+}
+
+/// Two processes of one name that make the very same manifest: only one of them owns it.
+#[tokio::test]
+async fn two_lives_of_one_server_do_not_share_a_generation() {
+    let rig = Rig::new(3);
+    claim(&rig.plain(), &server("ps-a")).await.unwrap();
+    let store = Hostile::stop_at(&rig.memory, 1); // its read is done, its write waits
+    let context = rig.context(Arc::clone(&store) as Arc<dyn Store>, 1);
+    let name = server("ps-a");
+    let one = claim(&context, &name);
+    tokio::pin!(one);
+    tokio::select! {
+        biased;
+        _ = &mut one => panic!("it was to wait"),
+        () = store.stopped.notified() => {}
+    }
+    let other = claim(&rig.plain(), &server("ps-a")).await.unwrap();
+    store.go.notify_one();
+    let one = one.await.unwrap();
+    assert_eq!(other.manifest.generation.0, 2);
+    assert_eq!(one.manifest.generation.0, 3);
+}
