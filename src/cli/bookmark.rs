@@ -6,9 +6,6 @@ use super::{Failure, block_on};
 use crate::control::{BookmarkQuestion, BookmarkWait, bookmark};
 use crate::model::{BookmarkKind, MachineId};
 
-/// Time for the agent to place it and the process server to publish it.
-const BOOKMARK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
-
 /// Place a bookmark in a machine's write stream, now
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,7 +39,7 @@ enum Wait {
 /// When the machine is unknown, or its server or its agent does not answer.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let site = Site::open(&args.config.config)?;
-    let client = site.client()?.with_timeout(BOOKMARK_PATIENCE);
+    let client = site.client()?;
     let question = BookmarkQuestion {
         name: args.name.clone(),
         kind: match args.app {

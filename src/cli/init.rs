@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::files::{self, PUBLIC, SECRET};
 use super::output::print;
@@ -50,14 +51,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     files::expect_absent(&config)?;
     files::make_directory(&root)?;
     files::create(&config, PUBLIC, &settings_text(&site, args))?;
-    let settings = load_server(&config).inspect_err(|_| {
+    let (settings, store) = settled(&config, &token_file).inspect_err(|_| {
         std::fs::remove_file(&config).ok(); // nothing else was written: the next try starts afresh
     })?;
-    for path in new_files(&settings).chain([&token_file]) {
-        files::expect_absent(path)?;
-    }
-    let store = crate::store::open(&settings.store)?;
-    block_on(expect_unused(store.as_ref()))?;
     write_certificates(&settings)?;
     let kek = KeyEncryptionKey::create(&settings.key_file, &System)?;
     let opened = Site::of(settings, store, kek);
@@ -68,6 +64,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     })?;
     files::create(&token_file, SECRET, &format!("{}\n", token.reveal()))?;
     print(&next_steps(&root, &opened.settings))
+}
+
+/// What was just written, once it is known that nothing stands in the way.
+fn settled(config: &Path, token_file: &Path) -> Result<(ServerSettings, Arc<dyn Store>), Failure> {
+    let settings = load_server(config)?;
+    for path in new_files(&settings).into_iter().chain([token_file]) {
+        files::expect_absent(path)?;
+    }
+    let store = crate::store::open(&settings.store)?;
+    block_on(expect_unused(store.as_ref()))?;
+    Ok((settings, store))
 }
 
 async fn expect_unused(store: &dyn Store) -> Result<(), Failure> {
@@ -84,7 +91,7 @@ fn random_site(entropy: &dyn Entropy) -> Result<SiteId, Failure> {
     Ok(format!("site-{}", hex::encode(bytes)).parse()?)
 }
 
-fn new_files(settings: &ServerSettings) -> impl Iterator<Item = &PathBuf> {
+fn new_files(settings: &ServerSettings) -> [&Path; 7] {
     let tls = &settings.tls;
     [
         &tls.ca_certificate,
@@ -95,7 +102,6 @@ fn new_files(settings: &ServerSettings) -> impl Iterator<Item = &PathBuf> {
         &tls.operator_key,
         &settings.key_file,
     ]
-    .into_iter()
 }
 
 fn write_certificates(settings: &ServerSettings) -> Result<(), Failure> {

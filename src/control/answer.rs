@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::ControlError;
+use crate::observe::error_chain;
 use crate::store::Class;
 use crate::vault::{TokenError, VaultError};
 
@@ -24,7 +25,8 @@ pub struct ErrorDetail {
     pub code: String,
     /// For people.
     pub message: String,
-    /// What to do.
+    /// What to do; may be empty.
+    #[serde(default)]
     pub cure: String,
 }
 
@@ -115,13 +117,13 @@ impl From<VaultError> for Refusal {
             (_, Class::Retry) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "store_unavailable",
-                chain(&error),
+                error_chain(&error),
                 "nothing was changed for certain; ask again when the store answers",
             ),
             (_, Class::Reject | Class::Fence) => Self::new(
                 StatusCode::CONFLICT,
                 "conflict",
-                chain(&error),
+                error_chain(&error),
                 "read what is there now and ask again",
             ),
             (_, Class::Poison | Class::Bug) => Self::broken(&error),
@@ -166,16 +168,23 @@ impl From<ControlError> for Refusal {
             | ControlError::Refused { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "process_server_unavailable",
-                chain(&error),
+                error_chain(&error),
                 "start `holdfast serve`, or look at its log",
             ),
             ControlError::CloudLog(ref inner) if inner.class() == Class::Retry => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "store_unavailable",
-                chain(&error),
+                error_chain(&error),
+                "ask again when the store answers",
+            ),
+            ControlError::Recover(ref inner) if inner.class() == Class::Retry => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store_unavailable",
+                error_chain(&error),
                 "ask again when the store answers",
             ),
             ControlError::CloudLog(_)
+            | ControlError::Recover(_)
             | ControlError::Seal(_)
             | ControlError::File { .. }
             | ControlError::Pem { .. }
@@ -189,19 +198,7 @@ impl From<ControlError> for Refusal {
 impl Refusal {
     /// Something that needs a human: logged, and told by its first sentence only.
     fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error = chain(error), "a request found something broken");
+        tracing::error!(error = error_chain(error), "a request found something broken");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", error, "look at the sidecar's log")
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -3,6 +3,9 @@
 //!
 //! Owns: one bounded request. Does not own: which server to ask, retries.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

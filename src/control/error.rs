@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::cloud_log::CloudLogError;
 use crate::model::MachineId;
+use crate::recover::RecoverError;
 use crate::seal::SealError;
 use crate::vault::{TokenError, VaultError};
 
@@ -78,7 +79,7 @@ pub enum ControlError {
         seconds: u64,
     },
     /// A server refused.
-    #[error("{url}: {status}: {message}; {cure}")]
+    #[error("{url}: {message}{gap}{cure}", gap = if cure.is_empty() { "" } else { "; " })]
     Refused {
         /// What was asked.
         url: String,
@@ -143,4 +144,7 @@ pub enum ControlError {
     /// The cloud log.
     #[error(transparent)]
     CloudLog(#[from] CloudLogError),
+    /// The recovery points.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
 }

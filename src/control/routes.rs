@@ -14,11 +14,10 @@ use super::auth::{self, Peer};
 use super::body::Body;
 use super::bookmark::{BookmarkAnswer, BookmarkQuestion, NAME_BYTES_MAX, bookmark};
 use super::ca::SigningRequest;
-use super::points::{PointRow, points};
 use super::sidecar::Shared;
 use super::status::{MachineStatus, status};
 use super::{ControlError, Inquiry};
-use crate::model::{BookmarkId, MachineId, Sequence, Timestamp};
+use crate::model::{BookmarkId, MachineId, Timestamp};
 use crate::vault::{CertificateEntry, MachineDocument, Policy, PolicyBounds};
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -119,16 +118,9 @@ async fn show_status(State(shared): Sidecar, Path(machine): Path<String>) -> Ans
     Ok(Json(status(&sheet, shared.clock.wall())))
 }
 
-async fn all_points(shared: &Shared, machine: &MachineId) -> Result<Vec<PointRow>, ControlError> {
-    let sheet = shared.sources.factsheet(machine, &mut Inquiry::default()).await?;
-    let entries = shared.sources.entries(&sheet.document).await?;
-    let truncated = sheet.manifest.map_or(Sequence::ZERO, |manifest| manifest.truncated);
-    Ok(points(truncated, &entries, sheet.points.as_ref()))
-}
-
 async fn list_points(State(shared): Sidecar, Path(machine): Path<String>) -> Answer<Value> {
     let machine = machine_named(&machine)?;
-    let points = all_points(&shared, &machine).await?;
+    let points = shared.sources.points(&machine).await?;
     Ok(Json(json!({ "machine": machine, "points": points })))
 }
 
@@ -148,7 +140,7 @@ async fn unpin(
 
 async fn keep(shared: &Shared, machine: &str, bookmark: String, keep: bool) -> Answer<Value> {
     let machine = machine_named(machine)?;
-    let points = all_points(shared, &machine).await?;
+    let points = shared.sources.points(&machine).await?;
     let known = points.iter().any(|point| point.bookmark == bookmark);
     let Some(id) = BookmarkId::parse(&bookmark).filter(|_| known) else {
         return Err(ControlError::UnknownPoint { machine, bookmark }.into());

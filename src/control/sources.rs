@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::answer::chain;
 use super::{Client, ControlError};
 use crate::cloud_log::LogStore;
-use crate::format::manifest::{DeltaEntry, Manifest};
+use crate::format::manifest::Manifest;
 use crate::model::{MachineId, ServerId};
-use crate::observe::{MachineFacts, ServerFacts};
+use crate::observe::{MachineFacts, ServerFacts, error_chain};
+use crate::recover::{Point, Recovery};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::vault::{MachineDocument, PointsDocument, ServerDocument, Vault};
 
@@ -107,19 +107,14 @@ impl Sources {
         }
     }
 
-    /// A machine's deltas, oldest first: all that the cloud log still has.
+    /// A machine's recovery points, oldest first.
     ///
     /// # Errors
-    /// When a manifest page cannot be read.
-    pub async fn entries(
-        &self,
-        document: &MachineDocument,
-    ) -> Result<Vec<DeltaEntry>, ControlError> {
-        let log = self.log(document)?;
-        let Some((manifest, _)) = log.manifest().await? else {
-            return Ok(Vec::new());
-        };
-        Ok(log.entries(&manifest, manifest.truncated).await?)
+    /// When the machine is not enrolled, or its points cannot be read or believed.
+    pub async fn points(&self, machine: &MachineId) -> Result<Vec<Point>, ControlError> {
+        let document = self.document(machine).await?;
+        let recovery = Recovery::new(self.log(&document)?, self.vault.clone());
+        Ok(recovery.points().await?)
     }
 
     /// Everything about a machine. A process server that does not answer is a fact, not an error.
@@ -164,7 +159,7 @@ impl Inquiry {
         };
         if !self.heard.contains_key(&server.server) {
             let answer = client.get(&server.address, "/v1/status").await;
-            let answer = answer.map(Heard::of).map_err(|error| chain(&error));
+            let answer = answer.map(Heard::of).map_err(|error| error_chain(&error));
             self.heard.insert(server.server.clone(), answer);
         }
         match &self.heard[&server.server] {

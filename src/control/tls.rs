@@ -50,7 +50,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, ControlError> {
+pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, ControlError> {
     let text = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match chain {
@@ -59,7 +59,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, ControlError> {
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ControlError> {
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ControlError> {
     let text = zeroize::Zeroizing::new(read(path)?);
     PrivateKeyDer::from_pem_slice(&text)
         .map_err(|_| ControlError::Pem { path: path.to_owned(), what: "private key" })

@@ -4,7 +4,8 @@ use super::*;
 use crate::clock::System;
 use crate::format::names;
 use crate::model::{BookmarkId, MachineId, SiteId, Timestamp};
-use crate::store::{Condition, Memory, StoreError};
+use crate::store::faulty::{Fault, Gate, Op, Rule};
+use crate::store::{Class, Condition, Faulty, Memory, Store, StoreError};
 
 fn vault() -> Vault {
     Vault::new(Arc::new(Memory::new(System::clock())), [7; 32])
@@ -220,5 +221,80 @@ async fn pins_and_kept_bookmarks() {
 fn every_error_has_its_class() {
     let gone = StoreError::NotFound { store: "s".into(), name: "n".into() };
     let error = VaultError::Store { name: "n".into(), source: gone };
-    assert_eq!(error.class(), crate::store::Class::Reject);
+    assert_eq!(error.class(), Class::Reject);
+}
+
+/// A vault over a store in which exactly the first matching call fails as told.
+fn failing(op: Op, fault: Fault, part: &str) -> Vault {
+    let faulty = Faulty::new(Arc::new(Memory::new(System::clock())));
+    faulty.add(Rule::on(op, fault).named(part).times(1));
+    Vault::new(Arc::new(faulty), [7; 32])
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_resolved_by_reading_back() {
+    for fault in [Fault::AnswerLost, Fault::RequestLost] {
+        let vault = failing(Op::Put, fault.clone(), "machines/web/machine");
+        vault.create_machine(&document("web")).await.unwrap();
+        let again = vault.create_machine(&document("web")).await;
+        assert!(matches!(again, Err(VaultError::Exists { .. })), "{fault:?}");
+        let found = vault.machine(&machine("web")).await.unwrap();
+        assert_eq!(found, Some(document("web")));
+    }
+    let vault = failing(Op::Delete, Fault::AnswerLost, "pins");
+    let web = machine("web");
+    let pin = PinDocument { sequence: 1, base: 0, expires: NOW };
+    vault.write_pin(&web, "a", &pin).await.unwrap();
+    vault.remove_pin(&web, "a").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_happens_once() {
+    for fault in [Fault::AnswerLost, Fault::RequestLost] {
+        let faulty = Arc::new(Faulty::new(Arc::new(Memory::new(System::clock()))));
+        let vault = Vault::new(Arc::clone(&faulty) as Arc<dyn Store>, [7; 32]);
+        vault.create_machine(&document("web")).await.unwrap();
+        faulty.add(Rule::on(Op::Put, fault.clone()).times(1));
+        let web = machine("web");
+        let changed = vault.update_machine(&web, |mut document| {
+            document.policy.rpo_warn_s += 1;
+            Ok(document)
+        });
+        changed.await.unwrap();
+        let document = vault.machine(&web).await.unwrap().unwrap();
+        assert_eq!(document.policy.rpo_warn_s, 61, "{fault:?}");
+    }
+}
+
+/// The first bearer's answer is lost before its write; meanwhile the second uses the token at the
+/// very same moment. Their documents say the same, and still only one of them may have won.
+#[tokio::test]
+async fn a_lost_answer_does_not_claim_what_another_wrote() {
+    let memory: Arc<dyn Store> = Arc::new(Memory::new(System::clock()));
+    let faulty = Arc::new(Faulty::new(Arc::clone(&memory)));
+    let (slow, fast) =
+        (Vault::new(Arc::clone(&faulty) as Arc<dyn Store>, [7; 32]), Vault::new(memory, [7; 32]));
+    let web = machine("web");
+    let token = fast.create_enrolment_token(&web, NOW.plus_seconds(60), &System);
+    let token = token.await.unwrap();
+    let gate = Gate::new();
+    faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).times(1));
+    let held = {
+        let (token, web) = (token.clone(), web.clone());
+        tokio::spawn(async move { slow.redeem_enrolment_token(&token, &web, NOW).await })
+    };
+    gate.arrived(1).await;
+    fast.redeem_enrolment_token(&token, &web, NOW).await.unwrap();
+    gate.open();
+    let late = held.await.unwrap();
+    assert!(matches!(late, Err(TokenError::Used { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_is_an_error_in_the_end() {
+    let faulty = Faulty::new(Arc::new(Memory::new(System::clock())));
+    faulty.add(Rule::on(Op::Put, Fault::RequestLost));
+    let vault = Vault::new(Arc::new(faulty), [7; 32]);
+    let error = vault.create_machine(&document("web")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Retry);
 }
