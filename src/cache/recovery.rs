@@ -12,13 +12,14 @@ use super::damage::{Damage, Finding};
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
 use super::pool::{Geometry, Keeper, blank};
-use super::scan::{Scan, Standing, Verdict, scan};
+use super::scan::{Scan, Verdict, scan};
 use super::streams::{Found, Streams};
 use crate::clock::Entropy;
 use crate::format::bytes::FormatError;
 use crate::format::segment::{
-    CleanMarker, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader, record_bytes,
+    SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader, record_bytes,
 };
+use crate::model::{MachineKey, Sequence};
 use crate::observe::Metrics;
 
 /// What was found and put in order.
@@ -27,6 +28,10 @@ pub(super) struct Recovered {
     pub(super) segments: Vec<Slot>,
     /// Those records in log order; `Found::segment` is a place in `segments`.
     pub(super) records: Vec<Found>,
+    /// Whether segments must be recycled in log order, see `lineage`.
+    pub(super) again: bool,
+    /// Records that are in the log and not served: the newest of each machine.
+    pub(super) kept_back: Vec<(MachineKey, Sequence)>,
     pub(super) damage: Vec<Damage>,
     /// Slots that nobody needs but that are not blank.
     pub(super) stale: Vec<Slot>,
@@ -45,7 +50,7 @@ struct Candidate {
 pub(super) struct Scanned {
     pub(super) slot: Slot,
     pub(super) header: SegmentHeader,
-    scan: Scan,
+    pub(super) scan: Scan,
     unreadable: Vec<Range<u64>>,
 }
 
@@ -58,13 +63,9 @@ pub(super) fn recover(
     entropy: Arc<dyn Entropy>,
     metrics: &Metrics,
 ) -> Result<Recovered, CacheError> {
-    let path = directory.path().to_owned();
-    let marker = directory.read_marker();
-    let marker = marker.map_err(CacheError::io(&path, "reading the clean-stop marker"))?;
     let mut recovery = Recovery {
         damage: Vec::new(),
         stale: Vec::new(),
-        marker: CleanMarker::decode(&marker).ok(), // a torn one: the stop was not clean
         keeper: Keeper {
             directory,
             geometry,
@@ -74,8 +75,11 @@ pub(super) fn recover(
             files: 0,
             next_slot: 0,
             next_ordinal: 1,
+            broken: None,
         },
         unplaced: false,
+        again: false,
+        kept_back: Vec::new(),
         metrics,
     };
     let candidates = recovery.headers()?;
@@ -86,6 +90,8 @@ pub(super) fn recover(
     Ok(Recovered {
         segments,
         records,
+        again: recovery.again,
+        kept_back: recovery.kept_back,
         damage: recovery.damage,
         stale: recovery.stale,
         keeper: recovery.keeper,
@@ -96,7 +102,7 @@ pub(super) fn recover(
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) segments: Vec<Scanned>,
-    /// The last one; what it holds is believed only if the marker names it.
+    /// The last one; if it was not closed, the page cache may hold what the disk does not.
     pub(super) last: Option<usize>,
     /// Its bytes as they were scanned.
     pub(super) last_bytes: Vec<u8>,
@@ -105,9 +111,10 @@ pub(super) struct Log {
 pub(super) struct Recovery<'a> {
     damage: Vec<Damage>,
     stale: Vec<Slot>,
-    marker: Option<CleanMarker>,
     /// Whether a segment was set aside (row D): its place in the log is not known.
     unplaced: bool,
+    again: bool,
+    kept_back: Vec<(MachineKey, Sequence)>,
     pub(super) keeper: Keeper,
     metrics: &'a Metrics,
 }
@@ -130,7 +137,7 @@ impl Recovery<'_> {
             }
             match SegmentHeader::decode(&sector) {
                 Ok(None) if slot.file.bytes() == self.keeper.geometry.segment_bytes => {
-                    self.keeper.blank.push(slot); // A
+                    self.free(slot)?; // A: the page cache says so, and now the disk does
                 }
                 Ok(None) => self.stale.push(slot), // A′
                 Ok(Some(header)) => match self.misfit(&slot, &header) {
@@ -154,11 +161,7 @@ impl Recovery<'_> {
     }
 
     /// Why a valid header does not belong to this file.
-    fn misfit(
-        &self,
-        slot: &Slot,
-        header: &SegmentHeader,
-    ) -> Option<FormatError> {
+    fn misfit(&self, slot: &Slot, header: &SegmentHeader) -> Option<FormatError> {
         let (shard, bytes) = (self.keeper.shard, slot.file.bytes());
         if header.shard != shard {
             return Some(FormatError::value("shard", header.shard, shard));
@@ -206,17 +209,19 @@ impl Recovery<'_> {
             streams.damage_anywhere();
         }
         for at in 0..log.segments.len() {
-            let standing = self.standing(log, at);
             let segment = &mut log.segments[at];
-            let verdict = segment.scan.judge(standing, &segment.unreadable);
+            let followed = Some(at) < log.last;
+            let verdict = segment.scan.judge(followed, &segment.unreadable);
             self.take(at, segment, &verdict, &mut streams);
         }
-        let (records, gaps) = streams.finish();
-        for gap in gaps {
+        let counted = streams.finish();
+        self.again = counted.again;
+        for gap in counted.gaps {
             let slot = &log.segments[gap.segment].slot;
             let range = gap.position..slot.file.bytes();
             let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
             let (first, last) = (gap.first, gap.last);
+            self.kept_back.push((machine, last));
             self.damaged(
                 slot,
                 range,
@@ -229,17 +234,7 @@ impl Recovery<'_> {
                 },
             );
         }
-        records
-    }
-
-    /// What is known about a segment from outside it.
-    pub(super) fn standing(&self, log: &Log, at: usize) -> Standing {
-        let incarnation = log.segments[at].header.incarnation;
-        match &self.marker {
-            _ if Some(at) < log.last => Standing::Closed,
-            Some(marker) if marker.incarnation == incarnation => Standing::Clean { end: marker.end },
-            _ => Standing::Tail,
-        }
+        counted.records
     }
 
     /// Feeds one segment's records and damage into the streams, in the order they stand.

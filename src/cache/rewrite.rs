@@ -7,31 +7,37 @@ use super::error::CacheError;
 use super::file::Slot;
 use super::log::{Layout, padding};
 use super::recovery::{Log, Recovery, Scanned};
-use super::scan::Standing;
 use super::streams::Found;
-use crate::format::segment::RECORD_ALIGN;
+use crate::format::segment::{RECORD_ALIGN, RECORD_HEADER_BYTES};
 
 impl Recovery<'_> {
-    /// Copies what counts of the last segment into another one, closes and syncs that, and only
-    /// then lets the last one go. Gives the slots of all segments, in order; the records are moved.
+    /// Unless it was closed, copies what counts of the last segment into another one, closes and
+    /// syncs that, and only then lets the last one go. Gives the slots of all segments, in order; the records are moved.
     pub(super) fn rewrite(
         &mut self,
         log: &Log,
         records: &mut [Found],
     ) -> Result<Vec<Option<Slot>>, CacheError> {
-        let slots = log.segments.iter().map(|segment| Some(segment.slot.clone()));
+        let slots = log
+            .segments
+            .iter()
+            .map(|segment| Some(segment.slot.clone()));
         let mut slots: Vec<_> = slots.collect();
-        let tail = log.last.filter(|&last| self.standing(log, last) == Standing::Tail);
-        if let Some(tail) = tail {
-            let source = &log.segments[tail];
-            let moved = records.iter_mut().filter(|record| record.segment == tail);
-            let mut moved: Vec<_> = moved.collect();
-            slots[tail] = match moved.is_empty() {
-                true => None,
-                false => Some(self.copy(source, &mut moved, &log.last_bytes)?),
-            };
-            self.free(source.slot.clone())?;
+        let Some(last) = log.last else {
+            return Ok(slots);
+        };
+        let source = &log.segments[last];
+        if let Some(end) = source.scan.end {
+            close(source, end, &log.last_bytes)?;
+            return Ok(slots);
         }
+        let moved = records.iter_mut().filter(|record| record.segment == last);
+        let mut moved: Vec<_> = moved.collect();
+        slots[last] = match moved.is_empty() {
+            true => None,
+            false => Some(self.copy(source, &mut moved, &log.last_bytes)?),
+        };
+        self.free(source.slot.clone())?;
         Ok(slots)
     }
 
@@ -55,14 +61,11 @@ impl Recovery<'_> {
             slot.file.write(&copy, at).map_err(failed())?;
             (record.position, record.payload) = (at, place);
         }
-        let at = layout.at();
-        let (end, marker) = layout.end();
-        slot.file.write(&end, at).map_err(failed())?;
         slot.file.sync().map_err(failed())?;
-        let directory = &self.keeper.directory;
-        let marked = directory.write_marker(&marker.encode());
-        let action = "writing the clean-stop marker";
-        marked.map_err(CacheError::io(directory.path(), action))?;
+        layout.synced();
+        let at = layout.at();
+        slot.file.write(&layout.end(), at).map_err(failed())?;
+        slot.file.sync().map_err(failed())?;
         Ok(slot)
     }
 
@@ -77,4 +80,14 @@ impl Recovery<'_> {
         let made = self.keeper.create(bytes);
         made.map_err(CacheError::io(&path, action))
     }
+}
+
+/// The last segment has its end record, so all before it is on the disk. The end record itself may
+/// be in the page cache only, and must be on the disk before the log goes on (*must* 5).
+fn close(source: &Scanned, end: u64, bytes: &[u8]) -> Result<(), CacheError> {
+    let at = usize::try_from(end).expect("it was found at this offset");
+    let file = &source.slot.file;
+    let written = file.write(&bytes[at..at + RECORD_HEADER_BYTES], end);
+    let synced = written.and_then(|()| file.sync());
+    synced.map_err(CacheError::io(file.path(), "closing the last segment"))
 }

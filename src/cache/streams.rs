@@ -44,6 +44,19 @@ pub(super) struct Streams {
     /// Damage whose place in the log is not known.
     anywhere: bool,
     gaps: Vec<Gap>,
+    /// Whether any stream began again at an earlier sequence.
+    again: bool,
+}
+
+/// What counts of a log.
+#[derive(Debug)]
+pub(super) struct Counted {
+    /// In log order.
+    pub(super) records: Vec<Found>,
+    /// What is kept back.
+    pub(super) gaps: Vec<Gap>,
+    /// Whether a record is void, or kept back, only because of another one (rows J and L).
+    pub(super) again: bool,
 }
 
 #[derive(Debug)]
@@ -88,6 +101,7 @@ impl Streams {
                 self.log[void] = None; // K
             }
         } else if sequence <= stream.last {
+            self.again = true;
             let voids = (stream.last.0 - sequence.0).saturating_add(1);
             let voids = usize::try_from(voids).unwrap_or(usize::MAX);
             let kept = stream.kept.len().saturating_sub(voids);
@@ -120,8 +134,12 @@ impl Streams {
         gap.records += 1;
     }
 
-    /// What counts, in log order, and what is kept back.
-    pub(super) fn finish(self) -> (Vec<Found>, Vec<Gap>) {
-        (self.log.into_iter().flatten().collect(), self.gaps)
+    /// What counts of all that was taken.
+    pub(super) fn finish(self) -> Counted {
+        Counted {
+            records: self.log.into_iter().flatten().collect(),
+            again: self.again || !self.gaps.is_empty(),
+            gaps: self.gaps,
+        }
     }
 }
