@@ -91,6 +91,17 @@ impl Server {
         self.kill.notify_waiters();
     }
 
+    /// Waits until an agent has left in order.
+    pub(crate) async fn goodbye(&self) {
+        for _ in 0..2000 {
+            if self.held().goodbyes > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("no goodbye came");
+    }
+
     /// Speaks on one connection until it ends.
     pub(crate) async fn serve<T: AsyncRead + AsyncWrite + Send + Unpin>(&self, transport: T) {
         let killed = self.kill.notified();
