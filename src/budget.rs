@@ -17,7 +17,7 @@ pub struct Budget {
 /// A share of a [`Budget`]; travels inside the item it pays for.
 #[derive(Debug, Default)]
 pub struct Permit {
-    _held: Option<OwnedSemaphorePermit>,
+    held: Option<OwnedSemaphorePermit>,
 }
 
 impl Budget {
@@ -37,14 +37,14 @@ impl Budget {
             .acquire_many_owned(self.grains_of(bytes))
             .await
             .expect("the semaphore is never closed");
-        Permit { _held: Some(held) }
+        Permit { held: Some(held) }
     }
 
     /// Takes `bytes` if they are free now.
     #[must_use]
     pub fn try_acquire(&self, bytes: u64) -> Option<Permit> {
         let held = Arc::clone(&self.semaphore).try_acquire_many_owned(self.grains_of(bytes));
-        held.ok().map(|held| Permit { _held: Some(held) })
+        held.ok().map(|held| Permit { held: Some(held) })
     }
 
     /// Bytes that are free now.
@@ -66,11 +66,32 @@ impl Permit {
     pub fn none() -> Self {
         Self::default()
     }
+
+    /// Gives back what is not needed for `bytes`: the item turned out smaller than it might have.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let grains = usize::try_from(bytes.div_ceil(GRAIN)).unwrap_or(usize::MAX);
+        if let Some(held) = &mut self.held {
+            let spare = held.num_permits().saturating_sub(grains);
+            drop(held.split(spare));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Budget;
+
+    #[test]
+    fn a_permit_shrinks_to_what_its_item_needs_and_never_grows() {
+        let budget = Budget::new(4096);
+        let mut permit = budget.try_acquire(4096).unwrap();
+        permit.shrink_to(513);
+        assert_eq!(budget.free(), 4096 - 1024);
+        permit.shrink_to(4096);
+        assert_eq!(budget.free(), 4096 - 1024);
+        drop(permit);
+        assert_eq!(budget.free(), 4096);
+    }
 
     #[test]
     fn bytes_come_back_when_the_item_is_dropped() {

@@ -1,2 +1,7 @@
-//! Holdfast.
-fn main() {}
+//! The one binary. See `holdfast::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    holdfast::cli::main()
+}

@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("settings", &["model"]),
     ("observe", &["model", "clock"]),
     ("vault", &["model", "clock", "format", "store", "seal"]),
-    ("nbd", &[]),
+    ("nbd", &["model", "clock", "format"]),
     (
         "cache",
         &[
@@ -74,7 +74,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "nbd",
         ],
     ),
-    ("agent", &["model", "clock", "format", "settings", "nbd"]),
+    ("agent", &["model", "clock", "format", "settings", "store", "nbd"]),
     (
         "control",
         &[

@@ -41,12 +41,6 @@ impl Bits {
         (self.words.len() / PAGE_WORDS) as u32
     }
 
-    /// Whether `chunk` is in it.
-    #[cfg(test)]
-    pub(super) fn contains(&self, chunk: u64) -> bool {
-        self.contains_all(chunk..chunk + 1)
-    }
-
     /// Whether every number of `range` is in it.
     pub(super) fn contains_all(&self, range: Range<u64>) -> bool {
         masks(range).all(|(word, mask)| self.words[word] & mask == mask)

@@ -107,6 +107,14 @@ pub enum AgentError {
         /// Asked for.
         disk: DiskName,
     },
+    /// No bookmark was placed.
+    #[error("bookmark {name:?}: {why}")]
+    Bookmark {
+        /// Asked for.
+        name: String,
+        /// In words.
+        why: String,
+    },
     /// A disk could not be served.
     #[error("disk {disk}: could not serve it over NBD at {socket}")]
     Serve {
@@ -135,7 +143,7 @@ impl AgentError {
     pub fn class(&self) -> Class {
         match self {
             Self::Io { .. } | Self::Dial { .. } | Self::Lost { .. } => Class::Retry,
-            Self::Message { .. } | Self::Protocol { .. } => Class::Retry,
+            Self::Message { .. } | Self::Protocol { .. } | Self::Bookmark { .. } => Class::Retry,
             Self::NoDisk { .. }
             | Self::DiskSize { .. }
             | Self::Settings(_)

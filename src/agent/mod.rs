@@ -1,1 +1,37 @@
 //! The source side: capture, initial replication, resend buffer, bitmap, connection.
+//!
+//! A write of the workload comes in by NBD at [`disk`], is intended in the [`bitmap`], written to
+//! the [`source`] and placed in the [`stream`]; the [`session`] sends it. What could not be sent in
+//! order is read again by [`catchup`]; [`clearing`] forgets what is published. The rules, the
+//! bitmap's layout and the decision tables are in `docs/agent.md`.
+
+mod attach;
+mod bitmap;
+mod bits;
+mod buffer;
+mod catchup;
+mod clearing;
+mod connection;
+#[cfg(test)]
+mod crash_tests;
+mod dial;
+mod disk;
+mod error;
+mod keeping;
+mod locks;
+mod medium;
+mod opening;
+mod run;
+mod session;
+mod source;
+mod status;
+mod stream;
+#[cfg(test)]
+mod stream_tests;
+mod tls;
+mod welcome;
+
+pub use dial::{Dial, Transport};
+pub use error::AgentError;
+pub use run::{Agent, Stopped, run};
+pub use status::{AgentStatus, DiskStatus};

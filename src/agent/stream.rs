@@ -64,6 +64,10 @@ pub(super) struct Core {
     pub(super) round: Option<Sequence>,
     /// Writers that wait for a durable ack now.
     pub(super) waiters: u64,
+    /// Bytes of the disks that catch-ups have placed in this life.
+    pub(super) repaired_bytes: u64,
+    /// What keeps the source from being read, in words.
+    pub(super) trouble: Option<String>,
 }
 
 /// Where a change was placed: its last sequence, and the count of losses then.
@@ -102,6 +106,8 @@ impl Stream {
             bookmark_due: false,
             round: None,
             waiters: 0,
+            repaired_bytes: 0,
+            trouble: None,
         };
         Self {
             disks,
@@ -179,8 +185,15 @@ impl Stream {
         let mut core = self.lock();
         bitmap.lost(range);
         if core.mode == TrackingMode::Ordered {
-            self.begin_catch_up(&mut core, CatchUp::Dirty, "a write of the source disk did not succeed");
+            self.begin_catch_up(&mut core, "a write of the source disk did not succeed");
         }
+        self.to_repair.notify_one();
+    }
+
+    /// Says (or no longer says) what keeps a catch-up from going on.
+    pub(super) fn note_trouble(&self, trouble: Option<String>) {
+        self.lock().trouble = trouble;
+        self.to_tell.notify_one();
     }
 
     /// Places re-read changes; the caller holds the range, and all of its chunks were read. `false`
@@ -194,6 +207,7 @@ impl Stream {
         for change in changes {
             core.push(change);
         }
+        core.repaired_bytes += range.end - range.start;
         self.disk(disk).bitmap.repaired(range);
         self.to_send.notify_one();
         true
@@ -238,13 +252,18 @@ impl Stream {
         Ok(core.placed())
     }
 
-    /// Takes the next records to send, as many as `credit` bytes pay for (a record costs
-    /// `header_bytes` and its payload), about `most` bytes.
-    pub(super) fn take(&self, credit: u64, header_bytes: u64, most: u64) -> (Vec<Record>, u64) {
+    /// Takes the next records to send, as many as `credit` pays for at `price`, about `most` bytes;
+    /// returns them with what they cost.
+    pub(super) fn take(
+        &self,
+        credit: u64,
+        most: u64,
+        price: impl Fn(&Record) -> u64,
+    ) -> (Vec<Record>, u64) {
         let mut core = self.lock();
         let (mut taken, mut spent) = (Vec::new(), 0);
         for record in core.buffer.after(core.sent) {
-            let price = header_bytes + record.change.payload_bytes();
+            let price = price(record);
             if spent + price > credit || spent >= most {
                 break;
             }
@@ -301,12 +320,12 @@ impl Stream {
             core.push(Change::EpochBegin(EpochBegin { epoch, disks }));
             core.epoch_placed = Some(core.last);
             core.epoch_due = false;
-            self.begin_catch_up(&mut core, CatchUp::InitialReplication, "initial replication runs");
+            self.begin_catch_up(&mut core, "initial replication runs");
         } else if core.clean && !dirty {
             let why = "nothing was missed since the last orderly stop";
             self.enter(&mut core, TrackingMode::Ordered, why);
         } else {
-            self.begin_catch_up(&mut core, CatchUp::Dirty, "what changed unseen is read again");
+            self.begin_catch_up(&mut core, "what changed unseen is read again");
         }
         core.clean = false;
     }
@@ -338,7 +357,13 @@ impl Stream {
         self.moved.notify_all();
     }
 
-    fn begin_catch_up(&self, core: &mut Core, kind: CatchUp, why: &str) {
+    /// While every bit is set nothing of the epoch is published, perhaps not even the begin of its
+    /// initial replication, without which the stream may not go on: then it is that once more.
+    fn begin_catch_up(&self, core: &mut Core, why: &str) {
+        let kind = match self.disks.iter().all(|disk| disk.bitmap.is_full()) {
+            true => CatchUp::InitialReplication,
+            false => CatchUp::Dirty,
+        };
         if !core.make_room(cost(0)) {
             self.lose(core, "the resend buffer is full");
             return;

@@ -9,17 +9,17 @@ use super::checkpoint::{Applied, Checkpoint, RecoveryPoint};
 use super::due::{self, Run};
 use super::error::ApplyError;
 use super::plan;
-use super::retention;
+use super::retention::{self, Decision};
 use super::seed::{self, SeedDisks};
 use super::write;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::LogStore;
-use crate::format::manifest::Manifest;
+use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
 use crate::model::{Epoch, Sequence};
-use crate::observe::{CpuTimer, Metrics, Stage};
+use crate::observe::{CpuTimer, Metrics, Stage, error_chain};
 use crate::seal::OpenDelta;
-use crate::store::{Class, PageGuard, Store, StoreError};
+use crate::store::{Class, PageGuard, SnapshotId, Store, StoreError};
 use crate::vault::{PinDocument, PointsDocument, Policy, Vault};
 
 /// Leases live 60 s; they are renewed when a third of that has passed.
@@ -106,7 +106,7 @@ impl Applier {
             Ok(step) => Ok(Some(step)),
             Err(error) => {
                 if error.class() == Class::Poison {
-                    self.checkpoint.quarantine(chain(&error)).await?;
+                    self.checkpoint.quarantine(error_chain(&error)).await?;
                 }
                 Err(error)
             }
@@ -210,7 +210,7 @@ impl Applier {
         &mut self,
         manifest: &Manifest,
         policy: &Policy,
-    ) -> Result<Sequence, ApplyError> {
+    ) -> Result<Decision, ApplyError> {
         self.checkpoint.reload().await?;
         let entries = self.entries(manifest, manifest.truncated).await?;
         let pins = self.pins().await?;
@@ -218,8 +218,37 @@ impl Applier {
         if !decision.drop_snapshots.is_empty() {
             self.checkpoint.forget(&decision.drop_snapshots).await?;
         }
-        self.delete_unnamed_snapshots(manifest).await?;
-        Ok(decision.truncate_through)
+        for epoch in &manifest.epochs {
+            if epoch.epoch < decision.epochs_from {
+                self.delete_seed_disks(manifest, epoch).await?;
+            } else {
+                self.delete_unnamed_snapshots(manifest, epoch).await?;
+            }
+        }
+        Ok(decision)
+    }
+
+    /// Of an epoch without points; called again until the manifest has forgotten the epoch.
+    async fn delete_seed_disks(
+        &self,
+        manifest: &Manifest,
+        epoch: &EpochEntry,
+    ) -> Result<(), ApplyError> {
+        for spec in &epoch.disks {
+            let object = names::seed_disk(&manifest.machine, &spec.name, epoch.epoch);
+            let store = &self.context.store;
+            let deleted = async {
+                store.break_lease(&object).await?;
+                store.delete_pages(&object, None).await
+            };
+            match deleted.await {
+                Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                Err(source) => {
+                    return Err(ApplyError::Store { machine: manifest.machine.clone(), source });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Pins of recoveries that still run.
@@ -236,30 +265,29 @@ impl Applier {
 
     /// Snapshots that no point names: given up by retention, or left by a crash between making
     /// and recording (then the next run makes its own again).
-    async fn delete_unnamed_snapshots(&self, manifest: &Manifest) -> Result<(), ApplyError> {
-        let machine = &manifest.machine;
-        let document = self.checkpoint.document();
-        let failed = |source| ApplyError::Store { machine: machine.clone(), source };
+    async fn delete_unnamed_snapshots(
+        &self,
+        manifest: &Manifest,
+        epoch: &EpochEntry,
+    ) -> Result<(), ApplyError> {
+        let failed = |source| ApplyError::Store { machine: manifest.machine.clone(), source };
         let store = &self.context.store;
-        for epoch in &manifest.epochs {
-            for spec in &epoch.disks {
-                let object = names::seed_disk(machine, &spec.name, epoch.epoch);
-                let there = match store.list_snapshots(&object).await {
-                    Ok(there) => there,
-                    Err(StoreError::NotFound { .. }) => continue,
-                    Err(source) => return Err(failed(source)),
-                };
-                for snapshot in there {
-                    let named = document.snapshots.iter().any(|point| {
-                        point.epoch == epoch.epoch.0
-                            && point.disks.iter().any(|disk| {
-                                disk.name == spec.name && disk.snapshot == snapshot.id
-                            })
-                    });
-                    if !named {
-                        store.delete_snapshot(&object, &snapshot.id).await.map_err(failed)?;
-                    }
-                }
+        for spec in &epoch.disks {
+            let object = names::seed_disk(&manifest.machine, &spec.name, epoch.epoch);
+            let there = match store.list_snapshots(&object).await {
+                Ok(there) => there,
+                Err(StoreError::NotFound { .. }) => continue,
+                Err(source) => return Err(failed(source)),
+            };
+            let points = self.checkpoint.document().snapshots.iter();
+            let named: Vec<&SnapshotId> = points
+                .filter(|point| point.epoch == epoch.epoch.0)
+                .flat_map(|point| &point.disks)
+                .filter(|disk| disk.name == spec.name)
+                .map(|disk| &disk.snapshot)
+                .collect();
+            for snapshot in there.iter().filter(|snapshot| !named.contains(&&snapshot.id)) {
+                store.delete_snapshot(&object, &snapshot.id).await.map_err(failed)?;
             }
         }
         Ok(())
@@ -279,16 +307,4 @@ impl Applier {
             None => Ok(()),
         }
     }
-}
-
-/// An error with all its causes, for the points document.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -2,6 +2,7 @@
 
 use crate::cloud_log::CloudLogError;
 use crate::model::{DiskIndex, Epoch, MachineId, Sequence};
+use crate::seal::SealError;
 use crate::store::{Class, StoreError};
 use crate::vault::VaultError;
 
@@ -16,6 +17,15 @@ pub enum ApplyError {
         /// The cause.
         #[source]
         source: CloudLogError,
+    },
+    /// A frame of a delta could not be fetched or opened.
+    #[error("cloud log of machine {machine}")]
+    Frame {
+        /// Whose.
+        machine: MachineId,
+        /// The cause.
+        #[source]
+        source: SealError,
     },
     /// A seed disk could not be written.
     #[error("seed disks of machine {machine}")]
@@ -86,6 +96,7 @@ impl ApplyError {
     pub fn class(&self) -> Class {
         match self {
             Self::Log { source, .. } => source.class(),
+            Self::Frame { source, .. } => source.class(),
             Self::Store { source, .. } => source.class(),
             Self::Points { source, .. } => source.class(),
             Self::Fenced { .. } => Class::Fence,

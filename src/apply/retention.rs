@@ -3,16 +3,18 @@
 //! Ages count from the newest point, not from now: when no new points arrive, the old ones stay.
 
 use crate::format::manifest::DeltaEntry;
-use crate::model::{Sequence, Timestamp};
+use crate::model::{Epoch, Sequence, Timestamp};
 use crate::vault::{PinDocument, PointsDocument, Policy, SnapshotPoint};
 
 /// What retention gives up.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     /// Sequences of snapshot points to drop.
     pub drop_snapshots: Vec<u64>,
     /// Deltas whose last record is at or below this may be removed from the log.
     pub truncate_through: Sequence,
+    /// Epochs before this have no point left: their seed disks may go.
+    pub epochs_from: Epoch,
 }
 
 /// Decides. `entries` are all deltas that the manifest names.
@@ -32,7 +34,10 @@ pub fn decide(
         .map(|point| point.sequence)
         .collect();
     let truncate_through = truncation(points, entries, pins, policy, now, &keep);
-    Decision { drop_snapshots, truncate_through }
+    let in_log = entries.iter().filter(|entry| entry.last > truncate_through);
+    let needed = keep.iter().map(|point| point.epoch).chain(in_log.map(|entry| entry.epoch.0));
+    let epochs_from = Epoch(needed.chain([points.epoch]).min().unwrap_or(0));
+    Decision { drop_snapshots, truncate_through, epochs_from }
 }
 
 fn newest_time(points: &PointsDocument, entries: &[DeltaEntry]) -> Option<Timestamp> {

@@ -84,7 +84,24 @@ fn the_log_goes_up_to_the_base_of_the_window_and_no_further() {
 fn without_a_snapshot_before_the_window_the_log_stays() {
     let (points, entries) = history(3);
     let decision = decide(&points, &entries, &[], &policy(3600, &[(7200, 0)]));
-    assert_eq!(decision, Decision::default());
+    assert_eq!(decision.truncate_through, Sequence::ZERO);
+    assert!(decision.drop_snapshots.is_empty());
+}
+
+#[test]
+fn an_epoch_goes_with_its_last_point() {
+    let (mut points, mut entries) = history(13);
+    points.epoch = 2;
+    for entry in entries.iter_mut().filter(|entry| entry.last.0 > 100) {
+        entry.epoch = Epoch(2);
+    }
+    for point in points.snapshots.iter_mut().filter(|point| point.sequence > 100) {
+        point.epoch = 2;
+    }
+    let all = decide(&points, &entries, &[], &policy(60, &[(7200, 0)]));
+    assert_eq!(all.epochs_from, Epoch(1), "its snapshots are still kept");
+    let none = decide(&points, &entries, &[], &policy(60, &[]));
+    assert_eq!(none.epochs_from, Epoch(2));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::format::names;
 use crate::format::seed_disk::{self, Footer};
-use crate::model::{DiskIndex, DiskSpec, Epoch, MachineId, ObjectName, Timestamp};
+use crate::model::{DiskIndex, DiskSpec, Epoch, MachineId, ObjectName};
 use crate::store::{
     LeaseId, PageBody, PageGuard, PageWrite, Result, SnapshotId, Store, StoreError,
 };
@@ -52,7 +52,7 @@ impl SeedDisks {
                 Err(error) => return Err(error),
             }
             fence(store, &object, guard).await?;
-            write_footer(store, machine, epoch, spec, &object, size, &guard).await?;
+            write_footer(store, machine, epoch, spec, &object, &guard).await?;
             disks.push(SeedDisk { spec: spec.clone(), object });
         }
         Ok(Self { epoch, disks, guard })
@@ -140,13 +140,17 @@ async fn write_footer(
     epoch: Epoch,
     spec: &DiskSpec,
     object: &ObjectName,
-    size: u64,
     guard: &PageGuard,
 ) -> Result<()> {
     let id = seed_disk::unique_id(machine, &spec.name, epoch);
-    let footer = Footer::new(size - seed_disk::FOOTER_BYTES, id, Timestamp::default());
+    let end = seed_disk::virtual_bytes(spec.size_bytes);
+    let footer = Footer::new(end, id).map_err(|error| StoreError::Refused {
+        store: store.describe(),
+        name: object.to_string(),
+        detail: error.to_string(),
+    })?;
     let body = Bytes::copy_from_slice(&footer.encode());
-    let write = PageWrite { offset: size - seed_disk::FOOTER_BYTES, body: PageBody::Data(body) };
+    let write = PageWrite { offset: end, body: PageBody::Data(body) };
     store.write_pages(object, &[write], guard).await?;
     store.flush_pages(object, guard).await
 }

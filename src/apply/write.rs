@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::error::ApplyError;
 use super::plan::{Plan, Planned, Source};
 use super::seed::{SeedDisk, SeedDisks};
-use crate::cloud_log::CloudLogError;
 use crate::model::MachineId;
-use crate::seal::OpenDelta;
-use crate::store::{PageBody, PageWrite, Store};
+use crate::seal::{OpenDelta, SealError};
+use crate::store::{PageBody, PageWrite, Store, StoreError};
 
 /// Opened frames of a run by (delta, frame).
 type Frames = BTreeMap<(usize, u32), Bytes>;
@@ -40,15 +40,16 @@ pub(super) async fn write(
         })?;
         batches.extend(split(planned).into_iter().map(|part| (disk, part)));
     }
-    let written = stream::iter(batches)
-        .map(|(disk, part)| {
-            let frames = &frames;
-            async move {
-                let writes: Vec<PageWrite> = part.iter().map(|p| page_write(p, frames)).collect();
-                store.write_pages(&disk.object, &writes, seed.guard()).await?;
-                Ok(part.iter().map(|p| p.range.end - p.range.start).sum::<u64>())
-            }
-        })
+    let mut writing: Vec<BoxFuture<'_, Result<u64, StoreError>>> = Vec::new();
+    for (disk, part) in batches {
+        let frames = &frames;
+        writing.push(Box::pin(async move {
+            let writes: Vec<PageWrite> = part.iter().map(|p| page_write(p, frames)).collect();
+            store.write_pages(&disk.object, &writes, seed.guard()).await?;
+            Ok(part.iter().map(|p| p.range.end - p.range.start).sum::<u64>())
+        }));
+    }
+    let written = stream::iter(writing)
         .buffer_unordered(streams)
         .try_fold(0, |sum, bytes| async move { Ok(sum + bytes) })
         .await;
@@ -86,18 +87,15 @@ async fn fetch(
             Source::Frame { delta, frame, .. } => Some((delta, frame)),
         })
         .collect();
-    let fetched = stream::iter(wanted)
-        .map(|(delta, frame)| async move {
+    let mut fetching: Vec<BoxFuture<'_, Result<((usize, u32), Bytes), SealError>>> = Vec::new();
+    for (delta, frame) in wanted {
+        fetching.push(Box::pin(async move {
             let opened = deltas[delta].frame(store.as_ref(), frame).await?;
-            Ok::<_, crate::seal::SealError>(((delta, frame), opened))
-        })
-        .buffer_unordered(streams)
-        .try_collect()
-        .await;
-    fetched.map_err(|source| ApplyError::Log {
-        machine: machine.clone(),
-        source: CloudLogError::from(source),
-    })
+            Ok(((delta, frame), opened))
+        }));
+    }
+    let fetched = stream::iter(fetching).buffer_unordered(streams).try_collect().await;
+    fetched.map_err(|source| ApplyError::Frame { machine: machine.clone(), source })
 }
 
 /// The body of one page write: the frame's own bytes where one part suffices, else joined.

@@ -63,13 +63,40 @@ impl Durable {
     /// The bytes of a write, `extent.length()` of them; empty for every other change.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        &self.segment.bytes()[self.payload.clone()]
+        self.segment.slice(self.payload.clone())
+    }
+
+    /// Length of [`Durable::payload`] without touching it.
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload.len() as u64
     }
 
     /// Monotonic time at which it was received; zero for records found by recovery.
     #[must_use]
     pub fn received_at(&self) -> Duration {
         self.received_at
+    }
+
+    /// The proof itself: called by `flush` only, after the sync. `body` is where the record's body
+    /// lies; of a mark it is decoded already.
+    pub(super) fn proven(
+        machine: MachineKey,
+        sequence: Sequence,
+        change: DurableChange,
+        body: Range<usize>,
+        received_at: Duration,
+        segment: Arc<Segment>,
+    ) -> Self {
+        let is_write = matches!(change, DurableChange::Write { .. });
+        Self {
+            machine,
+            sequence,
+            change,
+            payload: if is_write { body } else { 0..0 },
+            received_at,
+            segment,
+        }
     }
 
     /// A record in memory that was never on a disk: for tests and benches of later stages only.

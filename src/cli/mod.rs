@@ -1,1 +1,106 @@
 //! One file per subcommand; arguments in, tables or JSON out; no logic.
+//!
+//! A new subcommand is one file with its `Args` and `run`, one variant of [`Command`] and one arm of
+//! [`run`].
+
+pub mod agent;
+pub mod apply;
+pub mod bookmark;
+pub mod demo;
+pub mod enroll;
+pub mod export;
+mod failure;
+mod files;
+pub mod init;
+pub mod mount;
+pub mod output;
+pub mod points;
+pub mod serve;
+pub mod sidecar;
+pub mod site;
+pub mod status;
+pub mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use failure::Failure;
+
+/// Keeps running machines recoverable.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Init(init::Args),
+    Serve(serve::Args),
+    Apply(apply::Args),
+    Sidecar(sidecar::Args),
+    Enroll(enroll::Args),
+    Agent(agent::Args),
+    Bookmark(bookmark::Args),
+    Status(status::Args),
+    Points(points::Args),
+    Export(export::Args),
+    Mount(mount::Args),
+    Verify(verify::Args),
+}
+
+/// Runs the command that the process was started with. Exit codes: 0 done, 1 failed, 2 wrong usage
+/// or settings, 3 verification found a difference.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse(); // leaves with 2 by itself when the usage is wrong
+    let ended = crate::observe::start_log().map_err(Failure::from).and_then(|()| run(cli.command));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Apply(args) => apply::run(&args),
+        Command::Sidecar(args) => sidecar::run(&args),
+        Command::Enroll(args) => enroll::run(&args),
+        Command::Agent(args) => agent::run(&args),
+        Command::Bookmark(args) => bookmark::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Points(args) => points::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Mount(args) => mount::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    }
+}
+
+/// Runs `work` on a runtime of its own.
+///
+/// # Errors
+/// When the runtime cannot be started, or as `work` fails.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Runtime::new()?.block_on(work)
+}
+
+/// Completes when the process is asked to stop: SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// When signals cannot be watched.
+pub async fn stopped() -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -55,7 +55,7 @@ impl LogStore {
         };
         let plain = content.encode().map_err(|source| CloudLogError::Next {
             machine: self.machine.clone(),
-            source,
+            source: Box::new(source),
         })?;
         let key = self.keys.newest();
         let sealed = seal_document(PAGE_KIND, &self.machine, key, entropy, &plain);
@@ -75,15 +75,18 @@ impl LogStore {
         let name = names::manifest_page(&self.machine, page.id);
         match self.store.put(&name, body, Condition::Absent).await {
             Ok(_) => Ok(()),
-            Err(
-                source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. }),
-            ) => match self.page(page).await {
-                Ok(_) => Ok(()),
-                Err(CloudLogError::Missing { machine, .. }) => {
-                    Err(CloudLogError::Unsettled { machine, source })
+            Err(source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. })) => {
+                match self.page(page).await {
+                    Ok(_) => Ok(()),
+                    Err(CloudLogError::Missing { machine, .. }) => {
+                        Err(CloudLogError::Unsettled {
+                        machine,
+                        source: Box::new(source),
+                    })
+                    }
+                    Err(other) => Err(other),
                 }
-                Err(other) => Err(other),
-            },
+            }
             Err(source) => Err(self.store_error(name, source)),
         }
     }

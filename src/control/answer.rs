@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::ControlError;
+use crate::observe::error_chain;
 use crate::store::Class;
 use crate::vault::{TokenError, VaultError};
 
@@ -24,7 +25,8 @@ pub struct ErrorDetail {
     pub code: String,
     /// For people.
     pub message: String,
-    /// What to do.
+    /// What to do; may be empty.
+    #[serde(default)]
     pub cure: String,
 }
 
@@ -73,21 +75,15 @@ impl From<TokenError> for Refusal {
         let unauthorized = StatusCode::UNAUTHORIZED;
         let (status, code, cure) = match error {
             TokenError::Vault(error) => return error.into(),
-            TokenError::Unknown => (
-                unauthorized,
-                "token_unknown",
-                "send a token that was made for this site",
-            ),
-            TokenError::Expired { .. } => (
-                unauthorized,
-                "token_expired",
-                "ask the operator for a new token",
-            ),
-            TokenError::Used { .. } => (
-                unauthorized,
-                "token_used",
-                "ask the operator for a new token",
-            ),
+            TokenError::Unknown => {
+                (unauthorized, "token_unknown", "send a token that was made for this site")
+            }
+            TokenError::Expired { .. } => {
+                (unauthorized, "token_expired", "ask the operator for a new token")
+            }
+            TokenError::Used { .. } => {
+                (unauthorized, "token_used", "ask the operator for a new token")
+            }
             TokenError::OtherUse => (
                 StatusCode::FORBIDDEN,
                 "token_other_use",
@@ -121,13 +117,13 @@ impl From<VaultError> for Refusal {
             (_, Class::Retry) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "store_unavailable",
-                chain(&error),
+                error_chain(&error),
                 "nothing was changed for certain; ask again when the store answers",
             ),
             (_, Class::Reject | Class::Fence) => Self::new(
                 StatusCode::CONFLICT,
                 "conflict",
-                chain(&error),
+                error_chain(&error),
                 "read what is there now and ask again",
             ),
             (_, Class::Poison | Class::Bug) => Self::broken(&error),
@@ -158,12 +154,9 @@ impl From<ControlError> for Refusal {
                 &error,
                 "make it with `openssl req -new`, PEM, signed by its own key",
             ),
-            ControlError::Refused {
-                status,
-                ref code,
-                ref cure,
-                ..
-            } if (400..500).contains(&status) && status != 401 && status != 403 => {
+            ControlError::Refused { status, ref code, ref cure, .. }
+                if (400..500).contains(&status) && status != 401 && status != 403 =>
+            {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
                 Self::new(status, code, &error, cure)
             }
@@ -175,16 +168,23 @@ impl From<ControlError> for Refusal {
             | ControlError::Refused { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "process_server_unavailable",
-                chain(&error),
+                error_chain(&error),
                 "start `holdfast serve`, or look at its log",
             ),
             ControlError::CloudLog(ref inner) if inner.class() == Class::Retry => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "store_unavailable",
-                chain(&error),
+                error_chain(&error),
+                "ask again when the store answers",
+            ),
+            ControlError::Recover(ref inner) if inner.class() == Class::Retry => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store_unavailable",
+                error_chain(&error),
                 "ask again when the store answers",
             ),
             ControlError::CloudLog(_)
+            | ControlError::Recover(_)
             | ControlError::Seal(_)
             | ControlError::File { .. }
             | ControlError::Pem { .. }
@@ -198,24 +198,7 @@ impl From<ControlError> for Refusal {
 impl Refusal {
     /// Something that needs a human: logged, and told by its first sentence only.
     fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error = chain(error), "a request found something broken");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "broken",
-            error,
-            "look at the sidecar's log",
-        )
+        tracing::error!(error = error_chain(error), "a request found something broken");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", error, "look at the sidecar's log")
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -1,5 +1,7 @@
 //! A bookmark asked for by a person: the question to the process server and its answer.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::sources::Sources;
@@ -56,6 +58,12 @@ fn crash_consistent() -> BookmarkKind {
 /// Longest name, bytes; as in the stream.
 pub(super) const NAME_BYTES_MAX: usize = 128;
 
+/// Time for the agent to place a bookmark and the server to make it durable; a little more than the
+/// server itself waits.
+const DURABLE_PATIENCE: Duration = Duration::from_secs(35);
+/// Time for everything before it to be published, too.
+const RECOVERABLE_PATIENCE: Duration = Duration::from_secs(160);
+
 /// Asks the process server that owns `machine` for a bookmark.
 ///
 /// # Errors
@@ -68,9 +76,12 @@ pub async fn bookmark(
 ) -> Result<BookmarkAnswer, ControlError> {
     let document = sources.document(machine).await?;
     let owner = sources.owner(&document).await?;
-    let owner = owner.ok_or_else(|| ControlError::NoOwner {
-        machine: machine.clone(),
-    })?;
+    let owner = owner.ok_or_else(|| ControlError::NoOwner { machine: machine.clone() })?;
     let path = format!("/v1/machines/{machine}/bookmarks");
+    let patience = match question.wait {
+        BookmarkWait::Durable => DURABLE_PATIENCE,
+        BookmarkWait::Recoverable => RECOVERABLE_PATIENCE,
+    };
+    let client = client.with_timeout(patience);
     client.post(&owner.address, &path, question).await
 }

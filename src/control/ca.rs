@@ -75,9 +75,7 @@ impl SigningRequest {
     /// When it is no request or its signature does not fit its key.
     pub fn parse(pem: &str) -> Result<Self, ControlError> {
         let parsed = CertificateSigningRequestParams::from_pem(pem);
-        parsed.map(Self).map_err(|error| ControlError::SigningRequest {
-            reason: error.to_string(),
-        })
+        parsed.map(Self).map_err(|error| ControlError::SigningRequest { reason: error.to_string() })
     }
 
     /// A fresh key and a request for it; the key is returned as PEM.
@@ -112,11 +110,7 @@ impl CertificateAuthority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(failed)?.pem();
-        let authority = Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-            site: site.clone(),
-        };
+        let authority = Self { issuer: Issuer::new(params, key), certificate, site: site.clone() };
         Ok((authority, pem))
     }
 
@@ -126,27 +120,19 @@ impl CertificateAuthority {
     /// When a file cannot be read or holds something else.
     pub fn load(tls: &TlsFiles, site: &SiteId) -> Result<Self, ControlError> {
         let read = |path: &std::path::Path| {
-            std::fs::read_to_string(path).map_err(|source| ControlError::File {
-                path: path.to_owned(),
-                source,
-            })
+            std::fs::read_to_string(path)
+                .map_err(|source| ControlError::File { path: path.to_owned(), source })
         };
         let key = Zeroizing::new(read(&tls.ca_key)?);
         let certificate = read(&tls.ca_certificate)?;
-        let key = KeyPair::from_pem(&key).map_err(|_| ControlError::Pem {
-            path: tls.ca_key.clone(),
-            what: "private key",
-        })?;
+        let key = KeyPair::from_pem(&key)
+            .map_err(|_| ControlError::Pem { path: tls.ca_key.clone(), what: "private key" })?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key);
         let issuer = issuer.map_err(|_| ControlError::Pem {
             path: tls.ca_certificate.clone(),
             what: "certificate",
         })?;
-        Ok(Self {
-            issuer,
-            certificate,
-            site: site.clone(),
-        })
+        Ok(Self { issuer, certificate, site: site.clone() })
     }
 
     /// Its certificate, PEM: what peers trust.
@@ -225,10 +211,7 @@ impl CertificateAuthority {
             not_after,
             revoked: false,
         };
-        Ok(Issued {
-            certificate: certificate.pem(),
-            entry,
-        })
+        Ok(Issued { certificate: certificate.pem(), entry })
     }
 
     fn with_fresh_key(
@@ -288,8 +271,5 @@ fn ia5(text: &str) -> Result<Ia5String, ControlError> {
 }
 
 fn failed(subject: &str, source: rcgen::Error) -> ControlError {
-    ControlError::Certificate {
-        subject: subject.to_owned(),
-        source: source.into(),
-    }
+    ControlError::Certificate { subject: subject.to_owned(), source: source.into() }
 }

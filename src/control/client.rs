@@ -3,6 +3,9 @@
 //!
 //! Owns: one bounded request. Does not own: which server to ask, retries.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,20 +53,13 @@ impl Client {
         clock: Arc<dyn Clock>,
         timeout: Duration,
     ) -> Result<Self, ControlError> {
-        Ok(Self {
-            config: tls::operator(files)?,
-            clock,
-            timeout,
-        })
+        Ok(Self { config: tls::operator(files)?, clock, timeout })
     }
 
     /// The same with another time limit.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self {
-            timeout,
-            ..self.clone()
-        }
+        Self { timeout, ..self.clone() }
     }
 
     /// `GET https://<address><path>`.
@@ -88,10 +84,8 @@ impl Client {
         path: &str,
         question: &Q,
     ) -> Result<A, ControlError> {
-        let body = serde_json::to_vec(question).map_err(|source| ControlError::Answer {
-            url: url(address, path),
-            source,
-        })?;
+        let body = serde_json::to_vec(question)
+            .map_err(|source| ControlError::Answer { url: url(address, path), source })?;
         self.ask(Method::POST, address, path, body.into()).await
     }
 
@@ -137,10 +131,7 @@ impl Client {
         url: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ControlError> {
-        let unreachable = |source| ControlError::Unreachable {
-            url: url.to_owned(),
-            source,
-        };
+        let unreachable = |source| ControlError::Unreachable { url: url.to_owned(), source };
         let broken = |source: Box<dyn std::error::Error + Send + Sync>| ControlError::Broken {
             url: url.to_owned(),
             source,

@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ca::{CertificateAuthority, Issued, SigningRequest};
 use super::ControlError;
+use super::ca::{CertificateAuthority, Issued, SigningRequest};
 use crate::clock::{Clock, Entropy};
 use crate::model::MachineId;
 use crate::seal::KeyEncryptionKey;
@@ -77,12 +77,7 @@ impl Registrar {
         if servers.is_empty() {
             servers.push(self.advertise.clone());
         }
-        Ok(Enrolment {
-            issued,
-            ca_certificate: self.ca.certificate().to_owned(),
-            servers,
-            first,
-        })
+        Ok(Enrolment { issued, ca_certificate: self.ca.certificate().to_owned(), servers, first })
     }
 
     /// Makes the machine's document unless there is one.

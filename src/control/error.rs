@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::cloud_log::CloudLogError;
 use crate::model::MachineId;
+use crate::recover::RecoverError;
 use crate::seal::SealError;
 use crate::vault::{TokenError, VaultError};
 
@@ -78,7 +79,7 @@ pub enum ControlError {
         seconds: u64,
     },
     /// A server refused.
-    #[error("{url}: {status}: {message}; {cure}")]
+    #[error("{url}: {message}{gap}{cure}", gap = if cure.is_empty() { "" } else { "; " })]
     Refused {
         /// What was asked.
         url: String,
@@ -107,7 +108,9 @@ pub enum ControlError {
         machine: MachineId,
     },
     /// A bookmark that is no recovery point of the machine.
-    #[error("machine {machine} has no recovery point {bookmark}; `holdfast points {machine}` lists them")]
+    #[error(
+        "machine {machine} has no recovery point {bookmark}; `holdfast points {machine}` lists them"
+    )]
     UnknownPoint {
         /// Which machine.
         machine: MachineId,
@@ -141,4 +144,7 @@ pub enum ControlError {
     /// The cloud log.
     #[error(transparent)]
     CloudLog(#[from] CloudLogError),
+    /// The recovery points.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
 }

@@ -45,15 +45,9 @@ impl Limiter {
         let known = Some(network(peer));
         let full = counts.len() >= ADDRESSES_MAX && !counts.contains_key(&known);
         let place = if full { None } else { known };
-        let count = counts.entry(place).or_insert(Count {
-            failures: 0,
-            since: now,
-        });
+        let count = counts.entry(place).or_insert(Count { failures: 0, since: now });
         if now >= count.since + WINDOW {
-            *count = Count {
-                failures: 0,
-                since: now,
-            };
+            *count = Count { failures: 0, since: now };
         }
         count.failures += 1;
     }

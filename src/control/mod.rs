@@ -5,13 +5,13 @@
 
 mod answer;
 mod auth;
+mod body;
 mod bookmark;
 pub mod ca;
 mod client;
 mod enrol;
 mod error;
 mod limiter;
-mod points;
 mod rate;
 mod routes;
 mod sidecar;
@@ -25,7 +25,6 @@ pub use bookmark::{BookmarkAnswer, BookmarkQuestion, BookmarkWait, bookmark};
 pub use client::Client;
 pub use enrol::{Enrolment, Registrar};
 pub use error::ControlError;
-pub use points::{PointRow, points};
 pub use sidecar::Sidecar;
-pub use sources::{Live, MachineFactsheet, Sources};
+pub use sources::{Inquiry, Live, MachineFactsheet, Sources};
 pub use status::{Health, HealthLine, MachineStatus, status};

@@ -15,9 +15,8 @@ impl Rate {
     /// its bytes began to flow is not known.
     pub(super) fn of(entries: &[DeltaEntry], now: Timestamp) -> Self {
         let recent = entries.iter().rev();
-        let recent: Vec<_> = recent
-            .take_while(|entry| now.seconds_since(entry.created) <= WINDOW_S)
-            .collect();
+        let recent: Vec<_> =
+            recent.take_while(|entry| now.seconds_since(entry.created) <= WINDOW_S).collect();
         let (Some(newest), Some(oldest)) = (recent.first(), recent.last()) else {
             return Self(None);
         };

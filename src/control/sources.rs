@@ -3,14 +3,16 @@
 //!
 //! Owns: fetching. Does not own: what the facts mean (`status`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use super::{Client, ControlError};
 use crate::cloud_log::LogStore;
-use crate::format::manifest::{DeltaEntry, Manifest};
-use crate::model::{MachineId, Sequence};
-use crate::observe::{MachineFacts, ServerFacts};
+use crate::format::manifest::Manifest;
+use crate::model::{MachineId, ServerId};
+use crate::observe::{MachineFacts, ServerFacts, error_chain};
+use crate::recover::{Point, Recovery};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::vault::{MachineDocument, PointsDocument, ServerDocument, Vault};
 
@@ -70,9 +72,7 @@ impl Sources {
     /// `UnknownMachine` when it is not enrolled.
     pub async fn document(&self, machine: &MachineId) -> Result<MachineDocument, ControlError> {
         let document = self.vault.machine(machine).await?;
-        document.ok_or_else(|| ControlError::UnknownMachine {
-            machine: machine.clone(),
-        })
+        document.ok_or_else(|| ControlError::UnknownMachine { machine: machine.clone() })
     }
 
     /// A machine's cloud log.
@@ -94,8 +94,7 @@ impl Sources {
         document: &MachineDocument,
     ) -> Result<Option<ServerDocument>, ControlError> {
         let manifest = self.log(document)?.manifest().await?;
-        self.owner_of(manifest.map(|(manifest, _)| manifest).as_ref())
-            .await
+        self.owner_of(manifest.map(|(manifest, _)| manifest).as_ref()).await
     }
 
     async fn owner_of(
@@ -108,63 +107,82 @@ impl Sources {
         }
     }
 
-    /// A machine's deltas, oldest first: all that the cloud log still has.
+    /// A machine's recovery points, oldest first.
     ///
     /// # Errors
-    /// When a manifest page cannot be read.
-    pub async fn entries(
-        &self,
-        document: &MachineDocument,
-    ) -> Result<Vec<DeltaEntry>, ControlError> {
-        let log = self.log(document)?;
-        let Some((manifest, _)) = log.manifest().await? else {
-            return Ok(Vec::new());
-        };
-        let after = manifest.truncated.max(Sequence::ZERO);
-        Ok(log.entries(&manifest, after).await?)
+    /// When the machine is not enrolled, or its points cannot be read or believed.
+    pub async fn points(&self, machine: &MachineId) -> Result<Vec<Point>, ControlError> {
+        let document = self.document(machine).await?;
+        let recovery = Recovery::new(self.log(&document)?, self.vault.clone());
+        Ok(recovery.points().await?)
     }
 
-    /// Everything about a machine; its process server is asked when a client is given. A server that
-    /// does not answer is a fact, not an error.
+    /// Everything about a machine. A process server that does not answer is a fact, not an error.
     ///
     /// # Errors
     /// When the machine is not enrolled, or vault or manifest cannot be read.
     pub async fn factsheet(
         &self,
         machine: &MachineId,
-        client: Option<&Client>,
+        inquiry: &mut Inquiry,
     ) -> Result<MachineFactsheet, ControlError> {
         let document = self.document(machine).await?;
         let manifest = self.log(&document)?.manifest().await?;
         let manifest = manifest.map(|(manifest, _)| manifest);
         let points = self.vault.points(machine).await?;
         let owner = self.owner_of(manifest.as_ref()).await?;
-        let live = match (client, owner) {
-            (Some(client), Some(server)) => ask(client, server, machine).await,
-            _ => Live::Unasked,
+        let live = match owner {
+            Some(server) => inquiry.ask(server, machine).await,
+            None => Live::Unasked,
         };
-        Ok(MachineFactsheet {
-            document,
-            manifest,
-            points: points.map(|(points, _)| points),
-            live,
-        })
+        Ok(MachineFactsheet { document, manifest, points: points.map(|(points, _)| points), live })
     }
 }
 
-async fn ask(client: &Client, server: ServerDocument, machine: &MachineId) -> Live {
-    match client.get::<ServerFacts>(&server.address, "/v1/status").await {
-        Ok(mut facts) => {
-            let machines = std::mem::take(&mut facts.machines);
-            let mut machines = machines.into_iter();
-            Live::Facts {
-                machine: machines.find(|facts| facts.machine == *machine),
-                server: facts,
-            }
+/// Asks process servers, each at most once, however many machines it owns. The default asks nobody.
+#[derive(Debug, Default)]
+pub struct Inquiry {
+    client: Option<Client>,
+    heard: BTreeMap<ServerId, Result<Heard, String>>,
+}
+
+impl Inquiry {
+    /// Asks through `client`.
+    #[must_use]
+    pub fn over(client: Client) -> Self {
+        Self { client: Some(client), heard: BTreeMap::new() }
+    }
+
+    async fn ask(&mut self, server: ServerDocument, machine: &MachineId) -> Live {
+        let Some(client) = &self.client else {
+            return Live::Unasked;
+        };
+        if !self.heard.contains_key(&server.server) {
+            let answer = client.get(&server.address, "/v1/status").await;
+            let answer = answer.map(Heard::of).map_err(|error| error_chain(&error));
+            self.heard.insert(server.server.clone(), answer);
         }
-        Err(error) => Live::Silent {
-            server,
-            reason: super::answer::chain(&error),
-        },
+        match &self.heard[&server.server] {
+            Ok(heard) => Live::Facts {
+                machine: heard.machines.get(machine).cloned(),
+                server: heard.server.clone(),
+            },
+            Err(reason) => Live::Silent { server, reason: reason.clone() },
+        }
+    }
+}
+
+/// One server's answer, its machines by name.
+#[derive(Debug)]
+struct Heard {
+    server: ServerFacts,
+    machines: BTreeMap<MachineId, MachineFacts>,
+}
+
+impl Heard {
+    fn of(mut server: ServerFacts) -> Self {
+        let machines = std::mem::take(&mut server.machines);
+        let machines = machines.into_iter();
+        Self { machines: machines.map(|facts| (facts.machine.clone(), facts)).collect(), server }
     }
 }

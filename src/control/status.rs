@@ -126,10 +126,7 @@ pub fn status(sheet: &MachineFactsheet, now: Timestamp) -> MachineStatus {
 }
 
 fn line(health: Health, text: impl Into<String>) -> HealthLine {
-    HealthLine {
-        health,
-        text: text.into(),
-    }
+    HealthLine { health, text: text.into() }
 }
 
 fn copied_percent(live: &MachineFacts) -> f64 {
@@ -193,10 +190,8 @@ fn agent(live: &MachineFacts, now: Timestamp) -> Vec<HealthLine> {
             let text = format!("agent silent for {}", span(silence));
             lines.push(line(Health::Critical, text));
         }
-        (false, None) => lines.push(line(
-            Health::Critical,
-            "agent not connected since the process server started",
-        )),
+        (false, None) => lines
+            .push(line(Health::Critical, "agent not connected since the process server started")),
         (true, Some(silence)) if silence > SILENCE_S => {
             let text = format!("agent connected, but silent for {}", span(silence));
             lines.push(line(Health::Warning, text));
@@ -205,7 +200,9 @@ fn agent(live: &MachineFacts, now: Timestamp) -> Vec<HealthLine> {
     }
     if live.mode == AgentTracking::Bitmap {
         let dirty = bytes(live.dirty_bytes);
-        let text = format!("agent remembers changed extents only ({dirty}): no new points until it caught up");
+        let text = format!(
+            "agent remembers changed extents only ({dirty}): no new points until it caught up"
+        );
         lines.push(line(Health::Warning, text));
     }
     lines

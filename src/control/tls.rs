@@ -12,10 +12,7 @@ use crate::settings::TlsFiles;
 
 /// For an HTTPS server without client certificates: the sidecar.
 pub(super) fn server(tls: &TlsFiles) -> Result<Arc<ServerConfig>, ControlError> {
-    let refused = |source| ControlError::Tls {
-        path: tls.certificate.clone(),
-        source,
-    };
+    let refused = |source| ControlError::Tls { path: tls.certificate.clone(), source };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(refused)?
@@ -31,16 +28,12 @@ pub(super) fn server(tls: &TlsFiles) -> Result<Arc<ServerConfig>, ControlError> 
 /// For a client with the operator's certificate that trusts the site's authority alone.
 pub(super) fn operator(tls: &TlsFiles) -> Result<Arc<ClientConfig>, ControlError> {
     let path = &tls.operator_certificate;
-    let refused = |source| ControlError::Tls {
-        path: path.clone(),
-        source,
-    };
+    let refused = |source| ControlError::Tls { path: path.clone(), source };
     let mut roots = RootCertStore::empty();
     for certificate in chain(&tls.ca_certificate)? {
-        roots.add(certificate).map_err(|source| ControlError::Tls {
-            path: tls.ca_certificate.clone(),
-            source,
-        })?;
+        roots
+            .add(certificate)
+            .map_err(|source| ControlError::Tls { path: tls.ca_certificate.clone(), source })?;
     }
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -57,29 +50,21 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, ControlError> {
+pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, ControlError> {
     let text = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match chain {
         Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) | Err(_) => Err(ControlError::Pem {
-            path: path.to_owned(),
-            what: "certificate",
-        }),
+        Ok(_) | Err(_) => Err(ControlError::Pem { path: path.to_owned(), what: "certificate" }),
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ControlError> {
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ControlError> {
     let text = zeroize::Zeroizing::new(read(path)?);
-    PrivateKeyDer::from_pem_slice(&text).map_err(|_| ControlError::Pem {
-        path: path.to_owned(),
-        what: "private key",
-    })
+    PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|_| ControlError::Pem { path: path.to_owned(), what: "private key" })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ControlError> {
-    std::fs::read(path).map_err(|source| ControlError::File {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| ControlError::File { path: path.to_owned(), source })
 }

@@ -1,5 +1,45 @@
 //! :9443 → `Admitted`. Listener, TLS, identity, the sans-io session, admission, acks.
+//!
+//! Owns: who may speak for a machine, which record may come next, what an agent is told. Does not
+//! own: durability, the manifest, policy. What it needs of them comes in through three things:
+//!
+//! ```text
+//!  Machines::open ──▶ MachineLink          made by the pipeline when a machine's agent comes first
+//!
+//!  agent ──▶ session ──▶ LinkSetup::appends ──▶ cache log          Admitted, in order, one sender
+//!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
+//!                    ◀── MachineLink::published_through(sequence)
+//!                    ◀── LinkSetup::cache_full                     withholds credit
+//!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
+//!  operator ──▶ MachineLink::bookmark ──▶ agent ──▶ its sequence
+//! ```
+//!
+//! The way of a byte: [`Ingest::serve`] accepts (`listener`), TLS proves a certificate (`tls`) whose
+//! URI says who it is (`identity`), HTTP upgrades (`http`), frames are read and paid for
+//! (`connection`, `pipe`), the session checks them (`session`, `stream`, `credit`) and the machine's
+//! one seat (`machine`) sends them on.
 
 mod admission;
+mod connection;
+mod credit;
+mod handshakes;
+mod http;
+mod identity;
+mod listener;
+mod machine;
+mod machines;
+mod patience;
+mod pipe;
+mod session;
+mod stream;
+mod tls;
 
 pub use admission::Admitted;
+pub use http::{HEALTH_PATH, REPLICATE_PATH};
+pub use identity::{Identity, IdentityError, Role};
+pub use listener::{Ingest, IngestSetup};
+pub use machine::{BookmarkError, LinkSetup, MachineLink};
+pub use machines::{Fingerprint, Machines, OpenError};
+pub use session::{Event, Session, Standing, greet};
+pub use stream::{Order, Step, StreamError, StreamState};
+pub use tls::{TlsError, server_config};

@@ -12,9 +12,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 
+use super::Metrics;
 use super::exposition::render;
 use super::facts::ServerFacts;
-use super::Metrics;
 use crate::clock::Clock;
 
 #[derive(Clone)]
@@ -41,9 +41,7 @@ pub async fn serve(
     router: Router,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop)
-        .await
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
 async fn metrics_page(State(observed): State<Observed>) -> impl IntoResponse {

@@ -65,11 +65,21 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     }
     const FIELDS: [(&str, &str, &str, Field); 6] = [
         ("holdfast_source_bytes_total", "counter", "Bytes of writes received.", |m| m.source_bytes),
-        ("holdfast_published_bytes_total", "counter", "Bytes of deltas published.", |m| m.published_bytes),
-        ("holdfast_backlog_bytes", "gauge", "Payload bytes durable and not yet published.", |m| m.backlog_bytes),
-        ("holdfast_agent_connected", "gauge", "Whether an agent is connected.", |m| m.connected.into()),
-        ("holdfast_agent_dirty_bytes", "gauge", "Bytes still to copy in a catch-up.", |m| m.dirty_bytes),
-        ("holdfast_agent_disk_bytes", "gauge", "Bytes of all disks of the machine.", |m| m.total_bytes),
+        ("holdfast_published_bytes_total", "counter", "Bytes of deltas published.", |m| {
+            m.published_bytes
+        }),
+        ("holdfast_backlog_bytes", "gauge", "Payload bytes durable and not yet published.", |m| {
+            m.backlog_bytes
+        }),
+        ("holdfast_agent_connected", "gauge", "Whether an agent is connected.", |m| {
+            m.connected.into()
+        }),
+        ("holdfast_agent_dirty_bytes", "gauge", "Bytes still to copy in a catch-up.", |m| {
+            m.dirty_bytes
+        }),
+        ("holdfast_agent_disk_bytes", "gauge", "Bytes of all disks of the machine.", |m| {
+            m.total_bytes
+        }),
     ];
     for (name, kind, help, value) in FIELDS {
         page.family(name, kind, help);
@@ -78,7 +88,11 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
         }
     }
     let name = "holdfast_rpo_seconds";
-    page.family(name, "gauge", "Age of the newest moment that can be recovered to; absent before the first.");
+    page.family(
+        name,
+        "gauge",
+        "Age of the newest moment that can be recovered to; absent before the first.",
+    );
     for machine in &facts.machines {
         if let Some(time) = machine.recoverable_time {
             let age = now.seconds_since(time).max(0.0);
@@ -145,10 +159,8 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> = labels
-            .iter()
-            .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
-            .collect();
+        let labels: Vec<_> =
+            labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
         match labels.is_empty() {
             true => self.line(format_args!("{name} {value}")),
             false => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
@@ -161,10 +173,7 @@ impl Page {
 }
 
 fn escape(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// Second number of `/proc/self/statm`: resident pages.

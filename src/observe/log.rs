@@ -11,7 +11,9 @@ const FORMAT: &str = "HOLDFAST_LOG_FORMAT";
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter is no filter.
-    #[error("{FILTER}={text:?} is no filter; write it like \"info\" or \"holdfast::upload=debug,warn\"")]
+    #[error(
+        "{FILTER}={text:?} is no filter; write it like \"info\" or \"holdfast::upload=debug,warn\""
+    )]
     Filter {
         /// What it says.
         text: String,
@@ -34,12 +36,12 @@ pub enum LogError {
 pub fn start_log() -> Result<(), LogError> {
     let text = std::env::var(FILTER).unwrap_or_default();
     let text = if text.is_empty() { "info" } else { &text };
-    let filter = EnvFilter::try_new(text).map_err(|source| LogError::Filter {
-        text: text.to_owned(),
-        source,
-    })?;
+    let filter = EnvFilter::try_new(text)
+        .map_err(|source| LogError::Filter { text: text.to_owned(), source })?;
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours)
         .with_writer(std::io::stderr);
     let format = std::env::var(FORMAT).unwrap_or_default();
     let started = match format.as_str() {

@@ -26,13 +26,7 @@ pub enum Stage {
 
 impl Stage {
     /// All, in flow order.
-    pub const ALL: [Self; 5] = [
-        Self::Ingest,
-        Self::Cache,
-        Self::Seal,
-        Self::Upload,
-        Self::Apply,
-    ];
+    pub const ALL: [Self; 5] = [Self::Ingest, Self::Cache, Self::Seal, Self::Upload, Self::Apply];
 
     /// As label value.
     #[must_use]
@@ -66,6 +60,8 @@ pub struct Metrics {
     pub cache_damage: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
+    /// Why the cache takes nothing in; `None` while it does.
+    pub cache_trouble: Mutex<Option<String>>,
 }
 
 /// One stage.
@@ -131,13 +127,7 @@ impl MachineMetrics {
         let published = load(&self.published);
         let durable = load(&self.durable);
         let received = load(&self.received);
-        Watermarks {
-            received,
-            durable,
-            published,
-            applied,
-            recoverable,
-        }
+        Watermarks { received, durable, published, applied, recoverable }
     }
 
     /// Raises watermarks; none ever falls.
@@ -146,16 +136,12 @@ impl MachineMetrics {
         self.durable.fetch_max(to.durable.0, Ordering::AcqRel);
         self.published.fetch_max(to.published.0, Ordering::AcqRel);
         self.applied.fetch_max(to.applied.0, Ordering::AcqRel);
-        self.recoverable
-            .fetch_max(to.recoverable.0, Ordering::AcqRel);
+        self.recoverable.fetch_max(to.recoverable.0, Ordering::AcqRel);
     }
 
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
-        *self
-            .trouble
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+        *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
     /// Seconds since the newest moment that can be recovered to; `None` before the first.
@@ -171,24 +157,20 @@ impl MachineMetrics {
 impl Metrics {
     /// The metrics of a machine, made on first use.
     pub fn machine(&self, machine: &MachineId) -> Arc<MachineMetrics> {
-        let mut machines = self
-            .machines
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(machines.entry(machine.clone()).or_default())
     }
 
     /// All machines by name.
     #[must_use]
     pub fn machines(&self) -> Vec<(MachineId, Arc<MachineMetrics>)> {
-        let machines = self
-            .machines
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        machines
-            .iter()
-            .map(|(id, metrics)| (id.clone(), Arc::clone(metrics)))
-            .collect()
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.iter().map(|(id, metrics)| (id.clone(), Arc::clone(metrics))).collect()
+    }
+
+    /// Says why the cache takes nothing in, or that it does again.
+    pub fn set_cache_trouble(&self, trouble: Option<String>) {
+        *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
     /// Bytes into and out of a stage.
@@ -200,34 +182,25 @@ impl Metrics {
 
     /// One latency of a stage.
     pub fn latency(&self, stage: Stage, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros())
-            .unwrap_or(u64::MAX)
-            .max(1);
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
         let stage = &self.stages[stage as usize];
-        let mut histogram = stage
-            .latency_us
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut histogram =
+            stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         histogram.saturating_record(micros);
     }
 
     /// CPU time spent in a stage.
     pub fn cpu(&self, stage: Stage, spent: Duration) {
         let nanos = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
-        self.stages[stage as usize]
-            .cpu_ns
-            .fetch_add(nanos, Ordering::Relaxed);
+        self.stages[stage as usize].cpu_ns.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Bytes in, bytes out, CPU seconds and a copy of the latency histogram (µs) of a stage.
     #[must_use]
     pub fn stage(&self, stage: Stage) -> (u64, u64, f64, Histogram<u64>) {
         let stage = &self.stages[stage as usize];
-        let histogram = stage
-            .latency_us
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone();
+        let histogram =
+            stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         (
             stage.bytes_in.load(Ordering::Relaxed),
             stage.bytes_out.load(Ordering::Relaxed),
@@ -247,9 +220,7 @@ impl CpuTimer {
     /// Starts on this thread.
     #[must_use]
     pub fn start() -> Self {
-        Self {
-            start: Self::thread_time(),
-        }
+        Self { start: Self::thread_time() }
     }
 
     /// CPU time since the start.

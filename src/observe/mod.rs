@@ -1,11 +1,13 @@
 //! What the process says about itself: metrics (every name in one place), the endpoint, the log.
 
+mod chain;
 pub mod endpoint;
 mod exposition;
 mod facts;
 mod log;
 mod metrics;
 
+pub use chain::error_chain;
 pub use facts::{AgentTracking, MachineFacts, ServerFacts};
 pub use log::{LogError, start_log};
 pub use metrics::{CpuTimer, MachineMetrics, Metrics, Stage};

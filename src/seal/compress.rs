@@ -9,6 +9,14 @@ use std::io::Cursor;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{self, CParameter};
 
+use crate::format::delta::{FRAME_PLAIN_BYTES_MAX, INDEX_PLAIN_BYTES_MAX};
+
+/// Windows of 16 MiB at most: more than any content, so zstd always makes a single segment. (It
+/// lowers the window to the content, so a small frame costs no more.)
+const WINDOW_LOG: u32 = 24;
+const _: () = assert!(1 << WINDOW_LOG >= INDEX_PLAIN_BYTES_MAX && WINDOW_LOG <= 24);
+const _: () = assert!(1 << WINDOW_LOG >= FRAME_PLAIN_BYTES_MAX);
+
 /// Compression must save at least a sixteenth, or the reader's time is worth more.
 const SAVES_AT_LEAST: usize = 16;
 
@@ -47,6 +55,7 @@ pub(super) fn append_compressed(
 
 fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
     let mut compressor = Compressor::new(level)?;
+    compressor.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
     if level == 1 {
         // Less CPU for a little ratio, measured on disk images: docs/performance.md.
         compressor.set_parameter(CParameter::HashLog(14))?;
@@ -125,6 +134,19 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_index_comes_back_at_any_level() {
+        let plain = b"0123456789abcdef".repeat(INDEX_PLAIN_BYTES_MAX as usize / 16);
+        for level in [-5, 1, 3, 9] {
+            let mut bytes = Vec::new();
+            assert!(append_compressed(&plain, level, &mut bytes).unwrap());
+            assert!(
+                decompress(&bytes, plain.len()).unwrap() == plain,
+                "level {level}"
+            );
+        }
+    }
+
+    #[test]
     fn a_frame_holds_what_it_says_or_is_refused() {
         let plain = b"some words ".repeat(1000);
         let (bytes, _) = compressed(&plain);
@@ -132,6 +154,8 @@ mod tests {
         assert!(decompress(&bytes, plain.len() + 1).is_err());
         assert!(decompress(&[&bytes[..], b"x"].concat(), plain.len()).is_err());
         assert!(decompress(&[&bytes[..], &bytes[..]].concat(), plain.len()).is_err());
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]; // zstd itself would pass over it
+        assert!(decompress(&[&bytes[..], &skippable].concat(), plain.len()).is_err());
         for cut in 0..bytes.len() {
             assert!(decompress(&bytes[..cut], plain.len()).is_err());
         }

@@ -9,10 +9,13 @@ mod compress;
 mod document;
 mod encrypt;
 mod error;
+mod frames;
 mod key;
 mod open;
 mod pool;
 mod sealer;
+#[cfg(test)]
+mod testing;
 
 pub use batch::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch, Batcher, ClosedBy, StreamState};
 pub use document::{open_document, seal_document};

@@ -95,7 +95,7 @@ impl SealPool {
         keep_every_write: bool,
     ) -> Result<Sealed, Box<Unsealed>> {
         let asked = self.clock.monotonic();
-        let permit = self.budget.acquire(bytes_max(&batch, &self.settings)).await;
+        let mut permit = self.budget.acquire(bytes_max(&batch, &self.settings)).await;
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let slot = slot.expect("the semaphore is never closed");
         // Held here, too: whatever becomes of the job, the records are not lost with it.
@@ -124,8 +124,7 @@ impl SealPool {
         self.metrics.moved(Stage::Seal, bytes_in, bytes_out);
         let spent = self.clock.monotonic().saturating_sub(asked);
         self.metrics.latency(Stage::Seal, spent);
-        // The true size is mostly a third of the worst: pay for that alone where it can be had.
-        let permit = self.budget.try_acquire(bytes_out).unwrap_or(permit);
+        permit.shrink_to(bytes_out); // mostly a third of the worst
         Ok(made.paid_by(permit))
     }
 }

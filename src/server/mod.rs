@@ -1,1 +1,28 @@
-//! Shards, limits, drain and the wiring of all stages.
+//! Shards, limits, drain and the wiring of all stages: the only room that names them all.
+//!
+//! ```text
+//! shard (thread, tokio-uring)         backend (tokio)                       CPU threads
+//!   ingest ─▶ cache log ─▶ routes ─▶ pipeline: batcher ─▶ (seal pool) ─▶ ─▶ seal
+//!      ▲                               upload ◀── sealed ◀────────────────────┘
+//!      └── MachineLink ◀── durable, published
+//!                                     applying: manifest ─▶ seed disks, points, retention
+//! ```
+//!
+//! Stopping is a cascade and needs no list of what to stop: the data port drains, the links to the
+//! machines are dropped, so the shards' logs see their queues close, write everything and close
+//! cleanly; then the pipelines' queues close, and they publish what is left.
+
+mod applying;
+mod error;
+mod machines;
+mod operator;
+mod pipeline;
+mod process;
+mod recovered;
+mod shard;
+mod standalone;
+mod standby;
+
+pub use error::ServerError;
+pub use process::{Addresses, ProcessServer};
+pub use standalone::apply;

@@ -107,11 +107,7 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
             "must be unique within the machine",
             "choose another",
         );
-        c.required(
-            &key("path"),
-            disk.path.as_deref(),
-            "name the file or block device",
-        );
+        c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
         let capture = disk.capture.as_deref().unwrap_or("nbd");
         c.relation(
@@ -133,11 +129,7 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
             &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
             "choose a shorter state_directory or socket",
         );
-        disks.push(AgentDisk {
-            name,
-            path,
-            capture: Capture::Nbd { socket },
-        });
+        disks.push(AgentDisk { name, path, capture: Capture::Nbd { socket } });
     }
     disks
 }

@@ -21,27 +21,17 @@ pub(super) struct Check {
 impl Check {
     /// For the file at `path`; relative paths in it are resolved against its directory.
     pub(super) fn new(path: &Path) -> Result<Self, SettingsError> {
-        let unreadable = |source| SettingsError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| SettingsError::Read { path: path.to_owned(), source };
         let file = std::path::absolute(path).map_err(unreadable)?;
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
-        Ok(Self {
-            file,
-            base,
-            violations: Vec::new(),
-        })
+        Ok(Self { file, base, violations: Vec::new() })
     }
 
     pub(super) fn finish<T>(self, settings: T) -> Result<T, SettingsError> {
         if self.violations.is_empty() {
             return Ok(settings);
         }
-        Err(SettingsError::Violations {
-            path: self.file,
-            violations: self.violations,
-        })
+        Err(SettingsError::Violations { path: self.file, violations: self.violations })
     }
 
     pub(super) fn violation(&mut self, key: &str, value: impl Display, rule: &str, cure: &str) {
@@ -96,9 +86,7 @@ impl Check {
         bounds: RangeInclusive<u64>,
     ) -> T {
         let number = self.number(key, value, default, bounds);
-        T::try_from(number)
-            .ok()
-            .expect("bounds and default fit the type")
+        T::try_from(number).ok().expect("bounds and default fit the type")
     }
 
     pub(super) fn multiple(&mut self, key: &str, value: u64, unit: u64) {
@@ -128,12 +116,7 @@ impl Check {
         let text = value.unwrap_or(default);
         text.parse().unwrap_or_else(|_| {
             let rule = "must be IP:PORT, IPv6 in brackets";
-            self.violation(
-                key,
-                format!("{text:?}"),
-                rule,
-                &format!("write it like {default:?}"),
-            );
+            self.violation(key, format!("{text:?}"), rule, &format!("write it like {default:?}"));
             SocketAddr::from(([127, 0, 0, 1], 0))
         })
     }

@@ -49,12 +49,7 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            key,
-            value,
-            rule,
-            cure,
-        } = self;
+        let Self { key, value, rule, cure } = self;
         write!(f, "{key} = {value}: {rule}; {cure}")
     }
 }

@@ -38,12 +38,7 @@ pub fn load_agent(path: &Path) -> Result<AgentSettings, SettingsError> {
 }
 
 fn raw<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    toml::from_str(&text).map_err(|source| SettingsError::Syntax {
-        path: path.to_owned(),
-        source,
-    })
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| SettingsError::Syntax { path: path.to_owned(), source })
 }

@@ -37,11 +37,7 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         store: store(&mut c, raw.store.as_deref()),
         listen,
         advertise,
-        metrics_listen: c.socket(
-            "metrics_listen",
-            raw.metrics_listen.as_deref(),
-            "127.0.0.1:9445",
-        ),
+        metrics_listen: c.socket("metrics_listen", raw.metrics_listen.as_deref(), "127.0.0.1:9445"),
         run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
         tls: tls(&mut c, &raw.tls),
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
@@ -108,12 +104,7 @@ fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
             64 * MIB,
             4 * MIB..=4 * GIB,
         ),
-        bytes_max: c.number(
-            "cache.bytes_max",
-            raw.bytes_max,
-            8 * GIB,
-            16 * MIB..=64 * TIB,
-        ),
+        bytes_max: c.number("cache.bytes_max", raw.bytes_max, 8 * GIB, 16 * MIB..=64 * TIB),
         stop_fill,
     };
     c.multiple("cache.segment_bytes", settings.segment_bytes, 4 * KIB);
@@ -136,22 +127,11 @@ fn seal(c: &mut Check, raw: &RawSeal) -> SealSettings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let level = raw.level.unwrap_or(1);
     let cure = "leave it out for the default, 1";
-    c.relation(
-        (-7..=19).contains(&level),
-        "seal.level",
-        level,
-        "must be -7 to 19",
-        cure,
-    );
+    c.relation((-7..=19).contains(&level), "seal.level", level, "must be -7 to 19", cure);
     let settings = SealSettings {
         threads: c.narrow("seal.threads", raw.threads, cores.min(256), 1..=256),
         level: i32::try_from(level).unwrap_or(1),
-        frame_bytes: c.narrow(
-            "seal.frame_bytes",
-            raw.frame_bytes,
-            256 * KIB,
-            16 * KIB..=MIB,
-        ),
+        frame_bytes: c.narrow("seal.frame_bytes", raw.frame_bytes, 256 * KIB, 16 * KIB..=MIB),
     };
     c.multiple("seal.frame_bytes", u64::from(settings.frame_bytes), 4 * KIB);
     settings
@@ -226,22 +206,10 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
 }
 
 fn sidecar(c: &mut Check, raw: &RawSidecar) -> SidecarSettings {
-    let days = c.number(
-        "sidecar.certificate_days",
-        raw.certificate_days,
-        365,
-        1..=3_650,
-    );
+    let days = c.number("sidecar.certificate_days", raw.certificate_days, 365, 1..=3_650);
     SidecarSettings {
         listen: c.socket("sidecar.listen", raw.listen.as_deref(), "127.0.0.1:9444"),
-        token_ttl: seconds(
-            c,
-            "sidecar.token_ttl_s",
-            raw.token_ttl_s,
-            3_600,
-            1,
-            7 * 86_400,
-        ),
+        token_ttl: seconds(c, "sidecar.token_ttl_s", raw.token_ttl_s, 3_600, 1, 7 * 86_400),
         certificate_ttl: Duration::from_secs(days * 86_400),
         snapshot_interval_min_s: c.narrow(
             "sidecar.snapshot_interval_min_s",
@@ -313,10 +281,7 @@ fn relations(c: &mut Check, s: &ServerSettings) {
         s.limits.handshakes_max <= s.limits.connections_max,
         "limits.handshakes_max",
         s.limits.handshakes_max,
-        &format!(
-            "must not be larger than limits.connections_max = {}",
-            s.limits.connections_max
-        ),
+        &format!("must not be larger than limits.connections_max = {}", s.limits.connections_max),
         "lower it",
     );
     c.relation(

@@ -37,10 +37,7 @@ fn defaults_are_those_of_the_checked_types() {
     let s = load_server(&path).unwrap();
     assert_eq!(s.store, StoreUrl::Dir(directory.path().join("store")));
     assert_eq!(s.tls.ca_key, directory.path().join("ca.key"));
-    assert_eq!(
-        (s.cache.segment_bytes, s.cache.bytes_max),
-        (64 << 20, 8 << 30)
-    );
+    assert_eq!((s.cache.segment_bytes, s.cache.bytes_max), (64 << 20, 8 << 30));
     assert_eq!(s.batch.age_max.as_millis(), 1_000);
     assert_eq!(s.sidecar.token_ttl.as_secs(), 3_600);
     let a = agent(AGENT).unwrap();
@@ -52,17 +49,9 @@ fn defaults_are_those_of_the_checked_types() {
 #[test]
 fn default_memory_stays_below_512_mib() {
     let ten = server(&format!("{SERVER}[seal]\nthreads = 10\n")).unwrap();
-    assert!(
-        ten.memory_bytes_max() <= 512 << 20,
-        "{}",
-        ten.memory_bytes_max()
-    );
+    assert!(ten.memory_bytes_max() <= 512 << 20, "{}", ten.memory_bytes_max());
     let one = server(&format!("{SERVER}[seal]\nthreads = 1\n")).unwrap();
-    assert_eq!(
-        one.memory_bytes_max() >> 20,
-        337 + 17,
-        "the figures in docs/configuration.md"
-    );
+    assert_eq!(one.memory_bytes_max() >> 20, 337 + 17, "the figures in docs/configuration.md");
 }
 
 #[test]
@@ -73,14 +62,8 @@ fn all_violations_are_reported_at_once() {
         [limits]\ncredit_bytes = 1073741824\nhandshakes_max = 5000\n";
     let error = server(text).unwrap_err();
     let shown = error.to_string();
-    assert!(
-        shown.contains("settings.toml") && shown.contains("must be 1 to 256"),
-        "{shown}"
-    );
-    assert!(
-        shown.contains("cache.bytes_max = -1: must be 16777216 to"),
-        "{shown}"
-    );
+    assert!(shown.contains("settings.toml") && shown.contains("must be 1 to 256"), "{shown}");
+    assert!(shown.contains("cache.bytes_max = -1: must be 16777216 to"), "{shown}");
     assert_eq!(
         keys(error),
         [
@@ -129,21 +112,14 @@ fn an_address_of_everything_cannot_be_advertised() {
 
 #[test]
 fn unknown_keys_and_wrong_types_are_refused_with_their_place() {
-    for (text, place) in [
-        ("shard = 1\n", "shard"),
-        ("[cache]\nsize = 1\n", "size"),
-        ("shards = \"1\"\n", "shards"),
-    ] {
+    for (text, place) in
+        [("shard = 1\n", "shard"), ("[cache]\nsize = 1\n", "size"), ("shards = \"1\"\n", "shards")]
+    {
         let error = server(&format!("{SERVER}{text}")).unwrap_err();
-        let SettingsError::Syntax { source, .. } = error else {
-            panic!("{error}")
-        };
+        let SettingsError::Syntax { source, .. } = error else { panic!("{error}") };
         assert!(source.to_string().contains(place), "{source}");
     }
-    assert!(matches!(
-        load_server(Path::new("/nonexistent")),
-        Err(SettingsError::Read { .. })
-    ));
+    assert!(matches!(load_server(Path::new("/nonexistent")), Err(SettingsError::Read { .. })));
 }
 
 /// Every key that serde would take, from its own message about one that it would not.
@@ -151,12 +127,7 @@ fn known_keys<T: serde::de::DeserializeOwned + std::fmt::Debug>(table: &str) -> 
     let text = format!("{table}\nno_such_key = 1\n");
     let message = toml::from_str::<T>(&text).unwrap_err().message().to_owned();
     let (_, expected) = message.split_once("expected").unwrap();
-    expected
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect()
+    expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 #[test]

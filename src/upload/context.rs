@@ -57,7 +57,10 @@ impl<'a> Patience<'a> {
     /// do not come back to a recovering store in step.
     pub(super) async fn wait(&mut self, error: &UploadError) {
         let context = self.context;
-        context.metrics.store_retries.fetch_add(1, Ordering::Relaxed);
+        context
+            .metrics
+            .store_retries
+            .fetch_add(1, Ordering::Relaxed);
         self.attempts = self.attempts.saturating_add(1);
         if error.is_full() || self.attempts >= QUIET_ATTEMPTS {
             let text = chain(error);
@@ -91,7 +94,9 @@ impl Drop for Patience<'_> {
 
 /// A wait between 0 and the attempt's ceiling.
 fn jitter(attempts: u32, random: u64) -> Duration {
-    let factor = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    let factor = 1_u32
+        .checked_shl(attempts.saturating_sub(1))
+        .unwrap_or(u32::MAX);
     let ceiling = WAIT_FIRST.saturating_mul(factor).min(WAIT_MAX);
     let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
     Duration::from_nanos(random % nanos.saturating_add(1))
@@ -119,8 +124,16 @@ mod tests {
             let ceiling = jitter(attempts, u64::MAX / 3).max(jitter(attempts, 59_999_999_999));
             assert!(ceiling <= WAIT_MAX, "{attempts}");
         }
-        assert_eq!(jitter(1, 100_000_000), WAIT_FIRST, "the ceiling itself can be drawn");
-        assert_eq!(jitter(1, 100_000_001), Duration::ZERO, "and so can no wait at all");
+        assert_eq!(
+            jitter(1, 100_000_000),
+            WAIT_FIRST,
+            "the ceiling itself can be drawn"
+        );
+        assert_eq!(
+            jitter(1, 100_000_001),
+            Duration::ZERO,
+            "and so can no wait at all"
+        );
         assert_eq!(jitter(60, 60_000_000_000), WAIT_MAX);
     }
 }

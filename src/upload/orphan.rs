@@ -124,7 +124,10 @@ async fn named(
     let machine = &manifest.machine;
     let entries = context.log.entries(manifest, manifest.truncated).await;
     let entries = entries.map_err(|source| UploadError::log(machine, source))?;
-    let pages = manifest.pages.iter().map(|page| names::manifest_page(machine, page.id));
+    let pages = manifest
+        .pages
+        .iter()
+        .map(|page| names::manifest_page(machine, page.id));
     let deltas = entries.iter().map(|entry| delta_name(machine, entry));
     Ok(pages.chain(deltas).collect())
 }
@@ -135,7 +138,7 @@ fn store_error(context: &UploadContext, source: StoreError) -> UploadError {
     UploadError::Store {
         machine,
         name,
-        source,
+        source: Box::new(source),
     }
 }
 
@@ -160,9 +163,15 @@ fn verdict(manifest: &Manifest, named: &HashSet<ObjectName>, object: &ObjectName
     if let Some((generation, _, last, _)) = names::parse_delta(machine, object) {
         let dead = generation < manifest.generation
             || (generation == manifest.generation && last <= manifest.published);
-        return if dead { Verdict::Orphan } else { Verdict::InFlight };
+        return if dead {
+            Verdict::Orphan
+        } else {
+            Verdict::InFlight
+        };
     }
-    let page = object.as_str().strip_prefix(&names::manifest_pages(machine));
+    let page = object
+        .as_str()
+        .strip_prefix(&names::manifest_pages(machine));
     match page.and_then(DeltaId::parse) {
         Some(_) => Verdict::Orphan,
         None => Verdict::Stranger,

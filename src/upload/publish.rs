@@ -57,11 +57,7 @@ impl Published {
 pub(super) type Outcome = Result<(Claim, Published), (UploadError, Vec<Waiting>)>;
 
 /// Names `run` (uploaded, ascending, not empty) by one change of the manifest.
-pub(super) async fn publish(
-    context: UploadContext,
-    claim: Claim,
-    run: Vec<Waiting>,
-) -> Outcome {
+pub(super) async fn publish(context: UploadContext, claim: Claim, run: Vec<Waiting>) -> Outcome {
     match name(&context, claim, &run).await {
         Ok(claim) => {
             let published = mint(&context, &claim, &run);
@@ -74,7 +70,9 @@ pub(super) async fn publish(
 
 /// Only after [`name`] returned the manifest that names all of `run`.
 fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
-    let through = run.last().map_or(Sequence::ZERO, |delta| delta.place().last);
+    let through = run
+        .last()
+        .map_or(Sequence::ZERO, |delta| delta.place().last);
     assert!(through <= claim.manifest.published, "named before minted");
     let machine = context.metrics.machine(context.log.machine());
     let now = context.clock.monotonic();
@@ -96,7 +94,10 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
     });
     Published {
         through,
-        entries: run.iter().map(|delta| delta.sealed.entry().clone()).collect(),
+        entries: run
+            .iter()
+            .map(|delta| delta.sealed.entry().clone())
+            .collect(),
         version: claim.manifest.version,
         etag: claim.etag.clone(),
     }
@@ -167,7 +168,10 @@ async fn check_named(
     let entries = context.log.entries(manifest, after).await;
     let failed = |source| UploadError::log(&manifest.machine, source);
     let entries = entries.map_err(failed)?;
-    for delta in run.iter().filter(|delta| delta.place().last > manifest.truncated) {
+    for delta in run
+        .iter()
+        .filter(|delta| delta.place().last > manifest.truncated)
+    {
         let at = entries.partition_point(|entry| entry.last < delta.place().last);
         let entry = delta.sealed.entry();
         if entries.get(at) != Some(entry) {
@@ -206,11 +210,12 @@ fn extend(manifest: &Manifest, run: &[Waiting]) -> Result<Manifest, UploadError>
                 expected: next.last_delta,
             });
         }
-        next.epochs.extend(sealed.epoch_begin().map(|begin| EpochEntry {
-            epoch: begin.epoch,
-            first: entry.first,
-            disks: begin.disks.clone(),
-        }));
+        next.epochs
+            .extend(sealed.epoch_begin().map(|begin| EpochEntry {
+                epoch: begin.epoch,
+                first: entry.first,
+                disks: begin.disks.clone(),
+            }));
         if next.epochs.last().map(|epoch| epoch.epoch) != Some(entry.epoch) {
             return Err(UploadError::Epoch {
                 machine: machine.clone(),

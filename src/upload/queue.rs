@@ -129,7 +129,8 @@ mod tests {
         for uploaded in 0..32_u32 {
             for missing in 0..=5 {
                 for published in [0, 1, 2, 10] {
-                    let all = (0..5_u64).map(|n| place(2 * n + 1, 2 * n + 2, uploaded >> n & 1 == 1));
+                    let all =
+                        (0..5_u64).map(|n| place(2 * n + 1, 2 * n + 2, uploaded >> n & 1 == 1));
                     let there: Vec<_> = all.enumerate().filter(|(n, _)| *n != missing).collect();
                     let mut records: Vec<(u64, bool)> = Vec::new();
                     for (_, p) in &there {

@@ -76,7 +76,9 @@ async fn write(context: &UploadContext, name: &ObjectName, body: &Bytes) -> Resu
         async move { store.stage_block(name, BlockId(id), piece).await }
     });
     let staged = stream::iter(blocks).buffer_unordered(BLOCKS_IN_FLIGHT);
-    let count = staged.try_fold(0_u32, async |count, ()| Ok(count + 1)).await?;
+    let count = staged
+        .try_fold(0_u32, async |count, ()| Ok(count + 1))
+        .await?;
     let ids: Vec<_> = (0..count).map(BlockId).collect();
     store
         .commit_blocks(name, &ids, Condition::Absent)
@@ -128,7 +130,7 @@ fn store_error(context: &UploadContext, name: &ObjectName, source: StoreError) -
     UploadError::Store {
         machine: context.log.machine().clone(),
         name: name.clone(),
-        source,
+        source: Box::new(source),
     }
 }
 

@@ -54,18 +54,11 @@ impl MacKey {
         write: [u8; 16],
         document: &T,
     ) -> Result<Bytes, VaultError> {
-        let shape = |source| VaultError::Shape {
-            name: name.to_string(),
-            source,
-        };
+        let shape = |source| VaultError::Shape { name: name.to_string(), source };
         let document = serde_json::value::to_raw_value(document).map_err(shape)?;
         let write = hex::encode(write);
         let code = self.code(name, &write, document.get()).finalize();
-        let envelope = Envelope {
-            mac: hex::encode(code.into_bytes()),
-            document,
-            write,
-        };
+        let envelope = Envelope { mac: hex::encode(code.into_bytes()), document, write };
         Ok(serde_json::to_vec(&envelope).map_err(shape)?.into())
     }
 
@@ -75,13 +68,8 @@ impl MacKey {
         name: &ObjectName,
         body: &[u8],
     ) -> Result<T, VaultError> {
-        let shape = |source| VaultError::Shape {
-            name: name.to_string(),
-            source,
-        };
-        let altered = || VaultError::Altered {
-            name: name.to_string(),
-        };
+        let shape = |source| VaultError::Shape { name: name.to_string(), source };
+        let altered = || VaultError::Altered { name: name.to_string() };
         let envelope: Envelope = serde_json::from_slice(body).map_err(shape)?;
         let code = hex::decode(&envelope.mac).map_err(|_| altered())?;
         self.code(name, &envelope.write, envelope.document.get())

@@ -45,21 +45,15 @@ impl Vault {
     /// `Exists` when it is enrolled; or the store's error.
     pub async fn create_machine(&self, document: &MachineDocument) -> Result<(), VaultError> {
         let machine = &document.machine;
-        self.create(&names::machine_document(machine), document)
-            .await?;
+        self.create(&names::machine_document(machine), document).await?;
         self.enter_on_roll(machine).await
     }
 
     /// Puts an enrolled machine on the roll. Repeated by every enrolment: the first may have been
     /// killed between document and roll.
     pub(super) async fn enter_on_roll(&self, machine: &MachineId) -> Result<(), VaultError> {
-        let entry = RollEntry {
-            machine: machine.clone(),
-        };
-        match self
-            .create(&names::machine_roll_entry(machine), &entry)
-            .await
-        {
+        let entry = RollEntry { machine: machine.clone() };
+        match self.create(&names::machine_roll_entry(machine), &entry).await {
             Ok(_) | Err(VaultError::Exists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -90,10 +84,7 @@ impl Vault {
     ) -> Result<MachineDocument, VaultError> {
         policy.check(bounds)?;
         self.update_machine(machine, |document| {
-            Ok(MachineDocument {
-                policy: policy.clone(),
-                ..document
-            })
+            Ok(MachineDocument { policy: policy.clone(), ..document })
         })
         .await
     }

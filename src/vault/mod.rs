@@ -12,10 +12,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 mod tokens;
-#[allow(
-    clippy::module_inception,
-    reason = "the room's main thing has the room's name"
-)]
+#[allow(clippy::module_inception, reason = "the room's main thing has the room's name")]
 mod vault;
 
 pub use documents::{

@@ -16,9 +16,7 @@ pub struct PolicyBounds {
 
 impl Default for PolicyBounds {
     fn default() -> Self {
-        Self {
-            snapshot_interval_min_s: 60,
-        }
+        Self { snapshot_interval_min_s: 60 }
     }
 }
 
@@ -53,9 +51,7 @@ impl Policy {
         if rules.0.is_empty() {
             return Ok(());
         }
-        Err(VaultError::Policy {
-            violations: rules.0,
-        })
+        Err(VaultError::Policy { violations: rules.0 })
     }
 
     fn check_ladder(&self, rules: &mut Rules) {

@@ -10,10 +10,7 @@ impl Vault {
     /// # Errors
     /// `OtherSite` when another installation uses it; `Altered` when that one has another key.
     pub async fn claim_site(&self, site: &SiteId, now: Timestamp) -> Result<(), VaultError> {
-        let document = SiteDocument {
-            site: site.clone(),
-            created: now,
-        };
+        let document = SiteDocument { site: site.clone(), created: now };
         match self.create(&names::site_document(), &document).await {
             Ok(_) => Ok(()),
             Err(VaultError::Exists { .. }) => self.expect_site(site).await,
@@ -29,13 +26,10 @@ impl Vault {
         let name = names::site_document();
         match self.read::<SiteDocument>(&name).await? {
             Some((found, _)) if found.site == *site => Ok(()),
-            Some((found, _)) => Err(VaultError::OtherSite {
-                found: found.site,
-                expected: site.clone(),
-            }),
-            None => Err(VaultError::Missing {
-                name: name.to_string(),
-            }),
+            Some((found, _)) => {
+                Err(VaultError::OtherSite { found: found.site, expected: site.clone() })
+            }
+            None => Err(VaultError::Missing { name: name.to_string() }),
         }
     }
 

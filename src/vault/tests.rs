@@ -4,7 +4,8 @@ use super::*;
 use crate::clock::System;
 use crate::format::names;
 use crate::model::{BookmarkId, MachineId, SiteId, Timestamp};
-use crate::store::{Condition, Memory, StoreError};
+use crate::store::faulty::{Fault, Gate, Op, Rule};
+use crate::store::{Class, Condition, Faulty, Memory, Store, StoreError};
 
 fn vault() -> Vault {
     Vault::new(Arc::new(Memory::new(System::clock())), [7; 32])
@@ -59,10 +60,7 @@ async fn an_altered_or_moved_document_is_named_and_never_used() {
 
     put(&web, text.replace("\"rpo_warn_s\":60", "\"rpo_warn_s\":61")).await;
     let error = vault.machine(&machine("web")).await.unwrap_err();
-    assert!(
-        error.to_string().contains("machines/web/machine"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("machines/web/machine"), "{error}");
     assert!(matches!(error, VaultError::Altered { .. }));
     let change = vault.update_machine(&machine("web"), Ok).await;
     assert!(matches!(change, Err(VaultError::Altered { .. })));
@@ -137,15 +135,9 @@ async fn a_token_enrols_one_machine_once_and_in_time() {
     assert!(!stored.contains(token.reveal()), "only the hash is stored");
     assert!(!format!("{token:?}").contains(token.reveal()));
 
-    vault
-        .remove_expired_tokens(NOW.plus_seconds(3_600))
-        .await
-        .unwrap();
+    vault.remove_expired_tokens(NOW.plus_seconds(3_600)).await.unwrap();
     assert_eq!(vault.store().list(names::TOKENS).await.unwrap().len(), 1);
-    vault
-        .remove_expired_tokens(NOW.plus_seconds(100_000))
-        .await
-        .unwrap();
+    vault.remove_expired_tokens(NOW.plus_seconds(100_000)).await.unwrap();
     assert_eq!(vault.store().list(names::TOKENS).await.unwrap().len(), 0);
 }
 
@@ -157,12 +149,7 @@ async fn of_many_bearers_of_one_token_one_enrols() {
     let token = token.await.unwrap();
     let bearers = (0..16).map(|_| {
         let (vault, web, token) = (vault.clone(), web.clone(), token.clone());
-        tokio::spawn(async move {
-            vault
-                .redeem_enrolment_token(&token, &web, NOW)
-                .await
-                .is_ok()
-        })
+        tokio::spawn(async move { vault.redeem_enrolment_token(&token, &web, NOW).await.is_ok() })
     });
     let mut enrolled = 0;
     for bearer in bearers.collect::<Vec<_>>() {
@@ -187,9 +174,7 @@ async fn a_policy_names_every_rule_that_it_breaks() {
     };
     let bounds = PolicyBounds::default();
     let refused = vault.update_policy(&web, bad.clone(), bounds).await;
-    let Err(VaultError::Policy { violations }) = refused else {
-        panic!("{refused:?}")
-    };
+    let Err(VaultError::Policy { violations }) = refused else { panic!("{refused:?}") };
     let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
     assert_eq!(
         fields,
@@ -205,15 +190,10 @@ async fn a_policy_names_every_rule_that_it_breaks() {
     let kept = vault.machine(&web).await.unwrap().unwrap();
     assert_eq!(kept.policy, Policy::default());
     Policy::default().check(bounds).unwrap();
-    let good = Policy {
-        rpo_warn_s: 30,
-        ..Policy::default()
-    };
+    let good = Policy { rpo_warn_s: 30, ..Policy::default() };
     let changed = vault.update_policy(&web, good, bounds).await.unwrap();
     assert_eq!(changed.policy.rpo_warn_s, 30);
-    let nobody = vault
-        .update_policy(&machine("nobody"), Policy::default(), bounds)
-        .await;
+    let nobody = vault.update_policy(&machine("nobody"), Policy::default(), bounds).await;
     assert!(matches!(nobody, Err(VaultError::Missing { .. })));
 }
 
@@ -221,17 +201,10 @@ async fn a_policy_names_every_rule_that_it_breaks() {
 async fn pins_and_kept_bookmarks() {
     let vault = vault();
     let web = machine("web");
-    let pin = PinDocument {
-        sequence: 9,
-        base: 4,
-        expires: NOW,
-    };
+    let pin = PinDocument { sequence: 9, base: 4, expires: NOW };
     vault.write_pin(&web, "mount-1", &pin).await.unwrap();
     vault.write_pin(&web, "mount-1", &pin).await.unwrap();
-    assert_eq!(
-        vault.pins(&web).await.unwrap(),
-        [("mount-1".to_owned(), pin)]
-    );
+    assert_eq!(vault.pins(&web).await.unwrap(), [("mount-1".to_owned(), pin)]);
     vault.remove_pin(&web, "mount-1").await.unwrap();
     vault.remove_pin(&web, "mount-1").await.unwrap();
     assert!(vault.pins(&web).await.unwrap().is_empty());
@@ -246,13 +219,82 @@ async fn pins_and_kept_bookmarks() {
 
 #[test]
 fn every_error_has_its_class() {
-    let gone = StoreError::NotFound {
-        store: "s".into(),
-        name: "n".into(),
+    let gone = StoreError::NotFound { store: "s".into(), name: "n".into() };
+    let error = VaultError::Store { name: "n".into(), source: gone };
+    assert_eq!(error.class(), Class::Reject);
+}
+
+/// A vault over a store in which exactly the first matching call fails as told.
+fn failing(op: Op, fault: Fault, part: &str) -> Vault {
+    let faulty = Faulty::new(Arc::new(Memory::new(System::clock())));
+    faulty.add(Rule::on(op, fault).named(part).times(1));
+    Vault::new(Arc::new(faulty), [7; 32])
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_resolved_by_reading_back() {
+    for fault in [Fault::AnswerLost, Fault::RequestLost] {
+        let vault = failing(Op::Put, fault.clone(), "machines/web/machine");
+        vault.create_machine(&document("web")).await.unwrap();
+        let again = vault.create_machine(&document("web")).await;
+        assert!(matches!(again, Err(VaultError::Exists { .. })), "{fault:?}");
+        let found = vault.machine(&machine("web")).await.unwrap();
+        assert_eq!(found, Some(document("web")));
+    }
+    let vault = failing(Op::Delete, Fault::AnswerLost, "pins");
+    let web = machine("web");
+    let pin = PinDocument { sequence: 1, base: 0, expires: NOW };
+    vault.write_pin(&web, "a", &pin).await.unwrap();
+    vault.remove_pin(&web, "a").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_happens_once() {
+    for fault in [Fault::AnswerLost, Fault::RequestLost] {
+        let faulty = Arc::new(Faulty::new(Arc::new(Memory::new(System::clock()))));
+        let vault = Vault::new(Arc::clone(&faulty) as Arc<dyn Store>, [7; 32]);
+        vault.create_machine(&document("web")).await.unwrap();
+        faulty.add(Rule::on(Op::Put, fault.clone()).times(1));
+        let web = machine("web");
+        let changed = vault.update_machine(&web, |mut document| {
+            document.policy.rpo_warn_s += 1;
+            Ok(document)
+        });
+        changed.await.unwrap();
+        let document = vault.machine(&web).await.unwrap().unwrap();
+        assert_eq!(document.policy.rpo_warn_s, 61, "{fault:?}");
+    }
+}
+
+/// The first bearer's answer is lost before its write; meanwhile the second uses the token at the
+/// very same moment. Their documents say the same, and still only one of them may have won.
+#[tokio::test]
+async fn a_lost_answer_does_not_claim_what_another_wrote() {
+    let memory: Arc<dyn Store> = Arc::new(Memory::new(System::clock()));
+    let faulty = Arc::new(Faulty::new(Arc::clone(&memory)));
+    let (slow, fast) =
+        (Vault::new(Arc::clone(&faulty) as Arc<dyn Store>, [7; 32]), Vault::new(memory, [7; 32]));
+    let web = machine("web");
+    let token = fast.create_enrolment_token(&web, NOW.plus_seconds(60), &System);
+    let token = token.await.unwrap();
+    let gate = Gate::new();
+    faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).times(1));
+    let held = {
+        let (token, web) = (token.clone(), web.clone());
+        tokio::spawn(async move { slow.redeem_enrolment_token(&token, &web, NOW).await })
     };
-    let error = VaultError::Store {
-        name: "n".into(),
-        source: gone,
-    };
-    assert_eq!(error.class(), crate::store::Class::Reject);
+    gate.arrived(1).await;
+    fast.redeem_enrolment_token(&token, &web, NOW).await.unwrap();
+    gate.open();
+    let late = held.await.unwrap();
+    assert!(matches!(late, Err(TokenError::Used { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_is_an_error_in_the_end() {
+    let faulty = Faulty::new(Arc::new(Memory::new(System::clock())));
+    faulty.add(Rule::on(Op::Put, Fault::RequestLost));
+    let vault = Vault::new(Arc::new(faulty), [7; 32]);
+    let error = vault.create_machine(&document("web")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Retry);
 }

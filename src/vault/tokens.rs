@@ -101,10 +101,7 @@ impl Vault {
         let token = Token::random(entropy);
         let sha256 = token.sha256();
         let name = document_name(&sha256);
-        let document = TokenDocument::Operator {
-            sha256,
-            created: now,
-        };
+        let document = TokenDocument::Operator { sha256, created: now };
         self.create(&name, &document).await?;
         Ok(token)
     }
@@ -122,12 +119,8 @@ impl Vault {
         let token = Token::random(entropy);
         let sha256 = token.sha256();
         let name = document_name(&sha256);
-        let document = TokenDocument::Enrol {
-            sha256,
-            machine: machine.clone(),
-            expires,
-            used: None,
-        };
+        let document =
+            TokenDocument::Enrol { sha256, machine: machine.clone(), expires, used: None };
         self.create(&name, &document).await?;
         Ok(token)
     }
@@ -227,13 +220,7 @@ fn redeemable(
     asked: &MachineId,
     now: Timestamp,
 ) -> Result<(), TokenError> {
-    let TokenDocument::Enrol {
-        machine,
-        expires,
-        used,
-        ..
-    } = document
-    else {
+    let TokenDocument::Enrol { machine, expires, used, .. } = document else {
         return Err(TokenError::OtherUse);
     };
     if machine != asked {

@@ -46,11 +46,7 @@ impl Vault {
     /// The vault in `store`; documents are authenticated under `mac_key`, which is derived from the
     /// key-encryption key.
     pub fn new(store: Arc<dyn Store>, mac_key: impl Into<Zeroizing<[u8; 32]>>) -> Self {
-        Self {
-            store,
-            key: Arc::new(MacKey::new(mac_key.into())),
-            entropy: System::entropy(),
-        }
+        Self { store, key: Arc::new(MacKey::new(mac_key.into())), entropy: System::entropy() }
     }
 
     /// The store that holds the documents.
@@ -86,9 +82,7 @@ impl Vault {
         let body = self.wrap(name, document)?;
         match self.write(name, &body, Condition::Absent).await? {
             Written::Ours(etag) => Ok(etag),
-            Written::Refused => Err(VaultError::Exists {
-                name: name.to_string(),
-            }),
+            Written::Refused => Err(VaultError::Exists { name: name.to_string() }),
         }
     }
 
@@ -109,9 +103,7 @@ impl Vault {
     {
         for _ in 0..TRIES {
             let Some((present, etag)) = self.read::<T>(name).await? else {
-                return Err(VaultError::Missing {
-                    name: name.to_string(),
-                });
+                return Err(VaultError::Missing { name: name.to_string() });
             };
             let next = change(present)?;
             let body = self.wrap(name, &next)?;
@@ -119,10 +111,7 @@ impl Vault {
                 return Ok((next, etag));
             }
         }
-        Err(VaultError::Contended {
-            name: name.to_string(),
-            tries: TRIES,
-        })
+        Err(VaultError::Contended { name: name.to_string(), tries: TRIES })
     }
 
     /// Writes a document whatever was there before.
@@ -137,10 +126,7 @@ impl Vault {
         let body = self.wrap(name, document)?;
         match self.write(name, &body, Condition::Always).await? {
             Written::Ours(etag) => Ok(etag),
-            Written::Refused => Err(VaultError::Contended {
-                name: name.to_string(),
-                tries: TRIES,
-            }),
+            Written::Refused => Err(VaultError::Contended { name: name.to_string(), tries: TRIES }),
         }
     }
 
@@ -163,13 +149,9 @@ impl Vault {
     /// Names of the documents below `prefix`, with the prefix cut off.
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
         let listed = self.store.list(prefix).await;
-        let listed = listed.map_err(|source| VaultError::Store {
-            name: prefix.to_owned(),
-            source,
-        })?;
-        let names = listed
-            .iter()
-            .filter_map(|object| object.name.as_str().strip_prefix(prefix));
+        let listed =
+            listed.map_err(|source| VaultError::Store { name: prefix.to_owned(), source })?;
+        let names = listed.iter().filter_map(|object| object.name.as_str().strip_prefix(prefix));
         Ok(names.map(str::to_owned).collect())
     }
 
@@ -229,8 +211,5 @@ impl Vault {
 }
 
 fn broken(name: &ObjectName, source: StoreError) -> VaultError {
-    VaultError::Store {
-        name: name.to_string(),
-        source,
-    }
+    VaultError::Store { name: name.to_string(), source }
 }

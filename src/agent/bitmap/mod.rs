@@ -169,12 +169,6 @@ impl Bitmap {
         self.commit(state, ticket)
     }
 
-    /// The content of the range stands in the stream and nowhere else.
-    pub(super) fn teed(&self, bytes: Range<u64>) {
-        let chunks = self.chunks(&bytes);
-        self.lock().young.insert(chunks);
-    }
-
     /// The range must be read again. Its bits are set already: something was intended there.
     pub(super) fn lost(&self, bytes: Range<u64>) {
         let chunks = self.chunks(&bytes);
@@ -219,19 +213,27 @@ impl Bitmap {
         (chunks * u64::from(self.identity.chunk_bytes)).min(self.identity.disk_bytes)
     }
 
+    /// Whether nothing at all is known to be published.
+    pub(super) fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.set.count() == state.set.length()
+    }
+
     /// Whether a round of clearing could clear anything.
     pub(super) fn clearable(&self) -> bool {
         let state = self.lock();
         state.set.count() > state.dirty.count()
     }
 
-    /// Begins a round of clearing: whatever is touched from here on stays set, and so does what
-    /// `held` names, the ranges whose writes have begun and may not have a sequence yet.
-    pub(super) fn begin_clearing(&self, held: &[Range<u64>]) {
+    /// Begins a round of clearing: whatever is touched from here on stays set. `held` is asked
+    /// after that for the ranges whose writes have begun and may have no sequence yet; they stay
+    /// set as well. The other way round a write could begin between the two and be in neither.
+    pub(super) fn begin_clearing(&self, held: impl FnOnce() -> Vec<Range<u64>>) {
+        self.lock().young.clear();
+        let held = held();
         let mut state = self.lock();
-        state.young.clear();
         for range in held {
-            let chunks = self.chunks(range);
+            let chunks = self.chunks(&range);
             state.young.insert(chunks);
         }
     }

@@ -193,7 +193,12 @@ fn check_bookmarks(entry: &DeltaEntry) -> Checked {
         )?;
         let length = at.bookmark.name.len();
         let expected = format_args!("at most {BOOKMARK_NAME_BYTES_MAX} bytes");
-        rule(length <= BOOKMARK_NAME_BYTES_MAX, "bookmark.name", length, expected)?;
+        rule(
+            length <= BOOKMARK_NAME_BYTES_MAX,
+            "bookmark.name",
+            length,
+            expected,
+        )?;
         above = sequence;
     }
     Ok(())
@@ -202,11 +207,21 @@ fn check_bookmarks(entry: &DeltaEntry) -> Checked {
 fn check_disks(epoch: &EpochEntry) -> Checked {
     let count = epoch.disks.len();
     let expected = format_args!("1 to {DISKS_MAX}");
-    rule((1..=DISKS_MAX).contains(&count), "epoch.disk_count", count, expected)?;
+    rule(
+        (1..=DISKS_MAX).contains(&count),
+        "epoch.disk_count",
+        count,
+        expected,
+    )?;
     let mut names = HashSet::new();
     let mut above = None;
     for disk in &epoch.disks {
-        rule(above < Some(disk.index), "disk.index", disk.index, "ascending")?;
+        rule(
+            above < Some(disk.index),
+            "disk.index",
+            disk.index,
+            "ascending",
+        )?;
         rule(names.insert(&disk.name), "disk.name", &disk.name, "unique")?;
         let size = disk.size_bytes;
         rule(

@@ -104,9 +104,21 @@ impl Manifest {
             published,
             last_delta,
             catching_up: flags & CATCHING_UP != 0,
-            epochs: many(&mut r, epochs, EPOCH_BYTES_MIN, "manifest.epoch_count", epoch)?,
+            epochs: many(
+                &mut r,
+                epochs,
+                EPOCH_BYTES_MIN,
+                "manifest.epoch_count",
+                epoch,
+            )?,
             pages: many(&mut r, pages, PAGE_BYTES, "manifest.page_count", page)?,
-            entries: many(&mut r, entries, ENTRY_BYTES_MIN, "manifest.entry_count", entry)?,
+            entries: many(
+                &mut r,
+                entries,
+                ENTRY_BYTES_MIN,
+                "manifest.entry_count",
+                entry,
+            )?,
         };
         r.finish("the manifest")?;
         manifest.check()?;
@@ -165,7 +177,9 @@ fn put_epoch(w: &mut Writer, epoch: &EpochEntry) {
 }
 
 fn put_entry(w: &mut Writer, entry: &DeltaEntry) {
-    w.put(&entry.id.0).u64(entry.generation.0).u32(entry.epoch.0);
+    w.put(&entry.id.0)
+        .u64(entry.generation.0)
+        .u32(entry.epoch.0);
     w.u8(if entry.catch_up { ENTRY_CATCH_UP } else { 0 });
     w.u64(entry.first.0).u64(entry.last.0);
     w.u64(entry.object_bytes).u64(entry.source_bytes);

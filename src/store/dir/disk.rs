@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub enum Step<'a> {
     },
     /// A finished file appears under a name, or replaces what is there.
     Place {
+        /// Where it stood.
+        from: &'a Path,
         /// Where it appears.
         path: &'a Path,
     },
@@ -171,27 +174,40 @@ impl Disk {
         }
     }
 
-    /// Reserves room, so that the writes that follow cannot run out of it half-way. With
-    /// `unshare` also the room that overwriting bytes shared with a clone takes.
+    /// Reserves room for `offset..offset + length`, so that writing there cannot run out of it
+    /// half-way, and notes in `taken` the holes that it filled. With `unshare` also the room that
+    /// overwriting bytes shared with a clone takes.
     pub(super) fn reserve(
         &self,
         target: &Opened,
         offset: u64,
         length: u64,
         unshare: bool,
+        taken: &mut Vec<Range<u64>>,
     ) -> io::Result<()> {
-        let keep = FallocateFlags::KEEP_SIZE;
-        if unshare {
-            let flags = keep | FallocateFlags::UNSHARE_RANGE;
-            match rustix::fs::fallocate(&target.file, flags, offset, length) {
-                Err(Errno::OPNOTSUPP) => {}
-                other => return Ok(other?),
+        let allocate = |flags, range: Range<u64>| {
+            let length = range.end - range.start;
+            match rustix::fs::fallocate(&target.file, flags, range.start, length) {
+                Err(Errno::OPNOTSUPP) => Ok(()), // then the write itself says when there is no room
+                other => other.map_err(io::Error::from),
             }
+        };
+        let end = offset + length;
+        let mut at = offset;
+        let data = target.data_ranges(offset, end)?;
+        for (start, next) in data.into_iter().chain([(end, end)]) {
+            if at < start {
+                // Noted first: an attempt that fails may have taken a part.
+                taken.push(at..start);
+                allocate(FallocateFlags::KEEP_SIZE, at..start)?;
+            }
+            at = next;
         }
-        match rustix::fs::fallocate(&target.file, keep, offset, length) {
-            Err(Errno::OPNOTSUPP) => Ok(()), // then the write itself says when there is no room
-            other => Ok(other?),
+        if unshare {
+            let flags = FallocateFlags::KEEP_SIZE | FallocateFlags::UNSHARE_RANGE;
+            allocate(flags, offset..end)?;
         }
+        Ok(())
     }
 
     pub(super) fn sync(&self, target: &Opened) -> io::Result<()> {
@@ -207,13 +223,13 @@ impl Disk {
 
     /// The file appears at `to`; fails when something is there.
     pub(super) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.announce(Step::Place { path: to })?;
+        self.announce(Step::Place { from, path: to })?;
         std::fs::hard_link(from, to)
     }
 
     /// The file appears at `to`, in place of what is there.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.announce(Step::Place { path: to })?;
+        self.announce(Step::Place { from, path: to })?;
         std::fs::rename(from, to)
     }
 

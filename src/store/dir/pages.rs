@@ -4,6 +4,8 @@
 //! reserved, old bytes are kept durably in the newest snapshot, then the blob changes. The guard
 //! is checked under the same lock that covers all of it. Does not own how snapshots are read.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::disk::{Opened, parent};
@@ -68,8 +70,10 @@ impl Root {
         let base = create().map_err(|error| place_error(about, "creating", error))?;
         // The state first: what has a state and no file does not exist, and is swept.
         self.set_state(name, &State::new(name, size))?;
-        self.publish(&base.0.path, name, true)
-            .map_err(|error| place_error(about, "publishing", error))
+        self.publish(&base.0.path, name, true).map_err(|error| {
+            let _ = self.sweep_beside(name); // else the next open does it
+            place_error(about, "publishing", error)
+        })
     }
 
     pub(super) fn write_pages(
@@ -81,9 +85,19 @@ impl Root {
         let (_lock, blob) = self.guarded(name, guard)?;
         let about = self.about(name);
         about.check_page_writes(blob.state.size, writes)?;
-        blob.reserve(writes)
-            .map_err(|error| about.io("reserving room", error))?;
-        blob.preserve(writes)?;
+        let mut taken = Vec::new();
+        let ready = blob
+            .reserve(writes, &mut taken)
+            .map_err(|error| about.io("reserving room", error))
+            .and_then(|()| blob.preserve(writes));
+        if let Err(error) = ready {
+            for hole in taken {
+                let _ = self
+                    .disk
+                    .zero(&blob.base, hole.start, hole.end - hole.start);
+            }
+            return Err(error);
+        }
         for write in writes {
             match &write.body {
                 PageBody::Data(bytes) => self.disk.write(&blob.base, write.offset, bytes),
@@ -202,13 +216,13 @@ impl Blob<'_> {
         self.state.snapshots.last()
     }
 
-    fn reserve(&self, writes: &[PageWrite]) -> std::io::Result<()> {
+    fn reserve(&self, writes: &[PageWrite], taken: &mut Vec<Range<u64>>) -> std::io::Result<()> {
         let unshare = self.newest().is_some_and(|one| one.kept == Kept::Clone);
+        let disk = &self.root.disk;
         for write in writes {
             if let PageBody::Data(bytes) = &write.body {
                 let length = bytes.len() as u64;
-                let disk = &self.root.disk;
-                disk.reserve(&self.base, write.offset, length, unshare)?;
+                disk.reserve(&self.base, write.offset, length, unshare, taken)?;
             }
         }
         Ok(())
@@ -282,7 +296,7 @@ impl Blob<'_> {
         disk.sync(to)
     }
 
-    fn extent(&self, run: &std::ops::Range<u64>) -> std::ops::Range<u64> {
+    fn extent(&self, run: &Range<u64>) -> Range<u64> {
         let last = granules::extent(run.end - 1, self.state.size);
         run.start * GRANULE..last.end
     }
@@ -305,7 +319,7 @@ impl Blob<'_> {
 }
 
 /// Consecutive granules together, up to [`PRESERVE_BYTES`].
-fn runs(granules: &[u64]) -> impl Iterator<Item = std::ops::Range<u64>> {
+fn runs(granules: &[u64]) -> impl Iterator<Item = Range<u64>> {
     granules
         .chunk_by(|a, b| a + 1 == *b)
         .flat_map(|run| run.chunks((PRESERVE_BYTES / GRANULE) as usize))

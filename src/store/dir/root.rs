@@ -177,7 +177,11 @@ impl Root {
         if self.memory().directories.contains(directory) {
             return Ok(());
         }
-        std::fs::create_dir_all(directory)?;
+        std::fs::create_dir_all(directory).map_err(|error| match error.kind() {
+            // A file on the way. Said so that nobody takes it for the object itself.
+            ErrorKind::AlreadyExists => ErrorKind::NotADirectory.into(),
+            _ => error,
+        })?;
         let mut at = directory;
         while at != self.path {
             // Also those that exist: who made them may have been killed before syncing.

@@ -25,7 +25,7 @@ async fn case(seed: u64) -> u64 {
     let calm = Rig::new(seed);
     let (expected, expected_entries, _) = outcome(&calm, Arc::clone(&calm.memory) as _).await;
     let rig = Rig::new(seed);
-    let hostile = Hostile::random(&rig.memory, seed, 40);
+    let hostile = Hostile::random(rig.plain(), &rig, seed, 40);
     let (_, _, through) = outcome(&rig, Arc::clone(&hostile) as _).await;
     assert!(through.is_sorted_by(|a, b| a < b), "each once, in order");
     assert_eq!(through.last(), Some(&RECORDS));
@@ -55,8 +55,17 @@ async fn case(seed: u64) -> u64 {
     }
     let there = ranges(&rig.machine, &rig.deltas().await);
     assert_eq!(there.len(), entries.len());
-    assert!(there.values().all(|count| *count == 1), "one object each: {there:?}");
-    let trouble = rig.metrics.machine(&rig.machine).trouble.lock().unwrap().clone();
+    assert!(
+        there.values().all(|count| *count == 1),
+        "one object each: {there:?}"
+    );
+    let trouble = rig
+        .metrics
+        .machine(&rig.machine)
+        .trouble
+        .lock()
+        .unwrap()
+        .clone();
     assert_eq!(trouble, None, "nothing keeps it back any more");
     rig.metrics.store_retries.load(Ordering::Relaxed)
 }
@@ -68,5 +77,8 @@ async fn two_thousand_hostile_networks_change_nothing() {
         let ended = tokio::spawn(async move { case(seed).await }).await;
         retries += ended.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
-    assert!(retries > 10 * CASES, "the faults were really there: {retries}");
+    assert!(
+        retries > 10 * CASES,
+        "the faults were really there: {retries}"
+    );
 }

@@ -8,10 +8,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 
+use super::rig::Rig;
 use crate::store::{
     BlockId, Condition, ETag, LeaseId, Listed, Memory, ObjectName, PageGuard, PageRange, PageWrite,
     Properties, Result, SnapshotId, SnapshotInfo, Store, StoreError,
 };
+use crate::upload::UploadContext;
 
 /// What becomes of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub(super) enum Fate {
     Late(u32),
     /// It is done and answered, and arrives once more after so many other requests.
     Twice(u32),
+    /// Somebody of the same ownership rewrites the manifest just before it.
+    Crossed,
 }
 
 /// Something that changes the store.
@@ -52,6 +56,7 @@ pub(super) struct Hostile {
     /// Told to let it go on.
     pub(super) go: Notify,
     stop_at: Option<u32>,
+    crossing: Option<UploadContext>,
 }
 
 struct State {
@@ -81,11 +86,13 @@ impl Hostile {
             stopped: Notify::new(),
             go: Notify::new(),
             stop_at,
+            crossing: None,
         }
     }
 
     /// Random fates by a seed, at most `most` of them bad, so that every run ends.
-    pub(super) fn random(inner: &Arc<Memory>, seed: u64, most: u32) -> Arc<Self> {
+    /// `crossing` is who rewrites the manifest now and then.
+    pub(super) fn random(crossing: UploadContext, rig: &Rig, seed: u64, most: u32) -> Arc<Self> {
         let mut random = StdRng::seed_from_u64(seed);
         let mut left = most;
         let plan = move |_, request: Option<&Request>| {
@@ -95,17 +102,35 @@ impl Hostile {
             }
             left -= 1;
             let later = 1 + random.next_u32() % 6;
-            match (request, dice / 3 % 7) {
+            match (request, dice / 3 % 8) {
                 (None, 0..4) => Fate::Refused,
                 (None, _) | (_, 0) => Fate::LostBefore,
                 (_, 1 | 2) => Fate::LostAfter,
                 (_, 3) => Fate::Late(later),
                 (_, 4) => Fate::Twice(later),
                 (_, 5) => Fate::Full,
+                (_, 6) => Fate::Crossed,
                 _ => Fate::Refused,
             }
         };
-        Self::new(inner, Box::new(plan))
+        let mut store = Self::stopping(&rig.memory, Box::new(plan), None);
+        store.crossing = Some(crossing);
+        Arc::new(store)
+    }
+
+    async fn cross(&self) {
+        let Some(context) = &self.crossing else {
+            return;
+        };
+        if let Some((mut manifest, etag)) = context.log.manifest().await.unwrap() {
+            manifest.version += 1;
+            let entropy = context.entropy.as_ref();
+            context
+                .log
+                .replace(&manifest, Some(&etag), entropy)
+                .await
+                .unwrap();
+        }
     }
 
     /// Everything that is still on its way arrives.
@@ -141,12 +166,16 @@ impl Hostile {
 
     async fn apply(&self, request: Request) -> Result<Option<ETag>> {
         match request {
-            Request::Stage(name, block, body) => {
-                self.inner.stage_block(&name, block, body).await.map(|()| None)
-            }
-            Request::Commit(name, blocks, condition) => {
-                self.inner.commit_blocks(&name, &blocks, condition).await.map(Some)
-            }
+            Request::Stage(name, block, body) => self
+                .inner
+                .stage_block(&name, block, body)
+                .await
+                .map(|()| None),
+            Request::Commit(name, blocks, condition) => self
+                .inner
+                .commit_blocks(&name, &blocks, condition)
+                .await
+                .map(Some),
             Request::Put(name, body, condition) => {
                 self.inner.put(&name, body, condition).await.map(Some)
             }
@@ -181,6 +210,10 @@ impl Hostile {
             Fate::Late(by) => {
                 postpone(by, request);
                 Err(lost(&name))
+            }
+            Fate::Crossed => {
+                self.cross().await;
+                self.apply(request).await
             }
             Fate::Twice(by) => {
                 postpone(by, request.clone());

@@ -4,6 +4,7 @@ mod crash;
 mod faults;
 mod fight;
 mod hostile;
-pub(crate) mod rig;
+mod reading;
+mod rig;
 mod single;
 mod tidy;

@@ -22,16 +22,16 @@ use crate::model::{
 use crate::observe::Metrics;
 use crate::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, Sealed, StreamState, seal};
 use crate::settings::{BatchSettings, SealSettings};
-use crate::store::{Listed, Store};
 use crate::store::Memory;
+use crate::store::{Listed, Store};
 use crate::upload::{Claim, Published, Stopped, Upload, UploadContext, claim};
 
 /// A clock that only sleeping moves.
 #[derive(Default)]
-pub(crate) struct Steps(Mutex<Duration>);
+pub(super) struct Steps(Mutex<Duration>);
 
 impl Steps {
-    pub(crate) fn advance(&self, by: Duration) {
+    pub(super) fn advance(&self, by: Duration) {
         *self.0.lock().unwrap() += by;
     }
 }
@@ -51,10 +51,10 @@ impl Clock for Steps {
 }
 
 /// Random bytes from a seed.
-pub(crate) struct Seeded(Mutex<StdRng>);
+pub(super) struct Seeded(Mutex<StdRng>);
 
 impl Seeded {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
+    pub(super) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self(Mutex::new(StdRng::seed_from_u64(seed))))
     }
 }
@@ -65,17 +65,17 @@ impl Entropy for Seeded {
     }
 }
 
-pub(crate) struct Rig {
-    pub(crate) memory: Arc<Memory>,
-    pub(crate) clock: Arc<Steps>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) machine: MachineId,
-    pub(crate) keys: KeyRing,
+pub(super) struct Rig {
+    pub(super) memory: Arc<Memory>,
+    pub(super) clock: Arc<Steps>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) machine: MachineId,
+    pub(super) keys: KeyRing,
     seed: u64,
 }
 
 impl Rig {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let clock = Arc::new(Steps::default());
         let machine: MachineId = "web".parse().unwrap();
         let kek = KeyEncryptionKey::of([7; 32].into());
@@ -91,12 +91,12 @@ impl Rig {
         }
     }
 
-    pub(crate) fn log(&self, store: Arc<dyn Store>) -> LogStore {
+    pub(super) fn log(&self, store: Arc<dyn Store>) -> LogStore {
         LogStore::new(store, self.machine.clone(), self.keys.clone())
     }
 
     /// A context over `store`; `salt` tells its entropy from that of others.
-    pub(crate) fn context(&self, store: Arc<dyn Store>, salt: u64) -> UploadContext {
+    pub(super) fn context(&self, store: Arc<dyn Store>, salt: u64) -> UploadContext {
         UploadContext {
             log: Arc::new(self.log(store)),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -108,17 +108,17 @@ impl Rig {
         }
     }
 
-    pub(crate) fn plain(&self) -> UploadContext {
+    pub(super) fn plain(&self) -> UploadContext {
         self.context(Arc::clone(&self.memory) as Arc<dyn Store>, 900)
     }
 
     /// The manifest as it stands.
-    pub(crate) async fn manifest(&self) -> Manifest {
+    pub(super) async fn manifest(&self) -> Manifest {
         self.plain().log.manifest().await.unwrap().unwrap().0
     }
 
     /// All entries, each opened and compared with the stream, chained, its object there once.
-    pub(crate) async fn audit(&self) -> Vec<DeltaEntry> {
+    pub(super) async fn audit(&self) -> Vec<DeltaEntry> {
         let log = self.plain().log;
         let manifest = self.manifest().await;
         let entries = log.entries(&manifest, manifest.truncated).await.unwrap();
@@ -136,27 +136,31 @@ impl Rig {
                 .filter(|n| matches!(change(*n), Change::Write { .. }))
                 .flat_map(|n| payload(n).to_vec())
                 .collect();
-            assert_eq!(bytes, expected, "content of {}..={}", entry.first, entry.last);
+            assert_eq!(
+                bytes, expected,
+                "content of {}..={}",
+                entry.first, entry.last
+            );
             previous = Some(entry.id);
         }
         assert_eq!(end, manifest.published);
         entries
     }
 
-    pub(crate) async fn objects(&self, prefix: String) -> Vec<Listed> {
+    pub(super) async fn objects(&self, prefix: String) -> Vec<Listed> {
         self.memory.list(&prefix).await.unwrap()
     }
 
-    pub(crate) async fn deltas(&self) -> Vec<Listed> {
+    pub(super) async fn deltas(&self) -> Vec<Listed> {
         self.objects(names::deltas(&self.machine)).await
     }
 
-    pub(crate) async fn pages(&self) -> Vec<Listed> {
+    pub(super) async fn pages(&self) -> Vec<Listed> {
         self.objects(names::manifest_pages(&self.machine)).await
     }
 
     /// The records `published + 1..=last` of the stream, sealed as the holder of `claim` would.
-    pub(crate) fn sealed(&self, claim: &Claim, last: u64) -> Vec<Sealed> {
+    pub(super) fn sealed(&self, claim: &Claim, last: u64) -> Vec<Sealed> {
         let manifest = &claim.manifest;
         let entropy = Seeded::new(self.seed ^ (manifest.generation.0 << 32));
         let settings = BatchSettings {
@@ -200,7 +204,7 @@ impl Rig {
     }
 
     /// Claims, seals through `last`, uploads in an order shuffled by the seed, publishes.
-    pub(crate) async fn serve(
+    pub(super) async fn serve(
         &self,
         context: &UploadContext,
         owner: &str,
@@ -211,7 +215,7 @@ impl Rig {
         self.go_on(context, claim, last, on_published).await
     }
 
-    pub(crate) async fn go_on(
+    pub(super) async fn go_on(
         &self,
         context: &UploadContext,
         claim: Claim,
@@ -221,15 +225,25 @@ impl Rig {
         let sealed = shuffled(self.sealed(&claim, last), self.seed);
         let mut receiver = channel(sealed);
         let upload = Upload::new(context.clone(), claim);
-        upload.run(&mut receiver, on_published).await
+        let mut ended = upload.run(&mut receiver, on_published).await;
+        if let Err(stopped) = &mut ended {
+            // What was not taken out of the channel is still there: a caller keeps that, too.
+            while let Ok(sealed) = receiver.try_recv() {
+                stopped.unpublished.push(sealed);
+            }
+            stopped
+                .unpublished
+                .sort_by_key(|sealed| sealed.entry().first);
+        }
+        ended
     }
 }
 
-pub(crate) fn server(name: &str) -> ServerId {
+pub(super) fn server(name: &str) -> ServerId {
     name.parse().unwrap()
 }
 
-pub(crate) fn channel(sealed: Vec<Sealed>) -> mpsc::Receiver<Sealed> {
+pub(super) fn channel(sealed: Vec<Sealed>) -> mpsc::Receiver<Sealed> {
     let (sender, receiver) = mpsc::channel(sealed.len().max(1));
     for one in sealed {
         sender.try_send(one).unwrap();
@@ -295,7 +309,7 @@ fn change(sequence: u64) -> Change {
 }
 
 /// What two logs have in common when they say the same: version and pages are how it came to be.
-pub(crate) fn meaning(manifest: &Manifest, entries: Vec<DeltaEntry>) -> Manifest {
+pub(super) fn meaning(manifest: &Manifest, entries: Vec<DeltaEntry>) -> Manifest {
     Manifest {
         version: manifest.generation.0,
         pages: Vec::new(),
@@ -305,7 +319,7 @@ pub(crate) fn meaning(manifest: &Manifest, entries: Vec<DeltaEntry>) -> Manifest
 }
 
 /// How often each range is in the store.
-pub(crate) fn ranges(machine: &MachineId, deltas: &[Listed]) -> BTreeMap<(u64, u64), usize> {
+pub(super) fn ranges(machine: &MachineId, deltas: &[Listed]) -> BTreeMap<(u64, u64), usize> {
     let mut ranges = BTreeMap::new();
     for row in deltas {
         let (_, first, last, _) = names::parse_delta(machine, &row.name).unwrap();

@@ -1,0 +1,54 @@
+//! Batch → delta on one thread: coalesce, compress, encrypt.
+//!
+//! `HOLDFAST_BENCH_IMAGE=FILE` seals a real disk image in writes of 64 KiB; without it, half
+//! incompressible synthetic pages. Criterion's bytes/s is per source byte: s/GiB = 1 / (GiB/s).
+
+#[path = "seal_support/mod.rs"]
+mod support;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use holdfast::clock::System;
+use holdfast::seal::seal;
+
+fn bench(c: &mut Criterion) {
+    let content = support::content(128 << 20);
+    let machine = support::machine();
+    let keys = support::ring(&machine);
+    let mut group = c.benchmark_group("seal");
+    group.sample_size(10);
+    for (name, write_bytes, level) in [
+        ("64 KiB writes, level 1", 64 << 10, 1),
+        ("4 KiB writes, level 1", 4 << 10, 1),
+        ("64 KiB writes, level -5", 64 << 10, -5),
+        ("64 KiB writes, level 3", 64 << 10, 3),
+    ] {
+        let batches = support::batches(&machine, &content, write_bytes);
+        let settings = support::seal_settings(level);
+        group.throughput(Throughput::Bytes(content.len() as u64));
+        let mut ratio = (0, 0);
+        group.bench_function(name, |b| {
+            let all = || batches.clone();
+            b.iter_batched(
+                all,
+                |batches| {
+                    for batch in batches {
+                        let lineage = support::lineage(&machine);
+                        let key = keys.newest();
+                        let sealed = seal(batch, lineage, key, &settings, false, &System);
+                        let sealed = sealed.expect("the batch is legal");
+                        ratio.0 += sealed.entry().source_bytes;
+                        ratio.1 += sealed.entry().object_bytes;
+                    }
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        println!(
+            "{name}: ratio {:.2}",
+            ratio.0 as f64 / ratio.1.max(1) as f64
+        );
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

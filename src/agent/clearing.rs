@@ -1,0 +1,61 @@
+//! Clearing bits, in rounds: everything in the stream when the round began is published, then the
+//! source is synced, then bits of chunks that nobody touched since the begin are cleared.
+//!
+//! Owns: when a bit may go. Does not own: how it goes ([`super::bitmap`]).
+
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::stream::Stream;
+
+/// What one look at the round did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Round {
+    /// Nothing could be cleared, so none was begun.
+    Idle,
+    /// It began, or waits until the stream is published far enough.
+    Waits,
+    /// It ended; so many bytes of the disks are known to be safe now.
+    Cleared(u64),
+}
+
+impl Stream {
+    /// Begins a round, or ends it when its part of the stream is published. Blocks on fdatasync.
+    ///
+    /// # Errors
+    /// When a bitmap file cannot be written.
+    pub(super) fn clear_step(&self) -> io::Result<Round> {
+        let _alone = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (through, witnessed) = {
+            let mut core = self.lock();
+            let Some(through) = core.round else {
+                let idle = !core.connected || !self.disks.iter().any(|disk| disk.bitmap.clearable());
+                if idle {
+                    return Ok(Round::Idle);
+                }
+                // Under the stream's lock: no write gets a sequence between the two lines.
+                core.round = Some(core.last);
+                for disk in &self.disks {
+                    disk.bitmap.begin_clearing(|| disk.locks.ranges());
+                }
+                return Ok(Round::Waits);
+            };
+            (through, core.witnessed)
+        };
+        if witnessed < through {
+            return Ok(Round::Waits);
+        }
+        let mut cleared = 0;
+        for disk in &self.disks {
+            if disk.bitmap.clearable()
+                && disk.sync().is_ok()
+                && !disk.sync_failed.load(Ordering::Acquire)
+            {
+                cleared += disk.bitmap.finish_clearing(witnessed)?;
+            }
+        }
+        self.lock().round = None;
+        Ok(Round::Cleared(cleared))
+    }
+}

@@ -1,0 +1,162 @@
+//! Keeping connected: servers in turn, back-off with full jitter, an answer for each refusal.
+//!
+//! Owns: which server is tried when. Does not own: what is said there ([`super::session`]).
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::clock::Entropy;
+use crate::format::wire::Refusal;
+
+use super::error::AgentError;
+use super::run::Shared;
+use super::session::{self, End};
+
+/// First pause; doubles with each attempt in vain.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pause after a refusal that only a human can lift.
+const PAUSE_SLOW: Duration = Duration::from_secs(120);
+/// Time for TCP, TLS and HTTP together.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What follows the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Again, with a pause that grows.
+    Retry,
+    /// Again after a long pause.
+    Slowly,
+    /// Never: only bitmaps are kept until the agent is restarted.
+    Halt,
+}
+
+/// The one answer to each refusal.
+pub(super) fn next(code: Refusal) -> Next {
+    match code {
+        Refusal::Version | Refusal::Foreign => Next::Halt,
+        Refusal::Identity | Refusal::Superseded => Next::Slowly,
+        Refusal::Protocol | Refusal::NotOwner | Refusal::Busy => Next::Retry,
+    }
+}
+
+/// A random pause up to `PAUSE_MIN` · 2^attempt, at most `PAUSE_MAX`: agents that lost the same
+/// server do not come back together.
+pub(super) fn pause(attempt: u32, entropy: &dyn Entropy) -> Duration {
+    let longest = PAUSE_MIN.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
+    longest.mul_f64(fraction(entropy))
+}
+
+fn fraction(entropy: &dyn Entropy) -> f64 {
+    let mut bytes = [0; 4];
+    entropy.fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Connects, serves the connection, reconnects; returns when the agent leaves or must stop.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut attempt = 0;
+    for server in shared.settings.servers.iter().cycle() {
+        if shared.leaving() {
+            return;
+        }
+        let welcomed = AtomicBool::new(false);
+        let outcome = connect(&shared, server, &welcomed).await;
+        shared.connected_to(None);
+        let (next, why) = match outcome {
+            Ok(End::Left) => return,
+            Ok(End::Refused(refuse)) => {
+                let why = format!("{server} refused ({:?}): {}", refuse.code, refuse.text);
+                (next(refuse.code), why)
+            }
+            Ok(End::Foreign(why)) => (Next::Halt, format!("{server}: {why}")),
+            Err(error) => (Next::Retry, chain(&error)),
+        };
+        shared.failed(&why);
+        if welcomed.into_inner() {
+            attempt = 0;
+        }
+        let pause = match next {
+            Next::Retry => pause(attempt, shared.entropy.as_ref()),
+            Next::Slowly => PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref())),
+            Next::Halt => {
+                tracing::error!(why, "replication stopped; the workload goes on, changes are kept in the bitmap");
+                shared.halt(&why);
+                return;
+            }
+        };
+        tracing::warn!(why, pause_ms = pause.as_millis() as u64, attempt, "not connected");
+        attempt += 1;
+        tokio::select! {
+            () = shared.clock.sleep(pause) => {}
+            () = shared.left.notified() => return,
+        }
+    }
+}
+
+async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result<End, AgentError> {
+    let transport = tokio::select! {
+        transport = shared.dial.dial(server) => transport?,
+        () = shared.clock.sleep(DIAL_TIMEOUT) => {
+            let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in 15 s");
+            let server = server.to_owned();
+            return Err(AgentError::Dial { server, action: "connecting", source: Box::new(late) });
+        }
+    };
+    session::run(shared, server, transport, |welcome| {
+        welcomed.store(true, Ordering::Relaxed);
+        shared.connected_to(Some(format!("{server} ({})", welcome.server)));
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(u8);
+    impl Entropy for Fixed {
+        fn fill(&self, target: &mut [u8]) {
+            target.fill(self.0);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_are_jittered_down_to_nothing() {
+        let longest = |attempt| pause(attempt, &Fixed(255));
+        assert_eq!(longest(0), PAUSE_MIN);
+        assert_eq!(longest(3), PAUSE_MIN * 8);
+        assert_eq!(longest(40), PAUSE_MAX);
+        assert_eq!(pause(40, &Fixed(0)), Duration::ZERO);
+    }
+
+    #[test]
+    fn every_refusal_has_its_answer() {
+        for (code, expected) in [
+            (Refusal::Version, Next::Halt),
+            (Refusal::Foreign, Next::Halt),
+            (Refusal::Identity, Next::Slowly),
+            (Refusal::Superseded, Next::Slowly),
+            (Refusal::Protocol, Next::Retry),
+            (Refusal::NotOwner, Next::Retry),
+            (Refusal::Busy, Next::Retry),
+        ] {
+            assert_eq!(next(code), expected);
+        }
+    }
+}

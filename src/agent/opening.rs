@@ -1,0 +1,175 @@
+//! From settings to a stream: the state directory, the disks, their bitmaps.
+//!
+//! Owns: what may be believed after the last life. Does not own: anything that runs.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::format::bytes::Writer;
+use crate::model::{DISKS_MAX, DiskIndex, Epoch, MachineKey, Sequence, WRITE_BYTES_MAX};
+use crate::settings::{AgentDisk, AgentSettings};
+
+use super::bitmap::{self, Found, Identity};
+use super::disk::Disk;
+use super::error::AgentError;
+use super::locks::RangeLocks;
+use super::source;
+use super::stream::Stream;
+
+/// Smallest resend buffer.
+const BUFFER_BYTES_MIN: u64 = 64 << 10;
+
+/// Locks the state directory and opens everything in it.
+pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentError> {
+    check(settings)?;
+    let directory = &settings.state_directory;
+    let action = |action| move |source| AgentError::io(directory, action, source);
+    std::fs::create_dir_all(directory).map_err(action("make the state directory"))?;
+    let lock = lock(directory)?;
+    // By name, so that the order in the settings means nothing.
+    let mut order: Vec<&AgentDisk> = settings.disks.iter().collect();
+    order.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut sources = Vec::new();
+    let mut layout = Writer::new();
+    for disk in &order {
+        let (medium, bytes) = source::open_disk(&disk.path)?;
+        layout.text(disk.name.as_str()).u64(bytes);
+        sources.push((medium, bytes));
+    }
+    let disks_crc = crc32fast::hash(&layout.0);
+    let (mut disks, mut past) = (Vec::new(), Past::default());
+    for (index, (disk, (medium, size_bytes))) in order.iter().zip(sources).enumerate() {
+        let identity = Identity {
+            machine: MachineKey::of(&settings.machine),
+            disk: disk.name.clone(),
+            disk_bytes: size_bytes,
+            chunk_bytes: settings.bitmap_chunk_bytes,
+            disks_crc,
+        };
+        let path = directory.join(format!("{}.bitmap", disk.name));
+        let (bitmap, found) = bitmap::open(&path, &identity)
+            .map_err(|source| AgentError::io(&path, "open the bitmap", source))?;
+        past.add(&path, &found, bitmap.history());
+        disks.push(Arc::new(Disk {
+            index: DiskIndex(index as u16),
+            name: disk.name.clone(),
+            size_bytes,
+            source: Box::new(medium),
+            bitmap,
+            locks: RangeLocks::default(),
+            sync_failed: AtomicBool::new(false),
+        }));
+    }
+    let clean = past.clean && past.resync.is_none();
+    for disk in &disks {
+        // From the first write on the last stop is not clean any more.
+        let said = disk.bitmap.mark_clean(false, Sequence::ZERO);
+        said.map_err(action("write the bitmap"))?;
+    }
+    let Past {
+        epoch,
+        witnessed,
+        resync,
+        ..
+    } = past;
+    let epoch = epoch.unwrap_or_default();
+    let bytes_max = settings.buffer_bytes_max;
+    let stream = Stream::new(disks, bytes_max, epoch, witnessed, clean, resync);
+    Ok((lock, stream))
+}
+
+fn check(settings: &AgentSettings) -> Result<(), AgentError> {
+    let AgentSettings {
+        bitmap_chunk_bytes: chunk,
+        buffer_bytes_max: buffer,
+        disks,
+        servers,
+        ..
+    } = settings;
+    let refuse = |text: String| Err(AgentError::Settings(text));
+    if !chunk.is_power_of_two() || !(4096..=WRITE_BYTES_MAX).contains(chunk) {
+        return refuse(format!(
+            "bitmap_chunk_bytes is {chunk}, a power of two from 4096 to {WRITE_BYTES_MAX} is allowed"
+        ));
+    }
+    let least = BUFFER_BYTES_MIN.max(4 * u64::from(*chunk));
+    if *buffer < least {
+        return refuse(format!(
+            "buffer_bytes_max is {buffer}, at least {least} is needed (four chunks of the bitmap)"
+        ));
+    }
+    if servers.is_empty() || disks.is_empty() || disks.len() > DISKS_MAX {
+        let (servers, disks) = (servers.len(), disks.len());
+        return refuse(format!(
+            "{servers} servers and {disks} disks are named; at least 1 server, 1 to {DISKS_MAX} disks"
+        ));
+    }
+    let mut names: Vec<_> = disks.iter().map(|disk| &disk.name).collect();
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => refuse(format!("disk {} is named twice", pair[0])),
+        None => Ok(()),
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, AgentError> {
+    let path = directory.join("lock");
+    let file = File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse { path: directory.into() }),
+        Err(error) => Err(AgentError::io(&path, "lock the state directory", error.into())),
+    }
+}
+
+/// What the bitmaps of all disks say together.
+struct Past {
+    epoch: Option<Epoch>,
+    witnessed: Sequence,
+    clean: bool,
+    resync: Option<String>,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self {
+            epoch: None,
+            witnessed: Sequence::ZERO,
+            clean: true,
+            resync: None,
+        }
+    }
+}
+
+impl Past {
+    fn add(&mut self, path: &Path, found: &Found, history: (Epoch, Sequence, bool)) {
+        let (epoch, witnessed, clean) = history;
+        let path = path.display();
+        match found {
+            Found::Kept {
+                damaged_pages,
+                damaged_header,
+            } => {
+                if *damaged_pages > 0 || *damaged_header {
+                    tracing::error!(%path, damaged_pages, damaged_header,
+                        "the bitmap is damaged; the chunks of damaged pages are sent again");
+                }
+                if self.epoch.is_some_and(|known| known != epoch) {
+                    self.resync = Some(format!("{path} tracks another epoch than the other disks"));
+                }
+            }
+            Found::Nothing(why) => {
+                tracing::warn!(%path, why, "no usable bitmap: the next connection begins a new epoch");
+                self.resync = Some(format!("{path}: {why}"));
+            }
+        }
+        self.epoch = self.epoch.max(Some(epoch));
+        self.witnessed = self.witnessed.max(witnessed);
+        self.clean &= clean;
+    }
+}

@@ -1,0 +1,328 @@
+//! A running agent: its disks, its tasks, its orderly end.
+//!
+//! Owns: the state directory, starting and stopping. Does not own: any rule of the stream.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::clock::{Clock, Entropy, System, random16};
+use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
+use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, TrackingMode};
+use crate::nbd::{self, Export};
+use crate::settings::{AgentSettings, Capture};
+
+use super::clearing::Round;
+use super::dial::{Dial, TlsDial};
+use super::disk::Captured;
+use super::error::AgentError;
+use super::status::AgentStatus;
+use super::stream::Stream;
+use super::{catchup, connection, keeping, opening, session};
+
+/// Time that an orderly stop waits for the stream to be published.
+const STOP_WAIT: Duration = Duration::from_secs(60);
+/// Pause between two looks while stopping.
+const STOP_LOOK: Duration = Duration::from_millis(50);
+
+/// What the parts of a running agent share.
+pub(super) struct Shared {
+    pub(super) settings: AgentSettings,
+    pub(super) stream: Arc<Stream>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) dial: Arc<dyn Dial>,
+    pub(super) incarnation: Incarnation,
+    /// Wakes whoever pauses between connections when the agent leaves.
+    pub(super) left: Notify,
+    leaving: AtomicBool,
+    connection: Mutex<ConnectionState>,
+    /// Held as long as anything of this agent lives.
+    _lock: File,
+}
+
+#[derive(Clone, Debug, Default)]
+struct ConnectionState {
+    server: Option<String>,
+    last_error: Option<String>,
+    halted: bool,
+}
+
+impl Shared {
+    fn connection(&self) -> MutexGuard<'_, ConnectionState> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(super) fn connected_to(&self, server: Option<String>) {
+        self.connection().server = server;
+        self.stream.to_tell.notify_one();
+    }
+
+    pub(super) fn failed(&self, why: &str) {
+        self.connection().last_error = Some(why.to_owned());
+    }
+
+    /// Replication ends for this life; changes are kept in the bitmap.
+    pub(super) fn halt(&self, why: &str) {
+        self.connection().halted = true;
+        self.stream.give_up_order(why);
+        self.stream.to_tell.notify_one();
+    }
+
+    /// Server, last error, halted.
+    pub(super) fn connection_state(&self) -> (Option<String>, Option<String>, bool) {
+        let ConnectionState {
+            server,
+            last_error,
+            halted,
+        } = self.connection().clone();
+        (server, last_error, halted)
+    }
+}
+
+/// How an agent stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything is published; the next start reads nothing again.
+    Clean,
+    /// Time ran out; the next start reads again what may have changed.
+    Unsettled,
+}
+
+/// A running agent. Dropping it is like killing it: nothing is lost, but the next start has to
+/// read again what may have changed; [`Agent::stop`] leaves nothing behind.
+pub struct Agent {
+    shared: Arc<Shared>,
+    servers: Vec<nbd::Server>,
+    replication: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let machine = &self.shared.settings.machine;
+        f.debug_struct("Agent").field("machine", machine).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Opens the disks and their bitmaps, serves them, and begins to replicate. Must be called
+    /// inside a tokio runtime; blocks while bitmaps are read.
+    ///
+    /// # Errors
+    /// When a disk, the state directory, a certificate or a socket cannot be used.
+    pub fn start(
+        settings: AgentSettings,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, AgentError> {
+        let dial = Arc::new(TlsDial::new(&settings)?);
+        Self::start_with(settings, clock, entropy, dial)
+    }
+
+    /// Like [`Agent::start`] with another way to reach the servers.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        settings: AgentSettings,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Self, AgentError> {
+        let (lock, stream) = opening::open(&settings)?;
+        let shared = Arc::new(Shared {
+            stream: Arc::new(stream),
+            clock,
+            dial,
+            incarnation: Incarnation(random16(entropy.as_ref())),
+            entropy,
+            left: Notify::new(),
+            leaving: AtomicBool::new(false),
+            connection: Mutex::default(),
+            settings,
+            _lock: lock,
+        });
+        let mut agent = Self {
+            servers: Vec::new(),
+            replication: None,
+            tasks: Vec::new(),
+            shared,
+        };
+        for disk in &agent.shared.settings.disks {
+            let Capture::Nbd { socket } = &disk.capture;
+            let export = agent.export(&disk.name)?;
+            let server = nbd::Server::bind(socket, disk.name.as_str(), export);
+            agent.servers.push(server.map_err(|source| AgentError::Serve {
+                disk: disk.name.clone(),
+                socket: socket.clone(),
+                source: Box::new(source),
+            })?);
+        }
+        let shared = &agent.shared;
+        let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
+        agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
+        agent.tasks.push(tokio::spawn(keeping::clear(Arc::clone(shared))));
+        agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
+        agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
+        Ok(agent)
+    }
+
+    /// A disk as its NBD clients see it, for programs that embed the agent.
+    ///
+    /// # Errors
+    /// When there is no such disk.
+    pub fn export(&self, disk: &DiskName) -> Result<Arc<dyn Export>, AgentError> {
+        let stream = &self.shared.stream;
+        let found = stream.disks.iter().find(|one| one.name == *disk);
+        let Some(found) = found else {
+            let disk = disk.clone();
+            return Err(AgentError::UnknownDisk { disk });
+        };
+        Ok(Arc::new(Captured {
+            disk: Arc::clone(found),
+            stream: Arc::clone(stream),
+            mode: self.shared.settings.mode,
+        }))
+    }
+
+    /// Places a bookmark behind every write acknowledged so far. It can be used once it is
+    /// published.
+    ///
+    /// # Errors
+    /// When no consistent point is possible now, or the name is too long.
+    pub fn bookmark(
+        &self,
+        name: &str,
+        kind: BookmarkKind,
+    ) -> Result<(BookmarkId, Sequence), AgentError> {
+        let refused = |why| AgentError::Bookmark {
+            name: name.chars().take(80).collect(),
+            why,
+        };
+        if name.len() > BOOKMARK_NAME_BYTES_MAX {
+            let why = format!("the name has {} bytes, at most {BOOKMARK_NAME_BYTES_MAX} are allowed", name.len());
+            return Err(refused(why));
+        }
+        let bookmark = session::new_bookmark(&self.shared, kind, name);
+        let id = bookmark.id;
+        let placed = self.shared.stream.bookmark(bookmark).map_err(refused)?;
+        Ok((id, placed.sequence))
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn status(&self) -> AgentStatus {
+        AgentStatus::of(&self.shared, 0.0)
+    }
+
+    /// Stops in order: no more writes, everything published (for at most 60 s), bits cleared.
+    pub async fn stop(self) -> Stopped {
+        self.stop_within(STOP_WAIT).await
+    }
+
+    /// Like [`Agent::stop`] with another bound.
+    pub async fn stop_within(mut self, wait: Duration) -> Stopped {
+        let servers = std::mem::take(&mut self.servers);
+        let served = tokio::task::spawn_blocking(move || servers.into_iter().for_each(nbd::Server::stop));
+        if served.await.is_err() {
+            tracing::error!("serving the disks did not end in order");
+        }
+        let stream = Arc::clone(&self.shared.stream);
+        stream.close();
+        let clock = Arc::clone(&self.shared.clock);
+        let until = clock.monotonic() + wait;
+        while !stream.settled() && clock.monotonic() < until {
+            clock.sleep(STOP_LOOK).await;
+        }
+        self.shared.leaving.store(true, Ordering::Release);
+        stream.to_send.notify_one();
+        self.shared.left.notify_one();
+        if let Some(mut replication) = self.replication.take() {
+            tokio::select! {
+                _ended = &mut replication => {}
+                () = clock.sleep(STOP_WAIT.min(wait.max(STOP_LOOK))) => replication.abort(),
+            }
+        }
+        let last = Arc::clone(&stream);
+        let stopped = match tokio::task::spawn_blocking(move || last.settle()).await {
+            Ok(Ok(stopped)) => stopped,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the bitmap could not be closed; the next start reads again what may have changed");
+                Stopped::Unsettled
+            }
+            Err(_) => Stopped::Unsettled,
+        };
+        tracing::info!(?stopped, "agent stopped");
+        let _told = self.status().write(&self.shared.settings.state_directory);
+        stopped
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shared.stream.close();
+        self.shared.leaving.store(true, Ordering::Release);
+        for task in self.tasks.drain(..).chain(self.replication.take()) {
+            task.abort();
+        }
+    }
+}
+
+impl Stream {
+    /// Whether nothing is left to send or to hear.
+    fn settled(&self) -> bool {
+        let busy = self.disks.iter().any(|disk| !disk.locks.ranges().is_empty());
+        let core = self.lock();
+        !busy && core.mode == TrackingMode::Ordered && core.witnessed >= core.last
+    }
+
+    /// Clears what can be cleared and says so in the bitmaps. Nothing writes any more.
+    fn settle(&self) -> std::io::Result<Stopped> {
+        if !self.settled() {
+            return Ok(Stopped::Unsettled);
+        }
+        self.lock().connected = true; // a round begins only while watermarks can come; all came
+        self.lock().round = None;
+        while self.clear_step()? == Round::Waits {}
+        let witnessed = self.lock().witnessed;
+        let clean = self.disks.iter().all(|disk| disk.bitmap.set_bytes() == 0);
+        for disk in &self.disks {
+            disk.bitmap.mark_clean(clean, witnessed)?;
+        }
+        Ok(if clean { Stopped::Clean } else { Stopped::Unsettled })
+    }
+}
+
+/// Runs an agent until SIGTERM or SIGINT; a second signal ends the waiting.
+///
+/// # Errors
+/// When it cannot start, or signals cannot be received.
+pub async fn run(settings: AgentSettings) -> Result<Stopped, AgentError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let directory = settings.state_directory.clone();
+    let listen = |kind| {
+        signal(kind).map_err(|source| AgentError::io(&directory, "listen for signals", source))
+    };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let agent = Agent::start(settings, System::clock(), System::entropy())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: waiting until everything is published (a second signal ends the wait)");
+    tokio::select! {
+        stopped = agent.stop() => Ok(stopped),
+        _ = terminate.recv() => Ok(Stopped::Unsettled),
+        _ = interrupt.recv() => Ok(Stopped::Unsettled),
+    }
+}

@@ -1,0 +1,375 @@
+//! One connection: Hello, Welcome, then records one way and watermarks the other.
+//!
+//! Owns: credit, progress, the policy's bookmarks, answers to bookmark requests. Does not own:
+//! reconnecting ([`super::connection`]), what a watermark means ([`super::stream`]).
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter,
+};
+
+use crate::clock::{Clock, Entropy, random16};
+use crate::format::wire::{
+    BookmarkOutcome, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer,
+    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Refuse, VERSION, Welcome, decode_from_server,
+    encode_from_agent,
+};
+use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record};
+
+use super::attach::Unwelcome;
+use super::dial::Transport;
+use super::error::AgentError;
+use super::run::Shared;
+use super::stream::{Placed, Stream};
+
+/// Time for the server to answer the Hello: it may have to take the machine over first.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+/// Silence of the server, while it owes acknowledgements, after which it counts as gone.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Pause between two words about how the agent is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes taken from the stream at a time.
+const TAKE_BYTES: u64 = 1 << 20;
+/// Small frames are gathered up to this before they are written.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
+
+/// How a connection ended, if not by an error.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The server said so.
+    Refused(Refuse),
+    /// Somebody else writes the stream.
+    Foreign(String),
+    /// The agent left in order.
+    Left,
+}
+
+/// A bookmark that somebody waits to hear of.
+#[derive(Debug)]
+struct Asked {
+    id: BookmarkId,
+    placed: Placed,
+}
+
+struct Session<'a> {
+    shared: &'a Shared,
+    server: &'a str,
+    interval: Duration,
+    credit_limit: AtomicU64,
+    credit_spent: AtomicU64,
+    /// Microseconds of the monotonic clock when the server was last heard.
+    heard_us: AtomicU64,
+    asked: Mutex<Vec<Asked>>,
+    refused: Mutex<Vec<BookmarkReply>>,
+}
+
+/// Runs a connection to its end. `welcomed` is called once it carries records.
+pub(super) async fn run(
+    shared: &Shared,
+    server: &str,
+    transport: Box<dyn Transport>,
+    welcomed: impl FnOnce(&Welcome),
+) -> Result<End, AgentError> {
+    let (reader, writer) = tokio::io::split(transport);
+    let mut reader = BufReader::new(reader);
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+    let lost = |source| lost(server, source);
+    send(&mut writer, &FromAgent::Hello(hello(shared))).await.map_err(lost)?;
+    writer.flush().await.map_err(lost)?;
+    let first = tokio::select! {
+        message = receive(&mut reader, server) => message?,
+        () = shared.clock.sleep(WELCOME_TIMEOUT) => {
+            return Err(lost(io::Error::new(io::ErrorKind::TimedOut, "no answer to the Hello")));
+        }
+    };
+    let welcome = match first {
+        FromServer::Welcome(welcome) => welcome,
+        FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+        FromServer::Ack(_) | FromServer::BookmarkRequest(_) => {
+            return Err(protocol(server, "the first message is no Welcome".to_owned()));
+        }
+    };
+    match attach(&shared.stream, &welcome).await {
+        Ok(()) => {}
+        Err(Unwelcome::Nonsense(detail)) => return Err(protocol(server, detail)),
+        Err(Unwelcome::Foreign(why)) => return Ok(End::Foreign(why)),
+        Err(Unwelcome::Bitmap(source)) => {
+            let path = &shared.settings.state_directory;
+            return Err(AgentError::io(path, "write the bitmaps of a new epoch", source));
+        }
+    }
+    welcomed(&welcome);
+    let session = Session {
+        shared,
+        server,
+        interval: Duration::from_millis(u64::from(welcome.bookmark_interval_ms.max(1))),
+        credit_limit: AtomicU64::new(welcome.credit_limit),
+        credit_spent: AtomicU64::new(0),
+        heard_us: AtomicU64::new(micros(shared.clock.as_ref())),
+        asked: Mutex::default(),
+        refused: Mutex::default(),
+    };
+    session.resume();
+    let end = tokio::select! {
+        end = session.receive_all(&mut reader) => end,
+        end = session.send_all(&mut writer) => end,
+        end = session.listen_for_silence() => end,
+    };
+    shared.stream.detach();
+    end
+}
+
+async fn attach(stream: &Arc<Stream>, welcome: &Welcome) -> Result<(), Unwelcome> {
+    let (stream, welcome) = (Arc::clone(stream), welcome.clone());
+    tokio::task::spawn_blocking(move || stream.attach(&welcome))
+        .await
+        .unwrap_or_else(|stopped| Err(Unwelcome::Bitmap(io::Error::other(stopped))))
+}
+
+fn hello(shared: &Shared) -> Hello {
+    let core = shared.stream.lock();
+    // A bitmap that cannot continue its epoch tracks in none.
+    let epoch = if core.resync.is_some() { Epoch(0) } else { core.epoch };
+    Hello {
+        version: VERSION,
+        machine: shared.settings.machine.clone(),
+        agent: shared.incarnation,
+        epoch,
+        witnessed: core.witnessed,
+        last: core.highest,
+        disks: shared.stream.specs(),
+    }
+}
+
+fn lost(server: &str, source: io::Error) -> AgentError {
+    let server = server.to_owned();
+    AgentError::Lost { server, source }
+}
+
+fn protocol(server: &str, detail: String) -> AgentError {
+    let server = server.to_owned();
+    AgentError::Protocol { server, detail }
+}
+
+fn micros(clock: &dyn Clock) -> u64 {
+    u64::try_from(clock.monotonic().as_micros()).unwrap_or(u64::MAX)
+}
+
+async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromAgent) -> io::Result<()> {
+    let frame = encode_from_agent(message);
+    writer.write_all(&frame.header).await?;
+    writer.write_all(&frame.payload).await
+}
+
+async fn receive<R: AsyncRead + Unpin>(reader: &mut R, server: &str) -> Result<FromServer, AgentError> {
+    let lost = |source| lost(server, source);
+    let message = |source| AgentError::Message {
+        server: server.to_owned(),
+        source,
+    };
+    let mut header = [0; HEADER_BYTES];
+    reader.read_exact(&mut header).await.map_err(lost)?;
+    let header = FrameHeader::decode(&header).map_err(message)?;
+    let mut payload = vec![0; header.payload_length() as usize]; // bounded by the header's check
+    reader.read_exact(&mut payload).await.map_err(lost)?;
+    decode_from_server(&header, &payload).map_err(message)
+}
+
+/// What the server charges for a record.
+fn price(record: &Record) -> u64 {
+    let body = match &record.change {
+        Change::Write { payload, .. } => payload.len(),
+        Change::Zero { .. } => 0,
+        // Rare and small: ask the codec.
+        Change::Bookmark(_)
+        | Change::EpochBegin(_)
+        | Change::CatchUpBegin(_)
+        | Change::CatchUpEnd => encode_from_agent(&FromAgent::Record(record.clone())).payload.len(),
+    };
+    (HEADER_BYTES + body) as u64
+}
+
+impl Session<'_> {
+    fn credit(&self) -> u64 {
+        let limit = self.credit_limit.load(Ordering::Acquire);
+        limit.saturating_sub(self.credit_spent.load(Ordering::Acquire))
+    }
+
+    /// Leaves bitmap mode once the server has room for the largest record.
+    fn resume(&self) {
+        let largest = HEADER_BYTES as u64 + u64::from(PAYLOAD_BYTES_MAX);
+        self.shared.stream.resume(self.credit(), largest);
+    }
+
+    async fn receive_all<R: AsyncRead + Unpin>(&self, reader: &mut R) -> Result<End, AgentError> {
+        loop {
+            let message = receive(reader, self.server).await?;
+            self.heard_us.store(micros(self.shared.clock.as_ref()), Ordering::Release);
+            match message {
+                FromServer::Ack(ack) => {
+                    let stream = &self.shared.stream;
+                    let believed = stream.acked(ack.durable, ack.published);
+                    believed.map_err(|detail| protocol(self.server, detail))?;
+                    self.credit_limit.fetch_max(ack.credit_limit, Ordering::AcqRel);
+                    self.resume();
+                    stream.to_send.notify_one();
+                }
+                FromServer::BookmarkRequest(request) => self.ask(request),
+                FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+                FromServer::Welcome(_) => {
+                    return Err(protocol(self.server, "a second Welcome".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// Places a requested bookmark; the answer follows its record.
+    fn ask(&self, request: BookmarkRequest) {
+        let BookmarkRequest { id, kind, name } = request;
+        let time = self.shared.clock.wall();
+        let bookmark = Bookmark {
+            id,
+            kind,
+            time,
+            name,
+        };
+        match self.shared.stream.bookmark(bookmark) {
+            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
+            Err(why) => {
+                let outcome = BookmarkOutcome::Refused(why);
+                lock(&self.refused).push(BookmarkReply { id, outcome });
+            }
+        }
+        self.shared.stream.to_send.notify_one();
+    }
+
+    async fn send_all<W: AsyncWrite + Unpin>(&self, writer: &mut BufWriter<W>) -> Result<End, AgentError> {
+        let lost = |source| lost(self.server, source);
+        let clock = self.shared.clock.as_ref();
+        let mut progress_at = clock.monotonic();
+        let mut bookmark_at = clock.monotonic() + self.interval;
+        loop {
+            let now = clock.monotonic();
+            if now >= progress_at {
+                send(writer, &FromAgent::Progress(self.progress())).await.map_err(lost)?;
+                progress_at = now + PROGRESS_INTERVAL;
+                self.resume();
+            }
+            if now >= bookmark_at {
+                self.policy_bookmark();
+                bookmark_at = now + self.interval;
+            }
+            let (records, spent) = self.shared.stream.take(self.credit(), TAKE_BYTES, price);
+            self.credit_spent.fetch_add(spent, Ordering::AcqRel);
+            let idle = records.is_empty();
+            for record in records {
+                send(writer, &FromAgent::Record(record)).await.map_err(lost)?;
+            }
+            for reply in self.answers() {
+                send(writer, &FromAgent::Bookmark(reply)).await.map_err(lost)?;
+            }
+            if !idle {
+                continue;
+            }
+            if self.shared.leaving() {
+                send(writer, &FromAgent::Goodbye).await.map_err(lost)?;
+                writer.flush().await.map_err(lost)?;
+                writer.shutdown().await.map_err(lost)?;
+                return Ok(End::Left);
+            }
+            writer.flush().await.map_err(lost)?;
+            let pause = progress_at.min(bookmark_at).saturating_sub(clock.monotonic());
+            tokio::select! {
+                () = self.shared.stream.to_send.notified() => {}
+                () = clock.sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Answers to the bookmarks whose records were sent, and to those that will never be.
+    fn answers(&self) -> Vec<BookmarkReply> {
+        let mut replies = std::mem::take(&mut *lock(&self.refused));
+        let mut asked = lock(&self.asked);
+        if asked.is_empty() {
+            return replies;
+        }
+        let (sent, losses) = {
+            let core = self.shared.stream.lock();
+            (core.sent, core.losses)
+        };
+        asked.retain(|one| {
+            let outcome = if one.placed.losses != losses {
+                BookmarkOutcome::Refused("order was lost before the bookmark was sent".to_owned())
+            } else if one.placed.sequence <= sent {
+                BookmarkOutcome::Placed(one.placed.sequence)
+            } else {
+                return true;
+            };
+            let id = one.id;
+            replies.push(BookmarkReply { id, outcome });
+            false
+        });
+        replies
+    }
+
+    fn progress(&self) -> Progress {
+        // The time first: what was acknowledged before it is in what is read after it.
+        let time = self.shared.clock.wall();
+        let core = self.shared.stream.lock();
+        let disks = &self.shared.stream.disks;
+        Progress {
+            time,
+            mode: core.mode,
+            last: core.last,
+            dirty_bytes: disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum(),
+            total_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),
+            buffered_bytes: core.buffer.bytes(),
+        }
+    }
+
+    /// A bookmark of the policy, unless nothing was written since the last one.
+    fn policy_bookmark(&self) {
+        let stream = &self.shared.stream;
+        if stream.lock().bookmark_due {
+            let bookmark = new_bookmark(self.shared, BookmarkKind::CrashConsistent, "");
+            if let Err(why) = stream.bookmark(bookmark) {
+                tracing::debug!(why, "no bookmark of the policy");
+            }
+        }
+    }
+
+    async fn listen_for_silence(&self) -> Result<End, AgentError> {
+        let clock = self.shared.clock.as_ref();
+        loop {
+            clock.sleep(PROGRESS_INTERVAL).await;
+            let owed = {
+                let core = self.shared.stream.lock();
+                core.durable < core.sent
+            };
+            let silent = micros(clock).saturating_sub(self.heard_us.load(Ordering::Acquire));
+            if owed && Duration::from_micros(silent) > SILENCE_MAX {
+                let silent = io::Error::new(io::ErrorKind::TimedOut, "no acknowledgement in 60 s");
+                return Err(lost(self.server, silent));
+            }
+        }
+    }
+}
+
+/// A bookmark of this moment with a fresh id.
+pub(super) fn new_bookmark(shared: &Shared, kind: BookmarkKind, name: &str) -> Bookmark {
+    let entropy: &dyn Entropy = shared.entropy.as_ref();
+    Bookmark {
+        id: BookmarkId(random16(entropy)),
+        kind,
+        time: shared.clock.wall(),
+        name: name.to_owned(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,141 @@
+//! How the agent is, in words and numbers, for people and scripts.
+//!
+//! Owns: `status.json` in the state directory. Does not own: the facts.
+
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::model::{DiskName, MachineId, Timestamp, TrackingMode};
+use crate::settings::AgentMode;
+
+use super::run::Shared;
+
+/// Everything worth knowing about an agent at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AgentStatus {
+    /// Which machine.
+    pub machine: MachineId,
+    /// When this was written.
+    pub time: Timestamp,
+    /// `ordered`, `catching-up` or `bitmap`.
+    pub mode: &'static str,
+    /// Why it is in this mode.
+    pub why: String,
+    /// The epoch it tracks; 0 before the first.
+    pub epoch: u32,
+    /// The process server it is connected to.
+    pub server: Option<String>,
+    /// Why the last connection ended, or the last attempt was in vain.
+    pub last_error: Option<String>,
+    /// Replication stopped for good and a human must act.
+    pub halted: bool,
+    /// What keeps the source disk or the bitmap from being used.
+    pub trouble: Option<String>,
+    /// `async`, `sync`, or `sync-suspended` while a sync agent cannot wait for the server.
+    pub acknowledge: &'static str,
+    /// Last record given out.
+    pub last: u64,
+    /// Last record handed to the connection.
+    pub sent: u64,
+    /// Last record that survives a power cut of the server.
+    pub durable: u64,
+    /// Last record that survives the loss of the server.
+    pub published: u64,
+    /// Bytes held for resending.
+    pub buffered_bytes: u64,
+    /// Most bytes held for resending.
+    pub buffered_bytes_max: u64,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// Bytes that a catch-up still has to read and send.
+    pub dirty_bytes: u64,
+    /// Bytes that may differ from what is published (bits set): what a restart reads again.
+    pub unsettled_bytes: u64,
+    /// Bytes of the disks that catch-ups placed in this life.
+    pub caught_up_bytes: u64,
+    /// Bytes per second that the running catch-up places.
+    pub catch_up_bytes_per_s: f64,
+    /// Seconds until it ends at that rate.
+    pub catch_up_eta_s: Option<f64>,
+    /// The disks.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DiskStatus {
+    /// Its name.
+    pub name: DiskName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Bytes that a catch-up still has to read and send.
+    pub dirty_bytes: u64,
+    /// Bytes that may differ from what is published.
+    pub unsettled_bytes: u64,
+}
+
+fn words(mode: TrackingMode) -> &'static str {
+    match mode {
+        TrackingMode::Ordered => "ordered",
+        TrackingMode::CatchingUp => "catching-up",
+        TrackingMode::Bitmap => "bitmap",
+    }
+}
+
+impl AgentStatus {
+    /// Looks at the agent. The catch-up's rate is the caller's: it knows two moments.
+    pub(super) fn of(shared: &Shared, catch_up_bytes_per_s: f64) -> Self {
+        let (server, last_error, halted) = shared.connection_state();
+        let core = shared.stream.lock();
+        let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
+            .map(|disk| DiskStatus {
+                name: disk.name.clone(),
+                size_bytes: disk.size_bytes,
+                dirty_bytes: disk.bitmap.dirty_bytes(),
+                unsettled_bytes: disk.bitmap.set_bytes(),
+            })
+            .collect();
+        let dirty_bytes = disks.iter().map(|disk| disk.dirty_bytes).sum();
+        let moving = core.mode == TrackingMode::CatchingUp && catch_up_bytes_per_s >= 1.0;
+        Self {
+            machine: shared.settings.machine.clone(),
+            time: shared.clock.wall(),
+            mode: words(core.mode),
+            why: core.why.clone(),
+            epoch: core.epoch.0,
+            server,
+            last_error,
+            halted,
+            trouble: core.trouble.clone(),
+            acknowledge: match (shared.settings.mode, core.mode) {
+                (AgentMode::Async, _) => "async",
+                (AgentMode::Sync, TrackingMode::Bitmap) => "sync-suspended",
+                (AgentMode::Sync, _) => "sync",
+            },
+            last: core.last.0,
+            sent: core.sent.0,
+            durable: core.durable.0,
+            published: core.witnessed.0,
+            buffered_bytes: core.buffer.bytes(),
+            buffered_bytes_max: core.buffer.bytes_max(),
+            total_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),
+            dirty_bytes,
+            unsettled_bytes: disks.iter().map(|disk| disk.unsettled_bytes).sum(),
+            caught_up_bytes: core.repaired_bytes,
+            catch_up_bytes_per_s,
+            catch_up_eta_s: moving.then(|| dirty_bytes as f64 / catch_up_bytes_per_s),
+            disks,
+        }
+    }
+
+    /// Replaces `status.json`: a reader sees the old one or the new one.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let unfinished = directory.join("status.json.new");
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        std::fs::write(&unfinished, text)?;
+        std::fs::rename(unfinished, directory.join("status.json"))
+    }
+}

@@ -1,0 +1,112 @@
+//! What can go wrong in the cache. A full cache is not in here: it is a state, see `Fill`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::model::{MachineKey, Sequence};
+use crate::store::Class;
+
+/// The cache log cannot be opened, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// Somebody else has the log open.
+    #[error(
+        "cache directory {} is in use by process {holder}; one process may have it open",
+        directory.display()
+    )]
+    Busy {
+        /// The shard's directory.
+        directory: PathBuf,
+        /// Process id as the lock file says it.
+        holder: String,
+    },
+    /// The settings leave no room for a log.
+    #[error("cache directory {}: {found}, expected {expected}", directory.display())]
+    Settings {
+        /// Where the log would be.
+        directory: PathBuf,
+        /// What was set.
+        found: String,
+        /// The rule.
+        expected: String,
+    },
+    /// Logs of shards that this server does not have: their records would be forgotten.
+    #[error(
+        "{} holds records of a shard that {shards} shards do not include; start with the earlier \
+         number of shards, drain, then change it",
+        directory.display()
+    )]
+    ForeignShard {
+        /// The directory of the shard.
+        directory: PathBuf,
+        /// How many there are now.
+        shards: u16,
+    },
+    /// The operating system said no while the log was opened or closed.
+    #[error("{}: {action}", path.display())]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// An append or a sync did not succeed. What is on the disk from `offset` on is unknown; nothing
+    /// of it was acknowledged, and nothing more will be until the log is opened anew.
+    #[error("segment {} is poisoned from offset {offset} on", path.display())]
+    Poisoned {
+        /// The segment's file.
+        path: PathBuf,
+        /// Start of the append.
+        offset: u64,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A record that no segment can hold.
+    #[error(
+        "record {sequence} of machine {machine} has a payload of {payload_bytes} bytes, \
+         no segment of {segment_bytes} holds it"
+    )]
+    TooLarge {
+        /// Whose.
+        machine: MachineKey,
+        /// Which.
+        sequence: Sequence,
+        /// Its payload.
+        payload_bytes: usize,
+        /// A segment.
+        segment_bytes: u64,
+    },
+    /// The thread that prepares segments is gone.
+    #[error("{}: the thread that prepares segments has ended", directory.display())]
+    NoPool {
+        /// The shard's directory.
+        directory: PathBuf,
+    },
+}
+
+impl CacheError {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Busy { .. } | Self::Settings { .. } | Self::ForeignShard { .. } => Class::Reject,
+            Self::Io { .. } => Class::Retry,
+            Self::Poisoned { .. } => Class::Poison,
+            Self::TooLarge { .. } | Self::NoPool { .. } => Class::Bug,
+        }
+    }
+
+    /// Wraps a cause, for `map_err`.
+    pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Where records go in a segment: positions, checksums, chain. Pure.
+//!
+//! Owns: the layout of what is appended. Does not own: files (`file`), and what counts as durable
+//! (`flush`).
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::durable::DurableChange;
+use super::entry::{header_fields, split};
+use crate::budget::Permit;
+use crate::format::segment::{
+    KIND_END, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, record_bytes,
+    record_crc,
+};
+use crate::ingest::Admitted;
+use crate::model::{DiskIndex, Incarnation, MachineKey, Sequence};
+
+/// Most buffers of one append: the kernel's limit on vectors (UIO_MAXIOV).
+pub(super) const APPEND_BUFFERS_MAX: usize = 1024;
+/// Bytes after which an append takes no further record.
+pub(super) const APPEND_BYTES: u64 = 4 << 20;
+
+/// An admitted record on its way into the log.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) machine: MachineKey,
+    pub(super) sequence: Sequence,
+    pub(super) change: DurableChange,
+    pub(super) payload: Bytes,
+    pub(super) received_at: Duration,
+    pub(super) permit: Permit,
+}
+
+impl From<Admitted> for Entry {
+    fn from(admitted: Admitted) -> Self {
+        let (change, payload) = split(admitted.record.change);
+        Self {
+            machine: admitted.machine,
+            sequence: admitted.record.sequence,
+            change,
+            payload,
+            received_at: admitted.received_at,
+            permit: admitted.permit,
+        }
+    }
+}
+
+/// How far a segment is written, and how far it is known to be on the disk.
+#[derive(Debug)]
+pub(super) struct Layout {
+    incarnation: Incarnation,
+    segment_bytes: u64,
+    at: u64,
+    durable: u64,
+    previous_crc: u32,
+}
+
+impl Layout {
+    /// A segment in which nothing stands yet.
+    pub(super) fn new(header: &SegmentHeader) -> Self {
+        Self {
+            incarnation: header.incarnation,
+            segment_bytes: header.segment_bytes,
+            at: SEGMENT_HEADER_BYTES,
+            durable: SEGMENT_HEADER_BYTES,
+            previous_crc: 0,
+        }
+    }
+
+    /// Where the next record goes.
+    pub(super) fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.at == SEGMENT_HEADER_BYTES
+    }
+
+    /// Whether a record with such a payload fits, and the end record after it.
+    pub(super) fn fits(&self, payload_bytes: usize) -> bool {
+        let payload_bytes = u32::try_from(payload_bytes).unwrap_or(u32::MAX);
+        self.at + record_bytes(payload_bytes) + record_bytes(0) <= self.segment_bytes
+    }
+
+    /// Everything laid out so far is on the disk.
+    pub(super) fn synced(&mut self) {
+        self.durable = self.at;
+    }
+
+    /// Places a record: its header, and where its payload lies in the segment.
+    pub(super) fn add(
+        &mut self,
+        machine: MachineKey,
+        sequence: Sequence,
+        change: &DurableChange,
+        payload: &[u8],
+    ) -> ([u8; RECORD_HEADER_BYTES], Range<usize>) {
+        let (kind, disk, offset, extent_bytes) = header_fields(change);
+        let header = RecordHeader {
+            kind,
+            disk,
+            extent_bytes,
+            offset,
+            machine,
+            sequence,
+            ..self.blank()
+        };
+        let start = usize::try_from(self.at).expect("a segment fits the address space")
+            + RECORD_HEADER_BYTES;
+        (self.put(header, payload), start..start + payload.len())
+    }
+
+    /// Places the end record. It says that everything before it is on the disk, so that must be so.
+    pub(super) fn end(&mut self) -> [u8; RECORD_HEADER_BYTES] {
+        assert_eq!(
+            self.durable, self.at,
+            "a segment is closed before its records are synced"
+        );
+        self.put(self.blank(), &[])
+    }
+
+    /// An end record for the present place: what all records have in common.
+    fn blank(&self) -> RecordHeader {
+        RecordHeader {
+            payload_bytes: 0,
+            kind: KIND_END,
+            disk: DiskIndex(0),
+            extent_bytes: 0,
+            offset: 0,
+            machine: MachineKey([0; 16]),
+            sequence: Sequence::ZERO,
+            position: self.at,
+            durable_before: self.durable,
+            previous_crc: self.previous_crc,
+        }
+    }
+
+    fn put(&mut self, mut header: RecordHeader, payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
+        header.payload_bytes = u32::try_from(payload.len()).expect("payloads are at most 1 MiB");
+        let encoded = header.encode(self.incarnation, payload);
+        self.previous_crc = record_crc(&encoded);
+        self.at += record_bytes(header.payload_bytes);
+        assert!(
+            self.at <= self.segment_bytes,
+            "a record was placed over the segment's end"
+        );
+        encoded
+    }
+}
+
+/// One append in the making. Payloads of writes stay where they are; headers, padding and the
+/// bodies of marks are gathered between them.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Offset in the segment.
+    pub(super) start: u64,
+    /// Records, in order, each with the place of its payload.
+    pub(super) entries: Vec<(Entry, Range<usize>)>,
+    /// Whether it is the end record.
+    pub(super) closes: bool,
+    buffers: Vec<Bytes>,
+    glue: BytesMut,
+}
+
+impl Batch {
+    /// An empty append at the layout's present end.
+    pub(super) fn new(layout: &Layout) -> Self {
+        Self {
+            start: layout.at(),
+            entries: Vec::new(),
+            closes: false,
+            buffers: Vec::new(),
+            glue: BytesMut::new(),
+        }
+    }
+
+    /// Whether a further record is better left to the next append.
+    pub(super) fn is_full(&self, layout: &Layout) -> bool {
+        // A record adds at most two buffers, the end of the append one more.
+        self.buffers.len() + 3 > APPEND_BUFFERS_MAX || layout.at() - self.start >= APPEND_BYTES
+    }
+
+    /// Adds a record that fits.
+    pub(super) fn add(&mut self, layout: &mut Layout, mut entry: Entry) {
+        let payload = std::mem::take(&mut entry.payload);
+        let (header, range) = layout.add(entry.machine, entry.sequence, &entry.change, &payload);
+        self.glue.extend_from_slice(&header);
+        let padding = padding(payload.len());
+        if matches!(entry.change, DurableChange::Write { .. }) {
+            self.buffers.push(self.glue.split().freeze());
+            self.buffers.push(payload);
+        } else {
+            self.glue.extend_from_slice(&payload);
+        }
+        self.glue.resize(self.glue.len() + padding, 0);
+        self.entries.push((entry, range));
+    }
+
+    /// The end record, alone.
+    pub(super) fn end(layout: &mut Layout) -> Self {
+        let mut batch = Self::new(layout);
+        batch.glue.extend_from_slice(&layout.end());
+        batch.glue.resize(batch.glue.len() + padding(0), 0);
+        batch.closes = true;
+        batch
+    }
+
+    /// What to write, in order.
+    pub(super) fn take_buffers(&mut self) -> Vec<Bytes> {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        if !self.glue.is_empty() {
+            buffers.push(self.glue.split().freeze());
+        }
+        buffers
+    }
+}
+
+/// Zeros behind a payload, up to the next record.
+pub(super) fn padding(payload_bytes: usize) -> usize {
+    let record = RECORD_HEADER_BYTES + payload_bytes;
+    record.next_multiple_of(crate::format::segment::RECORD_ALIGN as usize) - record
+}

@@ -1,0 +1,231 @@
+//! Segments, preallocated ahead of need and recycled afterwards, in a thread of their own.
+//!
+//! Owns: which slot is blank, prepared or retired; ordinals; the bound on segments; what happens
+//! when there is no space. Does not own: what stands in a segment.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::error::CacheError;
+use super::file::{SegmentDirectory, Slot};
+use super::fill::Fill;
+use crate::clock::{Clock, Entropy, random16};
+use crate::format::segment::{SEGMENT_HEADER_SECTOR, SegmentHeader};
+use crate::model::Incarnation;
+
+/// Blank segments that are kept back, so that a full cache can still be recovered.
+pub(super) const RESERVE: u32 = 1;
+/// How long no space is believed without a segment coming back.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Size and number of segments.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub(super) segment_bytes: u64,
+    pub(super) segments_max: u32,
+}
+
+/// A segment whose header is on the disk and in which nothing stands yet.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) slot: Slot,
+    pub(super) header: SegmentHeader,
+}
+
+/// All slots that hold no record anybody needs, and how to get more of them.
+pub(super) struct Keeper {
+    pub(super) directory: Arc<dyn SegmentDirectory>,
+    pub(super) geometry: Geometry,
+    pub(super) shard: u16,
+    pub(super) entropy: Arc<dyn Entropy>,
+    /// Blank, of the right size.
+    pub(super) blank: Vec<Slot>,
+    /// Files there are, whatever their state.
+    pub(super) files: u32,
+    pub(super) next_slot: u32,
+    pub(super) next_ordinal: u64,
+    /// Why headers cannot be written any more. What the disk holds of the last one is unknown, so
+    /// nothing is recycled after it.
+    pub(super) broken: Option<String>,
+}
+
+impl Keeper {
+    /// The next segment of the log, or why there is none now.
+    pub(super) fn prepare(&mut self) -> Result<Prepared, String> {
+        if let Some(cause) = &self.broken {
+            return Err(cause.clone());
+        }
+        while self.blank.len() <= RESERVE as usize {
+            if self.files >= self.geometry.segments_max {
+                return Err("all segments are in use".to_owned());
+            }
+            let slot = self.create(self.geometry.segment_bytes);
+            self.blank.push(slot.map_err(|cause| cause.to_string())?);
+        }
+        let slot = self.blank.swap_remove(0);
+        match self.begin(&slot, None) {
+            Ok(header) => Ok(Prepared { slot, header }),
+            Err(cause) => Err(self.breaks(&slot, &cause)),
+        }
+    }
+
+    /// Makes a blank segment.
+    pub(super) fn create(&mut self, bytes: u64) -> io::Result<Slot> {
+        let slot = self.directory.create(self.next_slot, bytes)?;
+        self.next_slot += 1;
+        self.files += 1;
+        Ok(slot)
+    }
+
+    /// Gives a blank slot its next life.
+    pub(super) fn begin(&mut self, slot: &Slot, copy_of: Option<u64>) -> io::Result<SegmentHeader> {
+        let header = SegmentHeader {
+            shard: self.shard,
+            ordinal: self.next_ordinal,
+            incarnation: Incarnation(random16(&*self.entropy)),
+            segment_bytes: slot.file.bytes(),
+            copy_of,
+        };
+        self.next_ordinal += 1;
+        slot.file.write(&header.encode(), 0)?;
+        slot.file.sync()?;
+        Ok(header)
+    }
+
+    /// Takes a slot whose records nobody needs. One that is surplus, or of another size than the
+    /// settings ask for, is removed.
+    pub(super) fn take_back(&mut self, slot: Slot) {
+        if self.broken.is_some() {
+            return;
+        }
+        let surplus = self.files > self.geometry.segments_max;
+        let done = if surplus || slot.file.bytes() != self.geometry.segment_bytes {
+            self.files -= 1;
+            self.directory.remove(&slot)
+        } else {
+            blank(&slot).map(|()| self.blank.push(slot.clone()))
+        };
+        if let Err(cause) = done {
+            self.breaks(&slot, &cause);
+        }
+    }
+
+    fn breaks(&mut self, slot: &Slot, cause: &io::Error) -> String {
+        let path = slot.file.path().display();
+        tracing::error!(%path, %cause, "segments cannot be recycled any more");
+        let broken = format!("{path}: {cause}");
+        self.broken = Some(broken.clone());
+        broken
+    }
+}
+
+/// Makes a segment blank, on the disk.
+pub(super) fn blank(slot: &Slot) -> io::Result<()> {
+    slot.file.write(&[0; SEGMENT_HEADER_SECTOR], 0)?;
+    slot.file.sync()
+}
+
+/// The writer's end of the thread.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// Segments in log order.
+    prepared: mpsc::Receiver<Prepared>,
+    /// Where segments go when nobody needs them.
+    pub(super) freed: mpsc::UnboundedSender<Slot>,
+    thread: Option<JoinHandle<()>>,
+    fill: Arc<Fill>,
+}
+
+impl Pool {
+    /// Starts the thread. `stale` are slots that nobody needs but that are not blank yet.
+    pub(super) fn start(
+        keeper: Keeper,
+        stale: Vec<Slot>,
+        freed: (mpsc::UnboundedSender<Slot>, mpsc::UnboundedReceiver<Slot>),
+        fill: Arc<Fill>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CacheError> {
+        let (sender, prepared) = mpsc::channel(1);
+        let (freed, returned) = freed;
+        let directory = keeper.directory.path().to_owned();
+        let action = "starting the thread that prepares segments";
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(CacheError::io(&directory, action))?;
+        let to = Arc::clone(&fill);
+        let thread = std::thread::Builder::new()
+            .name(format!("cache-pool-{}", keeper.shard))
+            .spawn(move || runtime.block_on(keep(keeper, stale, returned, sender, &to, &*clock)))
+            .map_err(CacheError::io(&directory, action))?;
+        Ok(Self {
+            prepared,
+            freed,
+            thread: Some(thread),
+            fill,
+        })
+    }
+
+    /// Waits for the next segment; `None` if the thread is gone.
+    pub(super) async fn next(&mut self) -> Option<Prepared> {
+        let prepared = self.prepared.recv().await?;
+        self.fill.take(prepared.header.segment_bytes);
+        Some(prepared)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.prepared.close();
+        while self.prepared.try_recv().is_ok() {} // prepared and never used: recovery's row C
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that prepares segments panicked");
+        }
+    }
+}
+
+async fn keep(
+    mut keeper: Keeper,
+    stale: Vec<Slot>,
+    mut returned: mpsc::UnboundedReceiver<Slot>,
+    prepared: mpsc::Sender<Prepared>,
+    fill: &Fill,
+    clock: &dyn Clock,
+) {
+    for slot in stale {
+        keeper.take_back(slot);
+    }
+    let mut refused = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = prepared.closed() => return,
+            Some(slot) = returned.recv() => {
+                let bytes = slot.file.bytes();
+                keeper.take_back(slot);
+                fill.give(bytes);
+                refused = false;
+            }
+            room = prepared.reserve(), if !refused => {
+                let Ok(room) = room else { return };
+                match keeper.prepare() {
+                    Ok(segment) => {
+                        fill.accept();
+                        room.send(segment);
+                    }
+                    Err(cause) => {
+                        fill.refuse(&cause);
+                        refused = true;
+                    }
+                }
+            }
+            () = clock.sleep(RETRY), if refused => refused = false,
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Opening a log: what the last process left, and what of it may be believed.
+//!
+//! Owns: the decision table of `docs/formats/cache-segment.md` (its letters stand at the decisions)
+//! and the rewriting of the tail. Does not own: which bad place is damage (`scan`), which record of
+//! a machine counts (`streams`).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::damage::{Damage, Finding};
+use super::error::CacheError;
+use super::file::{SegmentDirectory, Slot};
+use super::pool::{Geometry, Keeper, blank};
+use super::scan::{Scan, Verdict, scan};
+use super::streams::{Found, Streams};
+use crate::clock::Entropy;
+use crate::format::bytes::FormatError;
+use crate::format::segment::{
+    SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader, record_bytes,
+};
+use crate::model::{MachineKey, Sequence};
+use crate::observe::Metrics;
+
+/// What was found and put in order.
+pub(super) struct Recovered {
+    /// Segments that hold records that count.
+    pub(super) segments: Vec<Slot>,
+    /// Those records in log order; `Found::segment` is a place in `segments`.
+    pub(super) records: Vec<Found>,
+    /// Whether segments must be recycled in log order, see `lineage`.
+    pub(super) again: bool,
+    /// Records that are in the log and not served: the newest of each machine.
+    pub(super) kept_back: Vec<(MachineKey, Sequence)>,
+    pub(super) damage: Vec<Damage>,
+    /// Slots that nobody needs but that are not blank.
+    pub(super) stale: Vec<Slot>,
+    pub(super) keeper: Keeper,
+}
+
+/// A segment with a valid header.
+#[derive(Debug)]
+struct Candidate {
+    slot: Slot,
+    header: SegmentHeader,
+}
+
+/// A segment with records.
+#[derive(Debug)]
+pub(super) struct Scanned {
+    pub(super) slot: Slot,
+    pub(super) header: SegmentHeader,
+    pub(super) scan: Scan,
+    unreadable: Vec<Range<u64>>,
+}
+
+/// Puts the log of `directory` in order. When it returns, every record it names is on the disk. It
+/// may be cut off anywhere and done again.
+pub(super) fn recover(
+    directory: Arc<dyn SegmentDirectory>,
+    geometry: Geometry,
+    shard: u16,
+    entropy: Arc<dyn Entropy>,
+    metrics: &Metrics,
+) -> Result<Recovered, CacheError> {
+    let mut recovery = Recovery {
+        damage: Vec::new(),
+        stale: Vec::new(),
+        keeper: Keeper {
+            directory,
+            geometry,
+            shard,
+            entropy,
+            blank: Vec::new(),
+            files: 0,
+            next_slot: 0,
+            next_ordinal: 1,
+            broken: None,
+        },
+        unplaced: false,
+        again: false,
+        kept_back: Vec::new(),
+        metrics,
+    };
+    let candidates = recovery.headers()?;
+    let mut log = recovery.scan(candidates);
+    let mut records = recovery.believe(&mut log);
+    let slots = recovery.rewrite(&log, &mut records)?;
+    let segments = recovery.needed(slots, &mut records);
+    Ok(Recovered {
+        segments,
+        records,
+        again: recovery.again,
+        kept_back: recovery.kept_back,
+        damage: recovery.damage,
+        stale: recovery.stale,
+        keeper: recovery.keeper,
+    })
+}
+
+/// All segments with records, in log order.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) segments: Vec<Scanned>,
+    /// The last one; if it was not closed, the page cache may hold what the disk does not.
+    pub(super) last: Option<usize>,
+    /// Its bytes as they were scanned.
+    pub(super) last_bytes: Vec<u8>,
+}
+
+pub(super) struct Recovery<'a> {
+    damage: Vec<Damage>,
+    stale: Vec<Slot>,
+    /// Whether a segment was set aside (row D): its place in the log is not known.
+    unplaced: bool,
+    again: bool,
+    kept_back: Vec<(MachineKey, Sequence)>,
+    pub(super) keeper: Keeper,
+    metrics: &'a Metrics,
+}
+
+impl Recovery<'_> {
+    /// Rows A, B and D; what is left may have records.
+    fn headers(&mut self) -> Result<Vec<Candidate>, CacheError> {
+        let directory = Arc::clone(&self.keeper.directory);
+        let slots = directory.slots();
+        let slots = slots.map_err(CacheError::io(directory.path(), "reading the directory"))?;
+        let mut candidates = Vec::new();
+        for slot in slots {
+            self.keeper.files += 1;
+            self.keeper.next_slot = self.keeper.next_slot.max(slot.number + 1);
+            let mut sector = [0; SEGMENT_HEADER_SECTOR];
+            let whole = slot.file.bytes() >= SEGMENT_HEADER_BYTES;
+            if whole && slot.file.read(&mut sector, 0).is_err() {
+                self.set_aside(&slot, Finding::Unreadable); // D
+                continue;
+            }
+            match SegmentHeader::decode(&sector) {
+                Ok(None) if slot.file.bytes() == self.keeper.geometry.segment_bytes => {
+                    self.free(slot)?; // A: the page cache says so, and now the disk does
+                }
+                Ok(None) => self.stale.push(slot), // A′
+                Ok(Some(header)) => match self.misfit(&slot, &header) {
+                    None => candidates.push(Candidate { slot, header }),
+                    Some(reason) => self.set_aside(&slot, Finding::Header(reason)), // D
+                },
+                Err(reason) => self.set_aside(&slot, Finding::Header(reason)), // D
+            }
+        }
+        let present: Vec<_> = candidates.iter().map(|c| c.header.ordinal).collect();
+        let last = present.iter().copied().max().unwrap_or(0);
+        self.keeper.next_ordinal = last + 1;
+        let unfinished = |c: &Candidate| c.header.copy_of.is_some_and(|of| present.contains(&of));
+        let (copies, mut candidates): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(unfinished);
+        for copy in copies {
+            self.free(copy.slot)?; // B
+        }
+        candidates.sort_by_key(|candidate| candidate.header.ordinal);
+        Ok(candidates)
+    }
+
+    /// Why a valid header does not belong to this file.
+    fn misfit(&self, slot: &Slot, header: &SegmentHeader) -> Option<FormatError> {
+        let (shard, bytes) = (self.keeper.shard, slot.file.bytes());
+        if header.shard != shard {
+            return Some(FormatError::value("shard", header.shard, shard));
+        }
+        (header.segment_bytes != bytes)
+            .then(|| FormatError::value("segment_bytes", header.segment_bytes, bytes))
+    }
+
+    /// Reads every candidate; rows C and U.
+    fn scan(&mut self, candidates: Vec<Candidate>) -> Log {
+        let (mut segments, mut bytes) = (Vec::new(), Vec::new());
+        let (mut last, mut last_bytes) = (None, Vec::new());
+        for Candidate { slot, header } in candidates {
+            let unreadable = read(&slot, &mut bytes);
+            let scan = scan(&bytes, &header);
+            for range in &unreadable {
+                self.damaged(&slot, range.clone(), Finding::Unreadable); // U
+            }
+            if scan.is_empty() && unreadable.is_empty() {
+                self.stale.push(slot); // C
+                continue;
+            }
+            if !scan.is_empty() {
+                last = Some(segments.len());
+                std::mem::swap(&mut bytes, &mut last_bytes);
+            }
+            segments.push(Scanned {
+                slot,
+                header,
+                scan,
+                unreadable,
+            });
+        }
+        Log {
+            segments,
+            last,
+            last_bytes,
+        }
+    }
+
+    /// Rows E to M: which records count.
+    fn believe(&mut self, log: &mut Log) -> Vec<Found> {
+        let mut streams = Streams::default();
+        if self.unplaced {
+            streams.damage_anywhere();
+        }
+        for at in 0..log.segments.len() {
+            let segment = &mut log.segments[at];
+            let followed = Some(at) < log.last;
+            let verdict = segment.scan.judge(followed, &segment.unreadable);
+            self.take(at, segment, &verdict, &mut streams);
+        }
+        let counted = streams.finish();
+        self.again = counted.again;
+        for gap in counted.gaps {
+            let slot = &log.segments[gap.segment].slot;
+            let range = gap.position..slot.file.bytes();
+            let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
+            let (first, last) = (gap.first, gap.last);
+            self.kept_back.push((machine, last));
+            self.damaged(
+                slot,
+                range,
+                Finding::AfterGap {
+                    machine,
+                    missing,
+                    first,
+                    last,
+                    records,
+                },
+            );
+        }
+        counted.records
+    }
+
+    /// Feeds one segment's records and damage into the streams, in the order they stand.
+    fn take(&mut self, at: usize, segment: &mut Scanned, verdict: &Verdict, streams: &mut Streams) {
+        if let Some(torn) = verdict.torn {
+            let path = segment.slot.file.path().display();
+            tracing::warn!(%path, torn, "an append was torn: it was never acknowledged"); // H
+        }
+        for range in &verdict.damaged {
+            self.damaged(&segment.slot, range.clone(), Finding::Records);
+        }
+        let holes = verdict.damaged.iter().chain(&segment.unreadable);
+        let mut holes: Vec<u64> = holes.map(|range| range.start).collect();
+        holes.sort_unstable();
+        let mut holes = holes.into_iter().peekable();
+        let end = verdict.torn.unwrap_or(u64::MAX);
+        let records = std::mem::take(&mut segment.scan.records);
+        for record in records.into_iter().filter(|record| record.position < end) {
+            while holes.next_if(|&hole| hole <= record.position).is_some() {
+                streams.damage();
+            }
+            let (machine, sequence) = (record.machine, record.sequence);
+            match record.change {
+                Ok(change) => streams.record(Found {
+                    machine,
+                    sequence,
+                    change,
+                    payload: record.payload,
+                    segment: at,
+                    position: record.position,
+                }),
+                Err(reason) => {
+                    let payload_bytes = u32::try_from(record.payload.len()).unwrap_or(u32::MAX);
+                    let range = record.position..record.position + record_bytes(payload_bytes);
+                    let finding = Finding::Body {
+                        machine,
+                        sequence,
+                        reason,
+                    };
+                    self.damaged(&segment.slot, range, finding); // M
+                    streams.damage();
+                }
+            }
+        }
+        for _ in holes {
+            streams.damage();
+        }
+    }
+
+    /// Makes a slot blank at once, because what comes next relies on it.
+    pub(super) fn free(&mut self, slot: Slot) -> Result<(), CacheError> {
+        blank(&slot).map_err(CacheError::io(slot.file.path(), "blanking a segment"))?;
+        if slot.file.bytes() == self.keeper.geometry.segment_bytes {
+            self.keeper.blank.push(slot);
+        } else {
+            self.stale.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Row D.
+    fn set_aside(&mut self, slot: &Slot, finding: Finding) {
+        self.unplaced = true;
+        self.damaged(slot, 0..SEGMENT_HEADER_SECTOR as u64, finding);
+    }
+
+    /// Segments of which nothing counts go to the pool.
+    fn needed(&mut self, slots: Vec<Option<Slot>>, records: &mut [Found]) -> Vec<Slot> {
+        let mut needed = vec![false; slots.len()];
+        for record in &*records {
+            needed[record.segment] = true;
+        }
+        let mut place = vec![0; slots.len()];
+        let mut kept = Vec::new();
+        for (at, slot) in slots.into_iter().enumerate() {
+            place[at] = kept.len();
+            match slot {
+                Some(slot) if needed[at] => kept.push(slot),
+                Some(slot) => self.stale.push(slot),
+                None => {}
+            }
+        }
+        for record in records {
+            record.segment = place[record.segment];
+        }
+        kept
+    }
+
+    fn damaged(&mut self, slot: &Slot, range: Range<u64>, finding: Finding) {
+        let path = slot.file.path().to_owned();
+        let damage = Damage {
+            path,
+            range,
+            finding,
+        };
+        tracing::error!("{damage}");
+        self.metrics.cache_damage.fetch_add(1, Ordering::Relaxed);
+        self.damage.push(damage);
+    }
+}
+
+/// Reads a whole segment. What the disk cannot read is zeros here, and named.
+fn read(slot: &Slot, bytes: &mut Vec<u8>) -> Vec<Range<u64>> {
+    const PAGE: usize = 4096;
+    bytes.clear();
+    bytes.resize(usize::try_from(slot.file.bytes()).unwrap_or(0), 0);
+    let mut unreadable: Vec<Range<u64>> = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let piece = (at + (1 << 20)).min(bytes.len());
+        if slot.file.read(&mut bytes[at..piece], at as u64).is_err() {
+            for page in (at..piece).step_by(PAGE) {
+                let end = (page + PAGE).min(piece);
+                if slot.file.read(&mut bytes[page..end], page as u64).is_err() {
+                    bytes[page..end].fill(0);
+                    let (page, end) = (page as u64, end as u64);
+                    match unreadable.last_mut().filter(|last| last.end == page) {
+                        Some(last) => last.end = end,
+                        None => unreadable.push(page..end),
+                    }
+                }
+            }
+        }
+        at = piece;
+    }
+    unreadable
+}

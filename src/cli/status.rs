@@ -1,0 +1,82 @@
+//! `holdfast status`: how machines are.
+
+use super::output::{print, print_json, print_table, table};
+use super::site::{ConfigArgs, Site};
+use super::{Failure, block_on};
+use crate::clock::{Clock, System};
+use crate::control::{Inquiry, MachineStatus, status, words};
+use crate::model::MachineId;
+
+/// Show health, watermarks, RPO, backlog and progress
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which machine; all when left out
+    machine: Option<MachineId>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Shows the status of one machine or of all.
+///
+/// # Errors
+/// When the machine is unknown or the store cannot be read.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let site = Site::open(&args.config.config)?;
+    let statuses = block_on(all(&site, args.machine.clone()))?;
+    if args.json {
+        return print_json(&serde_json::json!({ "machines": statuses }));
+    }
+    if statuses.is_empty() {
+        return print("no machine is enrolled yet; `holdfast enroll MACHINE` does it");
+    }
+    print_statuses(&statuses)
+}
+
+async fn all(site: &Site, machine: Option<MachineId>) -> Result<Vec<MachineStatus>, Failure> {
+    let machines = match machine {
+        Some(machine) => vec![machine],
+        None => site.sources.vault.machines().await?,
+    };
+    let mut inquiry = Inquiry::over(site.client()?);
+    let mut statuses = Vec::with_capacity(machines.len());
+    for machine in &machines {
+        let sheet = site.sources.factsheet(machine, &mut inquiry).await?;
+        statuses.push(status(&sheet, System.wall()));
+    }
+    Ok(statuses)
+}
+
+fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
+    let headings = [
+        "machine",
+        "status",
+        "rpo",
+        "backlog",
+        "received",
+        "durable",
+        "published",
+        "applied",
+        "recoverable",
+    ];
+    let mut table = table(&headings);
+    for status in statuses {
+        let unknown = || "-".to_owned();
+        let live = status.live.as_ref();
+        let lines: Vec<_> = status.lines.iter().map(|line| line.text.as_str()).collect();
+        table.add_row([
+            status.machine.to_string(),
+            lines.join("\n"),
+            status.rpo_seconds.map_or_else(unknown, words::span),
+            status.backlog_bytes.map_or_else(unknown, words::bytes),
+            live.map_or_else(unknown, |live| live.received.to_string()),
+            live.map_or_else(unknown, |live| live.durable.to_string()),
+            status.published.to_string(),
+            status.applied.to_string(),
+            status.recoverable.to_string(),
+        ]);
+    }
+    print_table(&table)
+}

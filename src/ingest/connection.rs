@@ -1,0 +1,420 @@
+//! One agent's connection behind the upgrade.
+//!
+//! Owns: the order of hello, seat, welcome; the flow of frames into the log and of acks back; the
+//! last words. Does not own: what frames mean (the session) and who may sit (the machine's link).
+//!
+//! Both directions run in one task beside each other, so acks flow while a frame waits for memory
+//! or for room in the log. The budget is acquired between a frame's header and its payload: a
+//! payload is never in memory without having paid for it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::admission::Admitted;
+use super::listener::{Ingest, drained, within};
+use super::machine::{Asked, MachineLink, Seat, Ticket};
+use super::machines::Fingerprint;
+use super::patience::{Overdue, Patience};
+use super::pipe::{Inbox, Outbox};
+use super::session::{Event, Session, greet, refuse};
+use super::stream::StreamState;
+use crate::budget::Permit;
+use crate::format::wire::{
+    BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
+    Refuse,
+};
+use crate::model::{BookmarkId, MachineId, Record, Sequence, TrackingMode, Watermarks};
+use crate::observe::Stage;
+
+/// How long the last words may take to reach the peer.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Bookmark requests that one agent may owe an answer for.
+const ASKED_MAX: usize = 64;
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum End {
+    /// We end it, and say why.
+    Refuse(Refuse),
+    /// The agent said goodbye, or closed between two frames.
+    Left,
+    /// It broke.
+    Broken(io::Error),
+    /// The agent does not take what we write.
+    Unread,
+}
+
+impl From<Refuse> for End {
+    fn from(refuse: Refuse) -> Self {
+        Self::Refuse(refuse)
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// Whose connection it is, proven by its certificate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agent<'a> {
+    pub(super) machine: &'a MachineId,
+    pub(super) certificate: &'a Fingerprint,
+}
+
+/// What both directions of a connection use.
+#[derive(Clone, Copy)]
+struct Ground<'a> {
+    ingest: &'a Ingest,
+    agent: Agent<'a>,
+    patience: &'a Patience,
+}
+
+/// Serves an upgraded connection to its end.
+pub(super) async fn serve<R, W>(ingest: &Ingest, agent: Agent<'_>, reader: R, writer: W)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let patience = Patience::new(ingest.limits.idle_timeout);
+    let ground = Ground {
+        ingest,
+        agent,
+        patience: &patience,
+    };
+    let (mut inbox, mut outbox) = (Inbox::new(reader), Outbox::new(writer));
+    let end = tokio::select! {
+        end = converse(ground, &mut inbox, &mut outbox) => end,
+        end = overdue(ground) => end,
+        () = drained(ingest.drain.clone()) => {
+            End::Refuse(refuse(Refusal::NotOwner, "this process server drains"))
+        }
+    };
+    let machine = agent.machine;
+    match end {
+        End::Left => tracing::info!(%machine, "the agent left"),
+        End::Broken(error) => tracing::info!(%machine, %error, "the agent's connection broke"),
+        End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
+        End::Refuse(refuse) => {
+            tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
+            ingest
+                .metrics
+                .connections_refused
+                .fetch_add(1, Ordering::Relaxed);
+            outbox.push(&FromServer::Refuse(refuse));
+            let farewell = async {
+                outbox.flush(&patience, &*ingest.clock).await?;
+                outbox.close().await?;
+                inbox.discard().await;
+                Ok::<_, io::Error>(())
+            };
+            // Whether it arrives or not, the connection ends here.
+            let _ = within(&*ingest.clock, FAREWELL, farewell).await;
+        }
+    }
+}
+
+/// Waits until the peer kept us waiting too long.
+async fn overdue(ground: Ground<'_>) -> End {
+    let clock = &*ground.ingest.clock;
+    loop {
+        match ground.patience.look(clock.monotonic()) {
+            Ok(wait) => clock.sleep(wait).await,
+            Err(Overdue::Writing) => return End::Unread,
+            Err(Overdue::Reading) => {
+                let text = "the next frame did not arrive in time";
+                return End::Refuse(refuse(Refusal::Protocol, text));
+            }
+        }
+    }
+}
+
+async fn converse<R, W>(ground: Ground<'_>, inbox: &mut Inbox<R>, outbox: &mut Outbox<W>) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let Agent {
+        machine,
+        certificate,
+    } = ground.agent;
+    let hello = match first_frame(ground, inbox).await {
+        Ok(hello) => hello,
+        Err(end) => return end,
+    };
+    let link = match ground.ingest.machines.open(machine, certificate).await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::warn!(%machine, error = &error as &dyn std::error::Error, "not served");
+            return End::Refuse(error.refusal());
+        }
+    };
+    let ticket = link.announce();
+    tokio::select! {
+        why = ticket.overruled() => End::Refuse(why),
+        end = seated(ground, hello, &ticket, inbox, outbox) => end,
+    }
+}
+
+async fn first_frame<R: AsyncRead + Unpin>(
+    ground: Ground<'_>,
+    inbox: &mut Inbox<R>,
+) -> Result<Hello, End> {
+    let clock = &*ground.ingest.clock;
+    let bytes = inbox
+        .header(ground.patience, clock)
+        .await?
+        .ok_or(End::Left)?;
+    let header = header_of(&bytes)?;
+    // Nothing is read for a stranger's first frame but a hello, which is small.
+    let payload = match header.kind() {
+        FrameKind::Hello => {
+            let length = header.payload_length();
+            inbox.payload(length, ground.patience, clock).await?
+        }
+        _ => Bytes::new(),
+    };
+    Ok(greet(ground.agent.machine, &header, payload)?)
+}
+
+/// A session in its seat, and what its two directions share. They run in one task, so the locks
+/// are never waited for.
+struct Live<'a> {
+    ground: Ground<'a>,
+    link: &'a MachineLink,
+    session: Mutex<Session>,
+    asked: Mutex<HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>>,
+}
+
+async fn seated<R, W>(
+    ground: Ground<'_>,
+    hello: Hello,
+    ticket: &Ticket,
+    inbox: &mut Inbox<R>,
+    outbox: &mut Outbox<W>,
+) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let limits = &ground.ingest.limits;
+    let Some(mut seat) = within(&*ground.ingest.clock, limits.idle_timeout, ticket.sit()).await
+    else {
+        let text = "what the connection before this one sent is not durable yet";
+        return End::Refuse(refuse(Refusal::Busy, text));
+    };
+    let link = Arc::clone(&seat.link);
+    let full = *link.cache_full().borrow();
+    let begun = Session::begin(
+        hello,
+        &seat.stream,
+        &link.standing(),
+        limits.credit_bytes,
+        full,
+    );
+    let (session, welcome) = match begun {
+        Ok(begun) => begun,
+        Err(refuse) => return End::Refuse(refuse),
+    };
+    tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
+    outbox.push(&FromServer::Welcome(welcome));
+    let live = Live {
+        ground,
+        link: &link,
+        session: Mutex::new(session),
+        asked: Mutex::default(),
+    };
+    let Seat {
+        stream,
+        durable,
+        published,
+        requests,
+        ..
+    } = &mut seat;
+    tokio::select! {
+        end = live.receive(inbox, stream) => end,
+        end = live.send(outbox, durable, published, requests) => end,
+    }
+}
+
+impl Live<'_> {
+    async fn receive<R: AsyncRead + Unpin>(
+        &self,
+        inbox: &mut Inbox<R>,
+        stream: &mut StreamState,
+    ) -> End {
+        loop {
+            if let Err(end) = self.receive_frame(inbox, stream).await {
+                return end;
+            }
+        }
+    }
+
+    async fn receive_frame<R: AsyncRead + Unpin>(
+        &self,
+        inbox: &mut Inbox<R>,
+        stream: &mut StreamState,
+    ) -> Result<(), End> {
+        let Ground {
+            ingest, patience, ..
+        } = self.ground;
+        let bytes = inbox
+            .header(patience, &*ingest.clock)
+            .await?
+            .ok_or(End::Left)?;
+        let begun_at = ingest.clock.monotonic();
+        let header = header_of(&bytes)?;
+        let FrameKind::Record(_) = header.kind() else {
+            let payload = inbox
+                .payload(header.payload_length(), patience, &*ingest.clock)
+                .await?;
+            let event = self.session().handle_frame(stream, &header, payload)?;
+            return self.take_message(event);
+        };
+        let permit = ingest.budget.acquire(header.frame_bytes()).await;
+        let payload = inbox
+            .payload(header.payload_length(), patience, &*ingest.clock)
+            .await?;
+        let room = self.link.reserve().await?;
+        // From here nothing waits: the stream's state and the log's queue move together.
+        let event = self.session().handle_frame(stream, &header, payload)?;
+        if let Event::Admit(record) = event {
+            room.send(self.admitted(record, &header, permit, begun_at));
+        }
+        Ok(())
+    }
+
+    fn admitted(
+        &self,
+        record: Record,
+        header: &FrameHeader,
+        permit: Permit,
+        begun_at: Duration,
+    ) -> Admitted {
+        let ingest = self.ground.ingest;
+        let (payload_bytes, received_at) =
+            (record.change.payload_bytes(), ingest.clock.monotonic());
+        let (metrics, received) = (self.link.metrics(), record.sequence);
+        metrics.raise(Watermarks {
+            received,
+            ..Watermarks::default()
+        });
+        metrics
+            .source_bytes
+            .fetch_add(payload_bytes, Ordering::Relaxed);
+        ingest
+            .metrics
+            .moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
+        ingest
+            .metrics
+            .latency(Stage::Ingest, received_at.saturating_sub(begun_at));
+        Admitted {
+            machine: self.link.key(),
+            record,
+            permit,
+            received_at,
+        }
+    }
+
+    fn take_message(&self, event: Event) -> Result<(), End> {
+        match event {
+            Event::Goodbye => return Err(End::Left),
+            Event::Progress(progress) => {
+                show(self.link, &progress);
+                self.link.note_progress(progress);
+            }
+            Event::Bookmark(reply) => {
+                // One that nobody waits for any more is no error: its asker went.
+                if let Some(answer) = self.asked().remove(&reply.id) {
+                    let _ = answer.send(reply.outcome);
+                }
+            }
+            Event::Admit(record) => unreachable!("record {} in no record frame", record.sequence),
+        }
+        Ok(())
+    }
+
+    async fn send<W: AsyncWrite + Unpin>(
+        &self,
+        outbox: &mut Outbox<W>,
+        durable: &mut watch::Receiver<Sequence>,
+        published: &mut watch::Receiver<Sequence>,
+        requests: &mut mpsc::Receiver<Asked>,
+    ) -> End {
+        let mut full = self.link.cache_full();
+        loop {
+            let (durable_through, published_through, cache_full) = (
+                *durable.borrow_and_update(),
+                *published.borrow_and_update(),
+                *full.borrow_and_update(),
+            );
+            // Published is read after durable and may be ahead of it: an ack is never out of order.
+            let published_through = published_through.min(durable_through);
+            let ack = self
+                .session()
+                .poll_ack(durable_through, published_through, cache_full);
+            if let Some(ack) = ack {
+                outbox.push(&FromServer::Ack(ack));
+            }
+            if let Err(error) = outbox
+                .flush(self.ground.patience, &*self.ground.ingest.clock)
+                .await
+            {
+                return End::Broken(error);
+            }
+            tokio::select! {
+                Ok(()) = durable.changed() => {}
+                Ok(()) = published.changed() => {}
+                Ok(()) = full.changed() => {}
+                Some(asked) = requests.recv() => self.ask(outbox, asked),
+                else => return End::Refuse(refuse(Refusal::NotOwner, "the machine is not served here")),
+            }
+        }
+    }
+
+    fn ask<W: AsyncWrite + Unpin>(&self, outbox: &mut Outbox<W>, asked: Asked) {
+        let mut waiting = self.asked();
+        waiting.retain(|_, answer| !answer.is_closed());
+        // Dropping the question tells its asker that no answer will come.
+        if waiting.len() < ASKED_MAX {
+            waiting.insert(asked.request.id, asked.answer);
+            outbox.push(&FromServer::BookmarkRequest(asked.request));
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn header_of(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, Refuse> {
+    FrameHeader::decode(bytes).map_err(|error| refuse(Refusal::Protocol, error))
+}
+
+fn show(link: &MachineLink, progress: &Progress) {
+    let mode = match progress.mode {
+        TrackingMode::Ordered => 1,
+        TrackingMode::CatchingUp => 2,
+        TrackingMode::Bitmap => 3,
+    };
+    let metrics = link.metrics();
+    metrics.agent_mode.store(mode, Ordering::Relaxed);
+    metrics
+        .agent_dirty_bytes
+        .store(progress.dirty_bytes, Ordering::Relaxed);
+    metrics
+        .agent_total_bytes
+        .store(progress.total_bytes, Ordering::Relaxed);
+}

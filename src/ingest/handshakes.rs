@@ -1,0 +1,109 @@
+//! Connections that have proven nothing yet.
+//!
+//! Owns: how many there may be, and who goes when there are too many: the oldest. A good agent is
+//! through in a moment, so under a flood of connections that only sit there it is never the oldest.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::task::AbortHandle;
+
+/// All of a process server.
+#[derive(Clone, Debug)]
+pub(super) struct Handshakes {
+    waiting: Arc<Mutex<Waiting>>,
+    max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    tasks: BTreeMap<u64, AbortHandle>,
+}
+
+/// One of them; dropped when it is through, or over.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    waiting: Arc<Mutex<Waiting>>,
+    number: u64,
+}
+
+impl Handshakes {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            waiting: Arc::default(),
+            max: max.max(1),
+        }
+    }
+
+    /// Starts the task of a new connection; whether an older one had to go for it.
+    pub(super) fn begin(&self, start: impl FnOnce(Handshake) -> AbortHandle) -> bool {
+        let mut waiting = lock(&self.waiting);
+        let number = waiting.next;
+        waiting.next += 1;
+        let oldest = match waiting.tasks.len() >= self.max {
+            true => waiting.tasks.pop_first(),
+            false => None,
+        };
+        let task = start(Handshake {
+            waiting: Arc::clone(&self.waiting),
+            number,
+        });
+        waiting.tasks.insert(number, task);
+        drop(waiting);
+        let evicted = oldest.is_some();
+        if let Some((_, task)) = oldest {
+            task.abort();
+        }
+        evicted
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        lock(&self.waiting).tasks.remove(&self.number);
+    }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_goes_first_and_the_ones_that_are_through_stay() {
+        let handshakes = Handshakes::new(2);
+        let mut tasks = Vec::new();
+        let mut begin = |through: bool| {
+            handshakes.begin(|handshake| {
+                let task = tokio::spawn(async move {
+                    let held = match through {
+                        true => {
+                            drop(handshake);
+                            None
+                        }
+                        false => Some(handshake),
+                    };
+                    std::future::pending::<()>().await;
+                    drop(held);
+                });
+                let abort = task.abort_handle();
+                tasks.push(task);
+                abort
+            })
+        };
+        assert!(!begin(true));
+        tokio::task::yield_now().await; // the first gives its place back
+        assert!(!begin(false));
+        assert!(!begin(false));
+        assert!(begin(false), "the second had to go");
+        let mut tasks = tasks.into_iter();
+        let (first, second, third) = (tasks.next(), tasks.next(), tasks.next());
+        assert!(second.unwrap().await.unwrap_err().is_cancelled());
+        assert!(!first.unwrap().is_finished());
+        assert!(!third.unwrap().is_finished());
+    }
+}

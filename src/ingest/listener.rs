@@ -1,0 +1,264 @@
+//! Port 9443: accepted sockets become connections with an identity.
+//!
+//! Owns: the bounds on connections, the time for TLS and the HTTP request, the orderly end. Does
+//! not own: routes ([`super::http`]) and what agents say ([`super::connection`]).
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use super::connection::{self, Agent};
+use super::handshakes::{Handshake, Handshakes};
+use super::http;
+use super::identity::{Identity, IdentityError, Role};
+use super::machines::Machines;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::model::SiteId;
+use crate::observe::{CpuTimer, Metrics, Stage};
+use crate::settings::LimitSettings;
+
+/// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections may take to end when the server drains.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// What ingest is made of.
+pub struct IngestSetup {
+    /// Whose certificates are good here.
+    pub site: SiteId,
+    /// TLS; see [`super::server_config`].
+    pub tls: Arc<ServerConfig>,
+    /// Bounds against peers.
+    pub limits: LimitSettings,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// The machines served here.
+    pub machines: Arc<dyn Machines>,
+    /// Routes for operators; paths that are not in it get a 404.
+    pub operator: axum::Router,
+    /// Turns true once: no connection is accepted any more, those that are open end.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// The data port of a process server. Shared by all shards: the bounds are those of the process.
+pub struct Ingest {
+    pub(super) site: SiteId,
+    pub(super) limits: LimitSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) machines: Arc<dyn Machines>,
+    pub(super) operator: axum::Router,
+    pub(super) drain: watch::Receiver<bool>,
+    pub(super) budget: Budget,
+    tls: TlsAcceptor,
+    connections: Arc<Semaphore>,
+    handshakes: Handshakes,
+}
+
+/// Why a connection never became one.
+#[derive(Debug, thiserror::Error)]
+enum Stranger {
+    #[error("no TLS 1.3 with a certificate of this site")]
+    Tls(#[source] std::io::Error),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("no request")]
+    Http(#[source] hyper::Error),
+    #[error("TLS and the request took too long")]
+    TooLong,
+}
+
+impl Ingest {
+    /// The data port; [`Ingest::serve`] opens it.
+    #[must_use]
+    pub fn new(setup: IngestSetup) -> Arc<Self> {
+        Arc::new(Self {
+            budget: Budget::new(setup.limits.receive_bytes_max),
+            connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
+            handshakes: Handshakes::new(setup.limits.handshakes_max),
+            tls: TlsAcceptor::from(setup.tls),
+            operator: setup.operator.fallback(http::not_found),
+            site: setup.site,
+            limits: setup.limits,
+            clock: setup.clock,
+            metrics: setup.metrics,
+            machines: setup.machines,
+            drain: setup.drain,
+        })
+    }
+
+    /// Accepts connections until the server drains; returns when the last has ended. May run on
+    /// several threads at once, each with its own listener.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let mut tasks = JoinSet::new();
+        let mut draining = pin!(drained(self.drain.clone()));
+        loop {
+            tokio::select! {
+                () = &mut draining => break,
+                Some(ended) = tasks.join_next() => note_panic(ended),
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => self.begin(&mut tasks, socket, peer),
+                    Err(error) => {
+                        tracing::warn!(%error, "no connection can be accepted now");
+                        self.clock.sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        let rest = async {
+            while let Some(ended) = tasks.join_next().await {
+                note_panic(ended);
+            }
+        };
+        if within(&*self.clock, DRAIN_MAX, rest).await.is_none() {
+            tracing::warn!(
+                left = tasks.len(),
+                "connections did not end in time and are cut"
+            );
+            tasks.shutdown().await;
+        }
+    }
+
+    fn begin(self: &Arc<Self>, tasks: &mut JoinSet<()>, socket: TcpStream, peer: SocketAddr) {
+        let refused = &self.metrics.connections_refused;
+        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
+            refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, max = self.limits.connections_max, "too many connections");
+            return;
+        };
+        let evicted = self.handshakes.begin(|handshake| {
+            let ingest = Arc::clone(self);
+            tasks.spawn(async move {
+                let _counted = Counted::new(Arc::clone(&ingest.metrics));
+                let connection = ingest.connection(socket, handshake);
+                if let Err(error) = metered(&ingest.metrics, connection).await {
+                    ingest
+                        .metrics
+                        .connections_refused
+                        .fetch_add(1, Ordering::Relaxed);
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(%peer, error, "refused");
+                }
+                drop(place);
+            })
+        });
+        if evicted {
+            refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(
+                max = self.limits.handshakes_max,
+                "too many handshakes; the oldest goes"
+            );
+        }
+    }
+
+    async fn connection(&self, socket: TcpStream, handshake: Handshake) -> Result<(), Stranger> {
+        let deadline = self.clock.monotonic() + self.limits.handshake_timeout;
+        // Acks are small and somebody waits for each.
+        socket.set_nodelay(true).map_err(Stranger::Tls)?;
+        let accepting = self.tls.accept(socket);
+        let tls = within(&*self.clock, self.limits.handshake_timeout, accepting)
+            .await
+            .ok_or(Stranger::TooLong)?
+            .map_err(Stranger::Tls)?;
+        let certificates = tls.get_ref().1.peer_certificates();
+        let certificate = certificates
+            .and_then(<[_]>::first)
+            .ok_or(IdentityError::Absent)?;
+        let identity = Identity::of(certificate, &self.site)?;
+        let requests = http::Requests {
+            ingest: self,
+            identity: &identity,
+        };
+        let upgraded = requests.serve(tls, handshake, deadline).await?;
+        let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
+            return Ok(());
+        };
+        let (reader, writer) = tokio::io::split(tls);
+        let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
+        let agent = Agent {
+            machine,
+            certificate: &identity.certificate,
+        };
+        connection::serve(self, agent, reader, writer).await;
+        Ok(())
+    }
+}
+
+impl From<http::RequestError> for Stranger {
+    fn from(error: http::RequestError) -> Self {
+        match error {
+            http::RequestError::TooLong => Self::TooLong,
+            http::RequestError::Http(source) => Self::Http(source),
+        }
+    }
+}
+
+/// Waits until the server drains; for ever when nobody is left who could say so.
+pub(super) async fn drained(mut drain: watch::Receiver<bool>) {
+    if drain.wait_for(|drain| *drain).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What `future` gives, unless it takes longer than `time`.
+pub(super) async fn within<T>(
+    clock: &dyn Clock,
+    time: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        value = future => Some(value),
+        () = clock.sleep(time) => None,
+    }
+}
+
+/// Counts the thread's CPU time of every poll: TLS, framing and session together.
+async fn metered<T>(metrics: &Metrics, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let timer = CpuTimer::start();
+        let polled = future.as_mut().poll(context);
+        metrics.cpu(Stage::Ingest, timer.spent());
+        polled
+    })
+    .await
+}
+
+/// A connection in the gauge.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.connections.fetch_add(1, Ordering::Relaxed);
+        Self(metrics)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A panic ends one connection, not the process; it is our bug all the same.
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}

@@ -1,0 +1,406 @@
+//! A machine on this process server: where its one live session and the pipeline meet.
+//!
+//! Owns: who sits in the machine's one seat, the stream's state behind the last admitted record,
+//! the watermarks that go back to the agent. Does not own: the log behind `appends`, the manifest,
+//! the policy; whoever runs the pipeline makes the link and tells it how far things came.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+
+use super::admission::Admitted;
+use super::session::{Standing, refuse};
+use super::stream::StreamState;
+use crate::cache::Durable;
+use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
+use crate::format::wire::{BookmarkOutcome, BookmarkRequest, Progress, Refusal, Refuse};
+use crate::model::{BookmarkId, Generation, MachineId, MachineKey, Sequence, ServerId, Watermarks};
+use crate::observe::MachineMetrics;
+
+/// Bookmark requests that may wait for one agent.
+const REQUESTS_MAX: usize = 16;
+
+/// What a link begins with.
+#[derive(Debug)]
+pub struct LinkSetup {
+    /// Which machine.
+    pub machine: MachineId,
+    /// This process server.
+    pub server: ServerId,
+    /// Its ownership of the machine.
+    pub generation: Generation,
+    /// The stream behind its last durable record: the manifest's end, then what recovery found.
+    pub stream: StreamState,
+    /// The stream is published through here.
+    pub published: Sequence,
+    /// How often the policy wants a bookmark, ms.
+    pub bookmark_interval_ms: u32,
+    /// Where admitted records go: the log of the machine's shard.
+    pub appends: mpsc::Sender<Admitted>,
+    /// Whether that log is so full that no credit may be given.
+    pub cache_full: watch::Receiver<bool>,
+    /// Where the machine's watermarks are shown.
+    pub metrics: Arc<MachineMetrics>,
+}
+
+/// One machine, shared by its sessions and the pipeline. Every method may be called from any
+/// thread.
+#[derive(Debug)]
+pub struct MachineLink {
+    machine: MachineId,
+    key: MachineKey,
+    server: ServerId,
+    generation: Generation,
+    bookmark_interval_ms: AtomicU32,
+    appends: mpsc::Sender<Admitted>,
+    cache_full: watch::Receiver<bool>,
+    progress: watch::Sender<Option<Progress>>,
+    metrics: Arc<MachineMetrics>,
+    durable: watch::Sender<Sequence>,
+    published: watch::Sender<Sequence>,
+    /// Why the machine is not served here any more.
+    ended: watch::Sender<Option<Refuse>>,
+    /// The newest connection: an older one leaves its seat.
+    newest: watch::Sender<Newest>,
+    /// The seat itself. Its holder alone admits, so the stream's state lies in it.
+    stream: Arc<tokio::sync::Mutex<StreamState>>,
+    /// Way to the agent that sits now.
+    requests: Mutex<Option<mpsc::Sender<Asked>>>,
+}
+
+/// Why a bookmark was not placed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BookmarkError {
+    /// No agent is connected, or it went before it answered: the bookmark may still stand in the
+    /// stream, under its id.
+    #[error("the agent of machine {machine} is not connected: bookmark {id} was not confirmed")]
+    NotConnected {
+        /// Which machine.
+        machine: MachineId,
+        /// Which bookmark.
+        id: BookmarkId,
+    },
+    /// Too many requests wait for this agent.
+    #[error("{REQUESTS_MAX} bookmark requests wait for the agent of machine {machine} already")]
+    Busy {
+        /// Which machine.
+        machine: MachineId,
+    },
+    /// The name does not fit.
+    #[error("the bookmark's name has {found} bytes, {BOOKMARK_NAME_BYTES_MAX} are allowed")]
+    Name {
+        /// Its length.
+        found: usize,
+    },
+    /// The agent said no.
+    #[error("the agent of machine {machine} placed no bookmark {id}: {reason}")]
+    Refused {
+        /// Which machine.
+        machine: MachineId,
+        /// Which bookmark.
+        id: BookmarkId,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// The last thing that overruled connections: a newer one, or an order to leave.
+#[derive(Debug, Default)]
+struct Newest {
+    number: u64,
+    /// Of an order; a newer connection speaks for itself.
+    why: Option<Refuse>,
+}
+
+/// A bookmark request on its way to the agent.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) request: BookmarkRequest,
+    pub(super) answer: oneshot::Sender<BookmarkOutcome>,
+}
+
+impl MachineLink {
+    /// A link to a machine that this process server owns now.
+    #[must_use]
+    pub fn new(setup: LinkSetup) -> Arc<Self> {
+        let through = setup.stream.sequence;
+        setup.metrics.raise(Watermarks {
+            received: through,
+            durable: through,
+            published: setup.published,
+            ..Watermarks::default()
+        });
+        Arc::new(Self {
+            key: MachineKey::of(&setup.machine),
+            machine: setup.machine,
+            server: setup.server,
+            generation: setup.generation,
+            bookmark_interval_ms: AtomicU32::new(setup.bookmark_interval_ms),
+            appends: setup.appends,
+            cache_full: setup.cache_full,
+            progress: watch::Sender::new(None),
+            metrics: setup.metrics,
+            durable: watch::Sender::new(through),
+            published: watch::Sender::new(setup.published),
+            ended: watch::Sender::new(None),
+            newest: watch::Sender::new(Newest::default()),
+            stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
+            requests: Mutex::new(None),
+        })
+    }
+
+    /// Which machine.
+    #[must_use]
+    pub fn machine(&self) -> &MachineId {
+        &self.machine
+    }
+
+    /// The same in binary formats.
+    #[must_use]
+    pub fn key(&self) -> MachineKey {
+        self.key
+    }
+
+    /// Where its watermarks are shown.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<MachineMetrics> {
+        &self.metrics
+    }
+
+    /// Its stream is durable through this record: the only source of durable acks. Records come in
+    /// any number at a time; the last of a commit is enough.
+    pub fn made_durable(&self, record: &Durable) {
+        assert!(
+            record.machine() == self.key,
+            "a record of another machine was routed to the link of {}",
+            self.machine
+        );
+        let durable = record.sequence();
+        raise(&self.durable, durable);
+        self.metrics.raise(Watermarks {
+            durable,
+            ..Watermarks::default()
+        });
+    }
+
+    /// The manifest names its stream through here.
+    pub fn published_through(&self, published: Sequence) {
+        raise(&self.published, published);
+        self.metrics.raise(Watermarks {
+            published,
+            ..Watermarks::default()
+        });
+    }
+
+    /// The policy's interval; an agent learns it with its next welcome; see
+    /// [`MachineLink::disconnect`].
+    pub fn set_bookmark_interval_ms(&self, interval: u32) {
+        self.bookmark_interval_ms.store(interval, Ordering::Relaxed);
+    }
+
+    /// Ends the present session; the agent may come again. For a certificate that was revoked, or a
+    /// policy that the agent shall learn now.
+    pub fn disconnect(&self, why: Refuse) {
+        self.overrule(Some(why));
+    }
+
+    /// The machine is not served here any more (fenced, unprotected, the log failed): the present
+    /// session and all later ones are refused with this.
+    pub fn end(&self, why: Refuse) {
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(why);
+            first
+        });
+    }
+
+    /// The agent's last word on itself; `None` before its first. On an idle machine it says up to
+    /// which moment the stream is complete.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Option<Progress>> {
+        self.progress.subscribe()
+    }
+
+    /// Whether it was ended.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Completes when the stream is durable through `sequence`.
+    pub async fn durable_at(&self, sequence: Sequence) {
+        let mut durable = self.durable.subscribe();
+        drop(durable.wait_for(|durable| *durable >= sequence).await); // we hold the sender
+    }
+
+    /// Completes when the stream is published through `sequence`.
+    pub async fn published_at(&self, sequence: Sequence) {
+        let mut published = self.published.subscribe();
+        drop(published.wait_for(|published| *published >= sequence).await); // we hold the sender
+    }
+
+    /// Asks the agent to put a bookmark into the stream; the sequence it got. It is recoverable
+    /// when the stream is published through there. Callers bound the wait.
+    ///
+    /// # Errors
+    /// When no agent answers, or it refuses.
+    pub async fn bookmark(&self, request: BookmarkRequest) -> Result<Sequence, BookmarkError> {
+        let (machine, id) = (|| self.machine.clone(), request.id);
+        if request.name.len() > BOOKMARK_NAME_BYTES_MAX {
+            let found = request.name.len();
+            return Err(BookmarkError::Name { found });
+        }
+        let way = self.way_to_agent().clone();
+        let Some(way) = way else {
+            return Err(BookmarkError::NotConnected {
+                machine: machine(),
+                id,
+            });
+        };
+        let (answer, outcome) = oneshot::channel();
+        way.try_send(Asked { request, answer })
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => BookmarkError::Busy { machine: machine() },
+                mpsc::error::TrySendError::Closed(_) => BookmarkError::NotConnected {
+                    machine: machine(),
+                    id,
+                },
+            })?;
+        match outcome.await {
+            Ok(BookmarkOutcome::Placed(at)) => Ok(at),
+            Ok(BookmarkOutcome::Refused(reason)) => Err(BookmarkError::Refused {
+                machine: machine(),
+                id,
+                reason,
+            }),
+            Err(_) => Err(BookmarkError::NotConnected {
+                machine: machine(),
+                id,
+            }),
+        }
+    }
+
+    /// What a welcome says beside the stream's state.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            server: self.server.clone(),
+            generation: self.generation,
+            published: *self.published.borrow(),
+            bookmark_interval_ms: self.bookmark_interval_ms.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn note_progress(&self, progress: Progress) {
+        self.progress.send_replace(Some(progress));
+    }
+
+    pub(super) fn cache_full(&self) -> watch::Receiver<bool> {
+        self.cache_full.clone()
+    }
+
+    /// Room for one record in the log's queue; waiting here is the back-pressure.
+    pub(super) async fn reserve(&self) -> Result<mpsc::Permit<'_, Admitted>, Refuse> {
+        self.appends.reserve().await.map_err(|_| {
+            let text = format_args!("the cache log of machine {} has stopped", self.machine);
+            refuse(Refusal::NotOwner, text)
+        })
+    }
+
+    /// Announces a connection: from now on older ones leave.
+    pub(super) fn announce(self: &Arc<Self>) -> Ticket {
+        let number = self.overrule(None);
+        let link = Arc::clone(self);
+        Ticket { link, number }
+    }
+
+    /// From now on connections up to the present one have to leave.
+    fn overrule(&self, why: Option<Refuse>) -> u64 {
+        let mut number = 0;
+        self.newest.send_modify(|newest| {
+            number = newest.number + 1;
+            *newest = Newest { number, why };
+        });
+        number
+    }
+
+    fn way_to_agent(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Asked>>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that wants the seat.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    link: Arc<MachineLink>,
+    number: u64,
+}
+
+impl Ticket {
+    /// Why this connection must end now; waits until there is a reason.
+    pub(super) async fn overruled(&self) -> Refuse {
+        let mut ended = self.link.ended.subscribe();
+        let mut newest = self.link.newest.subscribe();
+        tokio::select! {
+            why = ended.wait_for(Option::is_some) => {
+                let why = why.ok().and_then(|why| why.clone());
+                why.unwrap_or_else(|| refuse(Refusal::NotOwner, "the machine is not served here"))
+            }
+            newest = newest.wait_for(|newest| newest.number > self.number) => {
+                let why = newest.ok().and_then(|newest| newest.why.clone());
+                why.unwrap_or_else(|| {
+                    let machine = &self.link.machine;
+                    let text = format_args!("a newer connection of machine {machine} took over");
+                    refuse(Refusal::Superseded, text)
+                })
+            }
+        }
+    }
+
+    /// Sits down once the one before has left and all it admitted is durable, so that a welcome
+    /// can name one position that is both the last durable record and the last received one.
+    pub(super) async fn sit(&self) -> Seat {
+        let stream = Arc::clone(&self.link.stream).lock_owned().await;
+        let mut durable = self.link.durable.subscribe();
+        let settled = durable
+            .wait_for(|durable| *durable >= stream.sequence)
+            .await;
+        drop(settled); // the link holds the sender: waiting cannot fail
+        let (way, requests) = mpsc::channel(REQUESTS_MAX);
+        *self.link.way_to_agent() = Some(way);
+        self.link.metrics.connected.store(1, Ordering::Relaxed);
+        Seat {
+            durable: self.link.durable.subscribe(),
+            published: self.link.published.subscribe(),
+            link: Arc::clone(&self.link),
+            requests,
+            stream,
+        }
+    }
+}
+
+/// The one place from which a machine's records are admitted.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) link: Arc<MachineLink>,
+    pub(super) durable: watch::Receiver<Sequence>,
+    pub(super) published: watch::Receiver<Sequence>,
+    pub(super) requests: mpsc::Receiver<Asked>,
+    pub(super) stream: OwnedMutexGuard<StreamState>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Before the stream's guard is dropped: the next one has not sat down yet.
+        *self.link.way_to_agent() = None;
+        self.link.metrics.connected.store(0, Ordering::Relaxed);
+    }
+}
+
+fn raise(watermark: &watch::Sender<Sequence>, to: Sequence) {
+    watermark.send_if_modified(|present| {
+        let higher = to > *present;
+        *present = to.max(*present);
+        higher
+    });
+}

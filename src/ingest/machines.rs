@@ -1,0 +1,84 @@
+//! What ingest needs of the rest of the process server: a link to a machine, or the reason why not.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::machine::MachineLink;
+use super::session::refuse;
+use crate::format::wire::{Refusal, Refuse};
+use crate::model::MachineId;
+use crate::store::StoreError;
+
+/// SHA-256 of a certificate's DER form; shown as hexadecimal digits, as machine documents list it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// The machines that this process server serves.
+#[async_trait]
+pub trait Machines: Send + Sync + 'static {
+    /// The link to a machine whose agent has come, made when it comes first: claims the manifest,
+    /// loads the policy, follows what recovery found. Called once for each connection, so that a
+    /// revoked certificate is refused at the next one.
+    async fn open(
+        &self,
+        machine: &MachineId,
+        certificate: &Fingerprint,
+    ) -> Result<Arc<MachineLink>, OpenError>;
+}
+
+/// Why a machine is not served here.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It was never enrolled.
+    #[error("machine {machine} is not enrolled on this site")]
+    Unknown {
+        /// Which.
+        machine: MachineId,
+    },
+    /// Its certificate was revoked, or never issued for it.
+    #[error("certificate {certificate} is not good for machine {machine} any more")]
+    Revoked {
+        /// Which machine.
+        machine: MachineId,
+        /// Which certificate.
+        certificate: Fingerprint,
+    },
+    /// Another process server owns it, or this one drains.
+    #[error("machine {machine} is not served here: {reason}")]
+    NotOwner {
+        /// Which.
+        machine: MachineId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Its documents or its manifest cannot be read or written now.
+    #[error("machine {machine} cannot be claimed")]
+    Store {
+        /// Which.
+        machine: MachineId,
+        /// What the store said.
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl OpenError {
+    /// What the agent is told. Causes inside the store stay in our log.
+    #[must_use]
+    pub fn refusal(&self) -> Refuse {
+        let code = match self {
+            Self::Unknown { .. } | Self::Revoked { .. } => Refusal::Identity,
+            Self::NotOwner { .. } => Refusal::NotOwner,
+            Self::Store { .. } => Refusal::Busy,
+        };
+        refuse(code, self)
+    }
+}

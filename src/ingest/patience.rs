@@ -1,0 +1,119 @@
+//! How long a peer may keep us waiting, sans-io.
+//!
+//! Owns: the moments after which a silent, trickling or unread connection is given up. Does not own
+//! the clock: time is an argument. Waiting for ourselves (budget, cache) never counts against a
+//! peer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A frame that was begun must come at least this fast.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+const NEVER: u64 = u64::MAX;
+
+/// Deadlines of one connection; the halves of the connection and its watchdog share it.
+#[derive(Debug)]
+pub(super) struct Patience {
+    idle: Duration,
+    reading: AtomicU64,
+    writing: AtomicU64,
+}
+
+/// What kept us waiting too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// Bytes that the peer should have sent.
+    Reading,
+    /// Bytes that the peer should have taken.
+    Writing,
+}
+
+impl Patience {
+    pub(super) fn new(idle: Duration) -> Self {
+        Self {
+            idle,
+            reading: AtomicU64::new(NEVER),
+            writing: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// The peer owes `bytes`: a header, or the payload behind one.
+    pub(super) fn expect(&self, now: Duration, bytes: u32) {
+        let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
+        self.reading
+            .store(nanos(now + self.idle + slowest), Ordering::Relaxed);
+    }
+
+    /// The peer owes nothing: what comes next is ours to do.
+    pub(super) fn received(&self) {
+        self.reading.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// The peer must take what we write.
+    pub(super) fn offer(&self, now: Duration) {
+        self.writing
+            .store(nanos(now + self.idle), Ordering::Relaxed);
+    }
+
+    /// The peer took it.
+    pub(super) fn taken(&self) {
+        self.writing.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// How long to wait before looking again.
+    ///
+    /// # Errors
+    /// When a deadline has passed.
+    pub(super) fn look(&self, now: Duration) -> Result<Duration, Overdue> {
+        let (now, idle) = (nanos(now), nanos(self.idle));
+        let reading = self.reading.load(Ordering::Relaxed);
+        let writing = self.writing.load(Ordering::Relaxed);
+        if now >= reading {
+            return Err(Overdue::Reading);
+        }
+        if now >= writing {
+            return Err(Overdue::Writing);
+        }
+        let next = reading.min(writing).min(now.saturating_add(idle));
+        Ok(Duration::from_nanos(next - now))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn only_the_peers_own_time_counts() {
+        let patience = Patience::new(seconds(30));
+        assert_eq!(patience.look(seconds(1000)), Ok(seconds(30)));
+        patience.expect(seconds(1000), 40);
+        assert!(patience.look(seconds(1029)).is_ok());
+        assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading));
+        patience.received();
+        assert!(
+            patience.look(seconds(2000)).is_ok(),
+            "we waited for ourselves"
+        );
+        patience.offer(seconds(2000));
+        assert_eq!(patience.look(seconds(2031)), Err(Overdue::Writing));
+        patience.taken();
+        assert!(patience.look(seconds(3000)).is_ok());
+    }
+
+    #[test]
+    fn a_large_frame_has_more_time_and_not_for_ever() {
+        let patience = Patience::new(seconds(30));
+        patience.expect(Duration::ZERO, 1 << 20);
+        assert!(patience.look(seconds(45)).is_ok());
+        assert_eq!(patience.look(seconds(47)), Err(Overdue::Reading));
+    }
+}

@@ -1,0 +1,261 @@
+//! The protocol's core, sans-io: frames and watermarks in, records and messages out.
+//!
+//! Owns: what an agent may say, and when; what it is told. Does not own: sockets, time limits
+//! ([`super::patience`]), who may be connected ([`super::machine`]), the rules of the stream itself
+//! ([`super::stream`]). It is made by a hello that was accepted, so nothing can be admitted before.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+
+use super::credit::Credit;
+use super::stream::StreamState;
+use crate::format::wire::{
+    self, Ack, BookmarkReply, FrameHeader, FrameKind, FromAgent, Hello, Progress, Refusal, Refuse,
+    Welcome,
+};
+use crate::model::{Change, DiskSpec, Epoch, Generation, MachineId, Record, Sequence, ServerId};
+
+/// What a welcome says beside the stream's own state.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Who serves the machine.
+    pub server: ServerId,
+    /// Under which ownership.
+    pub generation: Generation,
+    /// The stream is published through here.
+    pub published: Sequence,
+    /// How often the policy wants a bookmark, ms.
+    pub bookmark_interval_ms: u32,
+}
+
+/// What a frame of a live session means.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The next record of the stream.
+    Admit(Record),
+    /// How the agent is.
+    Progress(Progress),
+    /// What became of a bookmark request.
+    Bookmark(BookmarkReply),
+    /// The agent leaves; nothing follows.
+    Goodbye,
+}
+
+/// One welcomed connection of one agent.
+#[derive(Debug)]
+pub struct Session {
+    disks: Vec<DiskSpec>,
+    /// The agent knows another history than the stream's: only a new epoch makes them one.
+    must_begin_epoch: bool,
+    credit: Credit,
+    told: Ack,
+}
+
+/// The hello in a connection's first frame, when its sender may claim what it claims.
+///
+/// # Errors
+/// The refusal to send.
+pub fn greet(machine: &MachineId, header: &FrameHeader, payload: Bytes) -> Result<Hello, Refuse> {
+    if header.kind() != FrameKind::Hello {
+        let text = format_args!("the first frame is {:?}, not a hello", header.kind());
+        return Err(refuse(Refusal::Protocol, text));
+    }
+    // Before anything else of it: the rest of the layout belongs to the version.
+    let version = wire::spoken_version(&payload).unwrap_or(wire::VERSION);
+    if version != wire::VERSION {
+        let text = format_args!(
+            "the agent speaks version {version}, this server speaks {}: upgrade the older",
+            wire::VERSION
+        );
+        return Err(refuse(Refusal::Version, text));
+    }
+    let hello = match wire::decode_from_agent(header, payload) {
+        Ok(FromAgent::Hello(hello)) => hello,
+        Ok(_) => return Err(refuse(Refusal::Protocol, "the first frame is not a hello")),
+        Err(error) => return Err(refuse(Refusal::Protocol, error)),
+    };
+    if hello.machine != *machine {
+        let text = format_args!(
+            "the certificate is for machine {machine}, the hello claims {}",
+            hello.machine
+        );
+        return Err(refuse(Refusal::Identity, text));
+    }
+    Ok(hello)
+}
+
+impl Session {
+    /// Begins a session behind `stream`, all of which is durable.
+    ///
+    /// # Errors
+    /// The refusal to send when the agent's history and the stream's do not fit.
+    pub fn begin(
+        hello: Hello,
+        stream: &StreamState,
+        standing: &Standing,
+        credit_bytes: u64,
+        cache_full: bool,
+    ) -> Result<(Self, Welcome), Refuse> {
+        check_histories(&hello, stream, standing.published)?;
+        let never_sent = hello.last == Sequence::ZERO;
+        let must_begin_epoch =
+            hello.epoch < stream.epoch || (hello.epoch > stream.epoch && never_sent);
+        let mut credit = Credit::new(credit_bytes);
+        if !cache_full {
+            credit.grant();
+        }
+        let told = Ack {
+            durable: stream.sequence,
+            published: standing.published,
+            credit_limit: credit.limit(),
+        };
+        let welcome = Welcome {
+            server: standing.server.clone(),
+            generation: standing.generation,
+            epoch: stream.epoch,
+            durable: told.durable,
+            published: told.published,
+            credit_limit: told.credit_limit,
+            bookmark_interval_ms: standing.bookmark_interval_ms,
+        };
+        let session = Self {
+            disks: hello.disks,
+            must_begin_epoch,
+            credit,
+            told,
+        };
+        Ok((session, welcome))
+    }
+
+    /// Takes a frame. `stream` moves on with every admitted record, and only then.
+    ///
+    /// # Errors
+    /// The refusal that ends the connection.
+    pub fn handle_frame(
+        &mut self,
+        stream: &mut StreamState,
+        header: &FrameHeader,
+        payload: Bytes,
+    ) -> Result<Event, Refuse> {
+        let message = wire::decode_from_agent(header, payload)
+            .map_err(|error| refuse(Refusal::Protocol, error))?;
+        match message {
+            FromAgent::Hello(_) => Err(refuse(Refusal::Protocol, "a second hello")),
+            FromAgent::Record(record) => self.admit(stream, header.frame_bytes(), record),
+            FromAgent::Progress(progress) => Ok(Event::Progress(progress)),
+            FromAgent::Bookmark(reply) => Ok(Event::Bookmark(reply)),
+            FromAgent::Goodbye => Ok(Event::Goodbye),
+        }
+    }
+
+    /// The newest word on watermarks and credit, when it is news. A full cache withholds credit.
+    pub fn poll_ack(
+        &mut self,
+        durable: Sequence,
+        published: Sequence,
+        cache_full: bool,
+    ) -> Option<Ack> {
+        self.credit.durable_through(durable);
+        if !cache_full {
+            self.credit.grant();
+        }
+        let ack = Ack {
+            durable: durable.max(self.told.durable),
+            published: published.max(self.told.published),
+            credit_limit: self.credit.limit(),
+        };
+        let news = ack != self.told;
+        self.told = ack;
+        news.then_some(ack)
+    }
+
+    fn admit(
+        &mut self,
+        stream: &mut StreamState,
+        frame_bytes: u64,
+        record: Record,
+    ) -> Result<Event, Refuse> {
+        // What it was told, not what it could be told: the agent cannot know more.
+        if !self.credit.covers(frame_bytes) {
+            let (received, limit) = (self.credit.received(), self.told.credit_limit);
+            let text = format_args!(
+                "record {} of {frame_bytes} bytes after {received} exceeds the credit of {limit}",
+                record.sequence
+            );
+            return Err(refuse(Refusal::Protocol, text));
+        }
+        match &record.change {
+            Change::EpochBegin(begin) if begin.disks != self.disks => {
+                let text = format_args!(
+                    "record {} begins epoch {} with other disks than the hello's",
+                    record.sequence, begin.epoch
+                );
+                return Err(refuse(Refusal::Protocol, text));
+            }
+            Change::EpochBegin(_) => {}
+            _ if self.must_begin_epoch => {
+                let text = format_args!(
+                    "record {} continues epoch {}, which this agent does not track in: begin epoch {}",
+                    record.sequence,
+                    stream.epoch,
+                    Epoch(stream.epoch.0.saturating_add(1)),
+                );
+                return Err(refuse(Refusal::Protocol, text));
+            }
+            _ => {}
+        }
+        stream
+            .follow(record.sequence, &record.change)
+            .map_err(|error| refuse(Refusal::Protocol, chain(&error)))?;
+        if matches!(record.change, Change::EpochBegin(_)) {
+            self.must_begin_epoch = false;
+        }
+        self.credit.spend(record.sequence, frame_bytes);
+        Ok(Event::Admit(record))
+    }
+}
+
+/// Whether what the agent remembers can be this stream.
+fn check_histories(hello: &Hello, stream: &StreamState, published: Sequence) -> Result<(), Refuse> {
+    if hello.last != Sequence::ZERO && stream.sequence > hello.last {
+        let text = format_args!(
+            "the stream of {} is at record {}, this agent gave out {} only: somebody else writes it",
+            hello.machine, stream.sequence, hello.last
+        );
+        return Err(refuse(Refusal::Foreign, text));
+    }
+    if hello.witnessed > published {
+        let text = format_args!(
+            "the cloud log of {} ends at record {published}, the agent was told that {} is published: \
+             the store was set back",
+            hello.machine, hello.witnessed
+        );
+        return Err(refuse(Refusal::Foreign, text));
+    }
+    if hello.epoch == stream.epoch && stream.epoch != Epoch(0) && hello.disks != stream.disks {
+        let text = format_args!(
+            "the disks of {} are not those of epoch {}: a change of disks needs a new epoch",
+            hello.machine, stream.epoch
+        );
+        return Err(refuse(Refusal::Protocol, text));
+    }
+    Ok(())
+}
+
+/// A refusal in words.
+pub(super) fn refuse(code: Refusal, text: impl Display) -> Refuse {
+    Refuse {
+        code,
+        text: text.to_string(),
+    }
+}
+
+/// An error with its causes, for a peer that has no log of ours to read.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests;

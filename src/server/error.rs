@@ -1,0 +1,56 @@
+//! What keeps a process server from starting or running.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::cache::CacheError;
+use crate::ingest::TlsError;
+use crate::seal::SealError;
+use crate::store::StoreError;
+use crate::vault::VaultError;
+
+/// A process server that did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The store cannot be opened.
+    #[error("store")]
+    Store(#[from] StoreError),
+    /// A document of the vault cannot be read or written.
+    #[error("vault")]
+    Vault(#[from] VaultError),
+    /// The key-encryption key, or the threads that seal.
+    #[error("seal")]
+    Seal(#[from] SealError),
+    /// The cache log.
+    #[error("cache log")]
+    Cache(#[from] CacheError),
+    /// Certificates.
+    #[error("certificates of the data port")]
+    Tls(#[from] TlsError),
+    /// A port cannot be opened.
+    #[error("address {address} cannot be listened on; is another server running, or is the port below 1024?")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file or a thread of the server itself.
+    #[error("{path}: {action}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A shard's thread ended in a panic.
+    #[error("shard {shard} ended unexpectedly; its log says why")]
+    Shard {
+        /// Which.
+        shard: u16,
+    },
+}

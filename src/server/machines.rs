@@ -1,0 +1,317 @@
+//! The machines of this process server: claimed when their agent comes or their records are found.
+//!
+//! Owns: who is served, the route of a durable record to its machine's pipeline. Does not own:
+//! sessions (ingest), publishing (pipeline).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use async_trait::async_trait;
+use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::pipeline::Pipeline;
+use super::recovered::Kept;
+use crate::cache::Durable;
+use crate::clock::{Clock, Entropy};
+use crate::cloud_log::{ENTRIES_MAX, LogStore};
+use crate::ingest::{
+    Admitted, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
+};
+use crate::model::{MachineId, MachineKey, ServerId};
+use crate::observe::{MachineMetrics, Metrics, error_chain};
+use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
+use crate::settings::{BatchSettings, UploadSettings};
+use crate::store::StoreError;
+use crate::upload::{self, UploadContext};
+use crate::vault::{MachineDocument, Policy, Vault, VaultError};
+
+/// What all machines share.
+pub(super) struct Shared {
+    pub(super) server: ServerId,
+    pub(super) vault: Vault,
+    pub(super) kek: Arc<KeyEncryptionKey>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) pool: Arc<SealPool>,
+    pub(super) streams: Arc<Semaphore>,
+    pub(super) batch: BatchSettings,
+    pub(super) upload: UploadSettings,
+    pub(super) drain: watch::Receiver<bool>,
+    /// One log a shard.
+    pub(super) shards: Vec<ShardQueue>,
+}
+
+/// The way into one shard's log.
+pub(super) struct ShardQueue {
+    /// Taken away when the server drains: then only links keep the log open.
+    pub(super) appends: Mutex<Option<mpsc::Sender<Admitted>>>,
+    pub(super) cache_full: watch::Receiver<bool>,
+}
+
+/// One claimed machine.
+pub(super) struct Served {
+    pub(super) link: Arc<MachineLink>,
+    keep_every_write: Arc<AtomicBool>,
+}
+
+impl Served {
+    /// Takes a changed policy over.
+    pub(super) fn follow(&self, policy: &Policy) {
+        self.keep_every_write.store(policy.keep_every_write, Ordering::Relaxed);
+        self.link.set_bookmark_interval_ms(interval_ms(policy));
+    }
+}
+
+/// Where a machine's durable records go.
+#[derive(Clone)]
+struct Route {
+    link: Weak<MachineLink>,
+    pipeline: mpsc::UnboundedSender<Durable>,
+    metrics: Arc<MachineMetrics>,
+}
+
+type Cell = Arc<OnceCell<Arc<Served>>>;
+
+/// All machines of this process server.
+pub(super) struct Registry {
+    shared: Arc<Shared>,
+    kept: Mutex<Kept>,
+    served: Mutex<HashMap<MachineId, Cell>>,
+    routes: Arc<RwLock<HashMap<MachineKey, Route>>>,
+    pipelines: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// The routes alone: what a shard's log holds. It must hold no link, or no log would ever close.
+#[derive(Clone)]
+pub(super) struct Routes(Arc<RwLock<HashMap<MachineKey, Route>>>);
+
+impl Routes {
+    /// Hands records on, in order, then lets the agents know.
+    pub(super) fn durable(&self, records: Vec<Durable>) {
+        let routes = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut newest: HashMap<MachineKey, Durable> = HashMap::new();
+        for record in records {
+            let Some(route) = routes.get(&record.machine()) else { continue };
+            let bytes = record.payload().len() as u64;
+            route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
+            newest.insert(record.machine(), record.clone());
+            // A pipeline that has ended was fenced: the record is another server's to take.
+            drop(route.pipeline.send(record));
+        }
+        for record in newest.into_values() {
+            let link = routes.get(&record.machine()).and_then(|route| route.link.upgrade());
+            if let Some(link) = link {
+                link.made_durable(&record);
+            }
+        }
+    }
+}
+
+impl Registry {
+    pub(super) fn new(shared: Shared, kept: Kept) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::new(shared),
+            kept: Mutex::new(kept),
+            served: Mutex::default(),
+            routes: Arc::default(),
+            pipelines: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(super) fn routes(&self) -> Routes {
+        Routes(Arc::clone(&self.routes))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// A machine that is claimed already.
+    pub(super) fn served(&self, machine: &MachineId) -> Option<Arc<Served>> {
+        self.cells().get(machine).and_then(|cell| cell.get().cloned())
+    }
+
+    /// Claims the machines whose records the cache log kept: they are published without waiting for
+    /// an agent.
+    pub(super) async fn claim_kept(&self) -> Result<(), VaultError> {
+        let keys = self.kept.lock().unwrap_or_else(PoisonError::into_inner).machines();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let enrolled = self.shared.vault.machines().await?;
+        for machine in enrolled.iter().filter(|machine| keys.contains(&MachineKey::of(machine))) {
+            let Some(document) = self.shared.vault.machine(machine).await? else { continue };
+            if let Err(error) = self.claimed(machine, &document).await {
+                tracing::error!(%machine, error = error_chain(&error), "kept records wait");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of all links: once the last session has ended, the shards' logs close.
+    pub(super) fn close(&self) {
+        self.cells().clear();
+        for queue in &self.shared.shards {
+            queue.appends.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Waits until every pipeline has published what it has.
+    pub(super) async fn finish(&self) {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut pipelines = self.pipelines.lock().await;
+        while pipelines.join_next().await.is_some() {}
+    }
+
+    fn cells(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Cell>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn claimed(
+        &self,
+        machine: &MachineId,
+        document: &MachineDocument,
+    ) -> Result<Arc<Served>, OpenError> {
+        let cell = Arc::clone(self.cells().entry(machine.clone()).or_default());
+        let served = cell.get_or_try_init(|| self.claim(machine, document)).await?;
+        Ok(Arc::clone(served))
+    }
+
+    async fn claim(
+        &self,
+        machine: &MachineId,
+        document: &MachineDocument,
+    ) -> Result<Arc<Served>, OpenError> {
+        let shared = &self.shared;
+        let refused = |reason: &dyn std::error::Error| OpenError::NotOwner {
+            machine: machine.clone(),
+            reason: error_chain(reason),
+        };
+        let keys = KeyRing::unwrap(&shared.kek, document).map_err(|error| refused(&error))?;
+        let key = keys.newest().clone();
+        let store = Arc::clone(shared.vault.store());
+        let context = UploadContext {
+            log: Arc::new(LogStore::new(store, machine.clone(), keys)),
+            clock: Arc::clone(&shared.clock),
+            entropy: Arc::clone(&shared.entropy),
+            metrics: Arc::clone(&shared.metrics),
+            streams: Arc::clone(&shared.streams),
+            block_bytes: shared.upload.block_bytes,
+            entries_max: ENTRIES_MAX,
+        };
+        let claim =
+            upload::claim(&context, &shared.server).await.map_err(|error| refused(&error))?;
+        let mut state = StreamState::published(&claim.manifest);
+        let machine_key = MachineKey::of(machine);
+        let (records, gap) = {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.take(machine_key, &mut state)
+        };
+        if let Some(gap) = gap {
+            tracing::error!(%machine, error = error_chain(&gap),
+                "records of the cache log do not follow; the agent sends them again");
+        }
+        let metrics = shared.metrics.machine(machine);
+        let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];
+        let appends = queue.appends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(appends) = appends else {
+            let reason = "the server drains".to_owned();
+            return Err(OpenError::NotOwner { machine: machine.clone(), reason });
+        };
+        let link = MachineLink::new(LinkSetup {
+            machine: machine.clone(),
+            server: shared.server.clone(),
+            generation: claim.manifest.generation,
+            stream: state,
+            published: claim.manifest.published,
+            bookmark_interval_ms: interval_ms(&document.policy),
+            appends,
+            cache_full: queue.cache_full.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+        let keep_every_write = Arc::new(AtomicBool::new(document.policy.keep_every_write));
+        let (pipeline, durable) = mpsc::unbounded_channel();
+        let routes = Routes(Arc::clone(&self.routes));
+        let route = Route { link: Arc::downgrade(&link), pipeline, metrics: Arc::clone(&metrics) };
+        self.routes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(machine_key, route);
+        routes.durable(records);
+        let work = Pipeline {
+            context,
+            claim,
+            key,
+            pool: Arc::clone(&shared.pool),
+            batch: shared.batch.clone(),
+            keep_every_write: Arc::clone(&keep_every_write),
+            link: Arc::downgrade(&link),
+            metrics,
+            drain: shared.drain.clone(),
+        };
+        self.pipelines.lock().await.spawn(work.run(durable));
+        Ok(Arc::new(Served { link, keep_every_write }))
+    }
+
+    /// Forgets a machine whose link was ended, so that the next connection claims it anew.
+    fn forget_ended(&self, machine: &MachineId) {
+        let mut cells = self.cells();
+        let ended = cells.get(machine).and_then(|cell| cell.get()).is_some_and(|s| s.link.ended());
+        if ended {
+            cells.remove(machine);
+        }
+    }
+}
+
+fn interval_ms(policy: &Policy) -> u32 {
+    policy.bookmark_interval_s.saturating_mul(1000)
+}
+
+/// A machine's shard: fixed by its name, so that its records always lie in one log.
+fn shard_of(machine: MachineKey, shards: usize) -> usize {
+    usize::from(u16::from_le_bytes([machine.0[0], machine.0[1]])) % shards
+}
+
+#[async_trait]
+impl Machines for Registry {
+    async fn open(
+        &self,
+        machine: &MachineId,
+        certificate: &Fingerprint,
+    ) -> Result<Arc<MachineLink>, OpenError> {
+        if *self.shared.drain.borrow() {
+            let reason = "the server drains".to_owned();
+            return Err(OpenError::NotOwner { machine: machine.clone(), reason });
+        }
+        let document = match self.shared.vault.machine(machine).await {
+            Ok(Some(document)) => document,
+            Ok(None) => return Err(OpenError::Unknown { machine: machine.clone() }),
+            Err(error) => return Err(unreadable(machine, error)),
+        };
+        let shown = certificate.to_string();
+        let issued = document.certificates.iter().find(|entry| entry.fingerprint == shown);
+        if issued.is_none_or(|entry| entry.revoked) {
+            let (machine, certificate) = (machine.clone(), *certificate);
+            return Err(OpenError::Revoked { machine, certificate });
+        }
+        self.forget_ended(machine);
+        let served = self.claimed(machine, &document).await?;
+        served.follow(&document.policy);
+        Ok(Arc::clone(&served.link))
+    }
+}
+
+fn unreadable(machine: &MachineId, error: VaultError) -> OpenError {
+    let machine = machine.clone();
+    match error {
+        VaultError::Store { source, .. } => OpenError::Store { machine, source },
+        other => {
+            let (store, name) = ("vault".to_owned(), machine.to_string());
+            let source = StoreError::Damaged { store, name, detail: error_chain(&other) };
+            OpenError::Store { machine, source }
+        }
+    }
+}

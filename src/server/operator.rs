@@ -1,0 +1,107 @@
+//! What operators may ask of a process server on its data port: status, and bookmarks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+
+use super::machines::Registry;
+use crate::clock::random16;
+use crate::control::{BookmarkAnswer, BookmarkQuestion, BookmarkWait};
+use crate::format::wire::BookmarkRequest;
+use crate::ingest::BookmarkError;
+use crate::model::{BookmarkId, MachineId};
+use crate::observe;
+
+/// Largest body of an operator's request, bytes.
+const BODY_BYTES_MAX: usize = 16 << 10;
+/// How long a bookmark may take to be placed and durable.
+const DURABLE_WAIT: Duration = Duration::from_secs(30);
+/// How long it may then take to be recoverable.
+const RECOVERABLE_WAIT: Duration = Duration::from_secs(120);
+
+/// The routes; the data port lets only operators' certificates through to them.
+pub(super) fn router(registry: &Arc<Registry>) -> Router {
+    let shared = registry.shared();
+    let bookmarks = Router::new()
+        .route("/v1/machines/{machine}/bookmarks", post(bookmark))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Arc::clone(registry));
+    let status = observe::endpoint::router(Arc::clone(&shared.metrics), Arc::clone(&shared.clock));
+    // The data port has a health path of its own, open to every certificate.
+    bookmarks.merge(status)
+}
+
+async fn bookmark(
+    State(registry): State<Arc<Registry>>,
+    Path(machine): Path<String>,
+    Json(order): Json<BookmarkQuestion>,
+) -> Response {
+    let Ok(machine) = machine.parse::<MachineId>() else {
+        let message = format!("{machine:?} is no machine's name");
+        return refuse(StatusCode::NOT_FOUND, "unknown-machine", &message);
+    };
+    let Some(served) = registry.served(&machine) else {
+        let message = format!(
+            "machine {machine} is not served here: its agent has not connected since the start"
+        );
+        return refuse(StatusCode::CONFLICT, "not-connected", &message);
+    };
+    let shared = registry.shared();
+    let id = BookmarkId(random16(shared.entropy.as_ref()));
+    let request = BookmarkRequest { id, kind: order.kind, name: order.name.clone() };
+    let placed = async {
+        let sequence = served.link.bookmark(request).await?;
+        served.link.durable_at(sequence).await;
+        Ok::<_, BookmarkError>(sequence)
+    };
+    let sequence = tokio::select! {
+        placed = placed => match placed {
+            Ok(sequence) => sequence,
+            Err(error) => return not_placed(&error),
+        },
+        () = shared.clock.sleep(DURABLE_WAIT) => {
+            let message = format!("bookmark {id} of machine {machine} was not confirmed in time");
+            return refuse(StatusCode::GATEWAY_TIMEOUT, "not-confirmed", &message);
+        }
+    };
+    if order.wait == BookmarkWait::Recoverable {
+        tokio::select! {
+            () = served.link.published_at(sequence) => {}
+            () = shared.clock.sleep(RECOVERABLE_WAIT) => {
+                let message = format!(
+                    "bookmark {id} of machine {machine} is durable at {sequence} but not yet \
+                     recoverable: {}", reason(&registry, &machine));
+                return refuse(StatusCode::GATEWAY_TIMEOUT, "not-recoverable-yet", &message);
+            }
+        }
+    }
+    let BookmarkQuestion { name, kind, wait: reached } = order;
+    let (bookmark, sequence, time) = (id.to_string(), sequence.0, shared.clock.wall());
+    Json(BookmarkAnswer { bookmark, name, kind, sequence, time, reached }).into_response()
+}
+
+fn reason(registry: &Registry, machine: &MachineId) -> String {
+    let metrics = registry.shared().metrics.machine(machine);
+    let trouble = metrics.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    trouble.clone().unwrap_or_else(|| "uploads are behind".to_owned())
+}
+
+fn not_placed(error: &BookmarkError) -> Response {
+    let (status, code) = match error {
+        BookmarkError::NotConnected { .. } => (StatusCode::CONFLICT, "not-connected"),
+        BookmarkError::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+        BookmarkError::Name { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "name-too-long"),
+        BookmarkError::Refused { .. } => (StatusCode::CONFLICT, "refused"),
+    };
+    refuse(status, code, &observe::error_chain(error))
+}
+
+fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
+    let body = serde_json::json!({ "error": { "code": code, "message": message } });
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,35 @@
+//! `holdfast apply`: the applier without a process server. It needs the store and the key.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::applying::Applying;
+use super::error::ServerError;
+use super::process::open_vault;
+use crate::clock::{Clock, Entropy};
+use crate::observe::Metrics;
+use crate::seal::KeyEncryptionKey;
+use crate::settings::{ApplySettings, ServerSettings};
+
+/// Applies every machine of the site until `drain` turns true.
+///
+/// # Errors
+/// When the key or the store cannot be opened.
+pub async fn apply(
+    settings: ServerSettings,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    drain: watch::Receiver<bool>,
+) -> Result<(), ServerError> {
+    let kek = KeyEncryptionKey::load(&settings.key_file)?;
+    let vault = open_vault(&settings, &kek).await?;
+    let metrics = Arc::new(Metrics::default());
+    // `apply.enabled` is about the process server: who starts the applier means it.
+    let apply = ApplySettings { enabled: true, ..settings.apply };
+    let upload = settings.upload;
+    let kek = Arc::new(kek);
+    let applying = Applying { vault, kek, clock, entropy, metrics, apply, upload, drain };
+    Arc::new(applying).run().await;
+    Ok(())
+}

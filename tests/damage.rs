@@ -1,0 +1,177 @@
+//! One flipped bit in a cache segment, a delta, its index, a manifest, a seed disk's footer: found,
+//! named, never served as data.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use support::workload::{Target, Workload};
+use support::{AgentSite, Process, Site, eventually, have};
+
+const DISK_BYTES: u64 = 16 << 20;
+
+/// Flips one bit of a file.
+fn flip(path: &Path, offset: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+struct Protected {
+    site: Site,
+    agent_site: AgentSite,
+    server: Process,
+    agent: Process,
+    workload: Workload,
+}
+
+fn protect(apply: bool) -> Protected {
+    let site = Site::new();
+    site.set("apply.enabled", apply);
+    let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    let server = site.serve();
+    let agent = agent_site.start(&["root"]);
+    let sectors = DISK_BYTES / 512;
+    let target = Target { name: "root", socket: agent_site.socket("root"), sectors };
+    let workload = Workload::start(3, vec![target]);
+    let protected = Protected { site, agent_site, server, agent, workload };
+    protected.bookmark("first");
+    protected
+}
+
+impl Protected {
+    fn bookmark(&self, name: &str) {
+        eventually("a bookmark", 120, || {
+            let args = ["bookmark", "web-1", "--name", name, "--wait", "recoverable"];
+            self.site.try_holdfast(&args).status.success().then_some(())
+        });
+    }
+
+    fn stop(self) -> Site {
+        self.workload.finish();
+        self.agent.stop();
+        self.server.stop();
+        self.site
+    }
+}
+
+/// `verify` exits with 3 and names `thing`; an export of the point fails and leaves no file.
+fn found_and_named(site: &Site, thing: &str) {
+    let output = site.try_holdfast(&["verify", "web-1"]);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(thing), "{thing:?} is not named in: {said}");
+}
+
+fn export_fails(site: &Site, thing: &str) {
+    let out = site.path("never.img");
+    let mut args = vec!["export", "web-1", "--disk", "root", "--point", "name:first"];
+    args.extend(["--format", "raw", "--out", support::text(&out)]);
+    let output = site.try_holdfast(&args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(thing), "{thing:?} is not named in: {said}");
+    assert!(!out.exists(), "nothing that cannot be believed is left behind");
+}
+
+#[test]
+fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = protect(false).stop(); // without snapshots every point needs the whole log
+    let store = site.path("store");
+    // A frame (behind the header) and the index (before the trailer) of one delta.
+    let delta = support::delta_paths(&store, "web-1").into_iter().max_by_key(|path| {
+        fs::metadata(path).unwrap().len()
+    });
+    let delta = delta.unwrap();
+    let name = delta.file_name().unwrap().to_str().unwrap().to_owned();
+    let length = fs::metadata(&delta).unwrap().len();
+    let whole = fs::read(&delta).unwrap();
+    for offset in [20, 1000, length / 2, length - 100, length - 10] {
+        flip(&delta, offset);
+        found_and_named(&site, &name);
+        fs::write(&delta, &whole).unwrap();
+    }
+    site.holdfast(&["verify", "web-1"]);
+    // The manifest.
+    let manifest = support::object(&store, "machines/web-1/manifest");
+    let whole = fs::read(&manifest).unwrap();
+    flip(&manifest, whole.len() as u64 / 2);
+    found_and_named(&site, "manifest");
+    export_fails(&site, "manifest");
+    fs::write(&manifest, &whole).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_beside_the_cloud_log_is_found_and_named() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let protected = protect(true);
+    eventually("a snapshot point", 60, || {
+        let points = protected.site.points("web-1");
+        points.iter().any(|point| point["stored"] != "cloud-log").then_some(())
+    });
+    let site = protected.stop();
+    let store = site.path("store");
+    let points = support::object(&store, "machines/web-1/points");
+    let whole = fs::read(&points).unwrap();
+    flip(&points, whole.len() as u64 / 2);
+    export_fails(&site, "points");
+    fs::write(&points, &whole).unwrap();
+    let seed = support::seed_disk(&store, "asrseeddisk-web-1-root-1");
+    let length = fs::metadata(&seed).unwrap().len();
+    flip(&seed, length - 400);
+    found_and_named(&site, "asrseeddisk-web-1-root-1");
+    flip(&seed, length - 400);
+    site.holdfast(&["verify", "web-1"]);
+}
+
+#[test]
+fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let protected = protect(true);
+    let Protected { site, agent_site, server, agent, workload } = protected;
+    server.kill();
+    let segment = largest_written(&site.root().join("cache"));
+    flip_first_record(&segment);
+    let server = site.serve();
+    let damage = eventually("the damage is counted", 30, || {
+        let page = site.metrics();
+        let line = page.lines().find(|line| line.starts_with("holdfast_cache_damage"))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok().filter(|count| *count > 0.0)
+    });
+    assert!(damage > 0.0);
+    let name = segment.file_name().unwrap().to_str().unwrap();
+    assert!(server.log().contains(name), "the log names {name}");
+    let from = workload.acknowledged();
+    eventually("a bookmark", 120, || {
+        let args = ["bookmark", "web-1", "--name", "repaired", "--wait", "recoverable"];
+        site.try_holdfast(&args).status.success().then_some(())
+    });
+    let to = workload.issued();
+    let history = workload.finish();
+    let image = site.export("web-1", "root", "name:repaired");
+    history.check(&[image.as_path()], from..=to).unwrap();
+    drop((agent, agent_site));
+}
+
+/// The segment that was written last.
+fn largest_written(folder: &Path) -> PathBuf {
+    let segments = support::files(folder).into_iter().filter(|path| {
+        fs::metadata(path).is_ok_and(|facts| facts.len() >= 1 << 20)
+    });
+    segments.max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap()).unwrap()
+}
+
+/// Flips a bit in the payload of the segment's first record: many later ones prove it durable.
+fn flip_first_record(segment: &Path) {
+    flip(segment, holdfast::format::segment::SEGMENT_HEADER_BYTES + 96 + 40);
+}

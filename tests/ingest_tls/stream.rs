@@ -1,0 +1,331 @@
+//! What agents with good certificates do, well or badly.
+
+use std::time::Duration;
+
+use holdfast::format::wire::{
+    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
+    encode_from_agent,
+};
+use holdfast::ingest::BookmarkError;
+use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::agent::{Agent, bookmark, hello, write};
+use crate::bounded;
+use crate::server::{Server, limits};
+
+#[tokio::test]
+async fn writes_arrive_as_they_were_and_are_acknowledged() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        let changes: Vec<_> = (0..40).map(|n| write(n, 1 << 20 >> (n % 12))).collect();
+        for change in changes.clone() {
+            let sequence = agent.record(change).await;
+            agent
+                .acked(|ack| ack.durable.0 >= sequence && ack.published.0 >= sequence)
+                .await;
+        }
+        let kept = server.log.records("web-1");
+        let kept: Vec<_> = kept
+            .into_iter()
+            .skip(3)
+            .map(|record| record.change)
+            .collect();
+        assert_eq!(kept, changes);
+        let (bytes_in, bytes_out, ..) = server.metrics.stage(holdfast::observe::Stage::Ingest);
+        assert!(bytes_in > bytes_out && bytes_out > 1 << 20);
+        agent.say(&FromAgent::Goodbye).await;
+        assert_eq!(agent.hear().await, None);
+        let (mut again, welcome) = {
+            let (epoch, last) = (Epoch(1), Sequence(43));
+            Agent::welcomed(
+                &server,
+                &pair,
+                Hello {
+                    epoch,
+                    last,
+                    ..hello("web-1")
+                },
+            )
+            .await
+        };
+        assert_eq!((welcome.durable.0, welcome.published.0), (43, 43));
+        let sequence = again.record(write(0, 512)).await;
+        again.durable(sequence).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn repetitions_and_gaps_are_refused() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.next = 3;
+        agent.record(write(0, 512)).await;
+        assert_eq!(agent.refused().await.code, Refusal::Protocol);
+        let known = || Hello {
+            epoch: Epoch(1),
+            ..hello("web-1")
+        };
+        let (mut agent, _) = Agent::welcomed(&server, &pair, known()).await;
+        agent.next += 1;
+        agent.record(write(0, 512)).await;
+        let refuse = agent.refused().await;
+        assert_eq!(refuse.code, Refusal::Protocol);
+        assert!(refuse.text.contains("gap"), "{}", refuse.text);
+        assert_eq!(server.log.records("web-1").len(), 3, "neither was kept");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_newer_connection_waits_until_the_older_ones_records_are_durable() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut older = Agent::tracking(&server, &pair, "web-1").await;
+        older.durable(3).await;
+        server.running.send_replace(false);
+        for n in 0..5 {
+            older.record(write(n, 4096)).await;
+        }
+        // Admitted, and stuck in the log: the metric is the only witness.
+        let metrics = server.metrics.machine(&"web-1".parse().unwrap());
+        while metrics.watermarks().received < Sequence(8) {
+            tokio::task::yield_now().await;
+        }
+        let known = Hello {
+            epoch: Epoch(1),
+            last: Sequence(8),
+            ..hello("web-1")
+        };
+        let mut newer = Agent::upgraded(&server, &pair).await;
+        newer.say(&FromAgent::Hello(known)).await;
+        assert_eq!(older.refused().await.code, Refusal::Superseded);
+        {
+            let welcome = newer.hear();
+            tokio::pin!(welcome);
+            let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut welcome);
+            assert!(early.await.is_err(), "five records are not durable yet");
+            server.running.send_replace(true);
+            let Some(FromServer::Welcome(welcome)) = welcome.await else {
+                panic!("no welcome");
+            };
+            assert_eq!(welcome.durable, Sequence(8));
+        }
+        newer.next = 9;
+        let sequence = newer.record(write(9, 4096)).await;
+        newer.durable(sequence).await;
+        let sequences: Vec<_> = server
+            .log
+            .records("web-1")
+            .iter()
+            .map(|r| r.sequence.0)
+            .collect();
+        assert_eq!(sequences, (1..=9).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bookmark_travels_to_the_agent_and_back() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let link = server.log.link("web-1");
+        let id = BookmarkId([4; 16]);
+        let request = || BookmarkRequest {
+            id,
+            kind: BookmarkKind::CrashConsistent,
+            name: "now".into(),
+        };
+        let nobody = link.bookmark(request()).await;
+        assert!(matches!(nobody, Err(BookmarkError::NotConnected { .. })));
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        let (placed, ()) = tokio::join!(link.bookmark(request()), async {
+            let asked = agent.hear_request().await;
+            assert_eq!(asked, request());
+            let at = Sequence(agent.record(bookmark(asked.id, &asked.name)).await);
+            let outcome = BookmarkOutcome::Placed(at);
+            agent
+                .say(&FromAgent::Bookmark(BookmarkReply { id, outcome }))
+                .await;
+            agent.durable(at.0).await;
+        });
+        assert_eq!(placed, Ok(Sequence(4)));
+        let (refused, ()) = tokio::join!(link.bookmark(request()), async {
+            agent.hear_request().await;
+            let outcome = BookmarkOutcome::Refused("catching up".into());
+            agent
+                .say(&FromAgent::Bookmark(BookmarkReply { id, outcome }))
+                .await;
+        });
+        let reason = "catching up".to_owned();
+        let machine = link.machine().clone();
+        assert_eq!(
+            refused,
+            Err(BookmarkError::Refused {
+                machine,
+                id,
+                reason
+            })
+        );
+        let (gone, ()) = tokio::join!(link.bookmark(request()), async {
+            agent.hear_request().await;
+            agent.tls.shutdown().await.unwrap();
+        });
+        assert!(matches!(gone, Err(BookmarkError::NotConnected { .. })));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_cache_withholds_credit_until_there_is_room() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        server.cache_full.send_replace(true);
+        let sequence = agent.record(write(0, 1 << 20)).await;
+        let ack = agent.acked(|ack| ack.durable.0 >= sequence).await;
+        let granted = ack.credit_limit;
+        server.cache_full.send_replace(false);
+        let ack = agent.acked(|ack| ack.credit_limit > granted).await;
+        assert!(ack.credit_limit >= granted + (1 << 20));
+        // What exceeds the credit is refused, not buffered.
+        server.running.send_replace(false);
+        for n in 0..8 {
+            agent.record(write(n, 1 << 20)).await;
+        }
+        let refuse = agent.refused().await;
+        assert_eq!(refuse.code, Refusal::Protocol);
+        assert!(refuse.text.contains("credit"), "{}", refuse.text);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_receive_budget_does_not_cover_stays_with_the_agent() {
+    bounded(async {
+        let small = holdfast::settings::LimitSettings {
+            receive_bytes_max: (2 << 20) + 4096,
+            ..limits()
+        };
+        let server = Server::start(small).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        server.running.send_replace(false);
+        let metrics = server.metrics.machine(&"web-1".parse().unwrap());
+        let (mut reader, mut writer) = tokio::io::split(agent.tls);
+        let sending = async {
+            for n in 4..7 {
+                let record = Record {
+                    sequence: Sequence(n),
+                    change: write(n, 1 << 20),
+                };
+                let frame = encode_from_agent(&FromAgent::Record(record));
+                writer.write_all(&frame.header).await.unwrap();
+                writer.write_all(&frame.payload).await.unwrap();
+            }
+            writer.flush().await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let watching = async {
+            while metrics.watermarks().received < Sequence(5) {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await; // time for a third, if it may
+            assert_eq!(metrics.watermarks().received, Sequence(5));
+            server.running.send_replace(true);
+            while metrics.watermarks().durable < Sequence(6) {
+                let _ = reader.read(&mut [0; 256]).await;
+            }
+        };
+        tokio::select! {
+            () = sending => {}
+            () = watching => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_draining_server_says_so_and_ends() {
+    bounded(async {
+        let mut server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        server.drain.send_replace(true);
+        assert_eq!(agent.refused().await.code, Refusal::NotOwner);
+        drop(agent);
+        (&mut server.serving).await.unwrap();
+        assert_eq!(
+            server
+                .metrics
+                .connections
+                .load(std::sync::atomic::Ordering::Relaxed),
+            0
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_disconnected_agent_may_come_again_and_one_whose_machine_ended_may_not() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let link = server.log.link("web-1");
+        let why = |code| Refuse {
+            code,
+            text: "for a reason".into(),
+        };
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        link.disconnect(why(Refusal::Busy));
+        assert_eq!(agent.refused().await, why(Refusal::Busy));
+        let known = || Hello {
+            epoch: Epoch(1),
+            ..hello("web-1")
+        };
+        let (mut agent, _) = Agent::welcomed(&server, &pair, known()).await;
+        link.end(why(Refusal::NotOwner));
+        assert_eq!(agent.refused().await, why(Refusal::NotOwner));
+        let mut agent = Agent::upgraded(&server, &pair).await;
+        agent.say(&FromAgent::Hello(known())).await;
+        assert_eq!(agent.refused().await, why(Refusal::NotOwner));
+    })
+    .await;
+}
+
+/// The runtime of a shard is not tokio's own.
+#[test]
+fn a_shards_runtime_carries_it() {
+    tokio_uring::start(bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        let sequence = agent.record(write(0, 1 << 20)).await;
+        agent.durable(sequence).await;
+    }));
+}
+
+impl Agent {
+    async fn hear_request(&mut self) -> BookmarkRequest {
+        loop {
+            match self.hear().await {
+                Some(FromServer::BookmarkRequest(request)) => return request,
+                Some(FromServer::Ack(_)) => {}
+                other => panic!("no request but {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What every store promises, once for all of them; then what only the directory store can break:
+//! other processes, kills, a loss of power, a full disk.
+//!
+//! A new store joins by one line in `contract!` and a function in `fixture`.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test program")]
+
+mod clones;
+mod damage;
+mod fencing;
+mod fixture;
+mod full;
+mod model;
+mod mounts;
+mod objects;
+mod pages;
+mod power;
+mod processes;
+
+macro_rules! contract {
+    ($($store:ident),* : $cases:tt) => { $(contract!(@ $store $cases);)* };
+    (@ $store:ident [$($module:ident: $($case:ident),*;)*]) => {
+        mod $store {
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    crate::$module::$case(crate::fixture::$store()).await;
+                }
+            )*)*
+        }
+    };
+}
+
+contract!(memory, dir: [
+    objects: conditions_decide, a_repeated_commit_is_told, a_lost_answer_is_read_back, blocks_join_in_order, ranges_end_where_the_object_ends,
+        listings_are_sorted_and_prefixed, a_name_is_no_path, kinds_do_not_mix, limits_are_enforced, giving_up_an_object_gives_up_its_blocks, swaps_from_many_tasks_lose_nothing;
+    pages: azures_rules_hold, holes_read_as_zeros, ranges_name_all_bytes, snapshots_keep_their_bytes, snapshots_are_listed_by_age, gone_means_gone;
+    fencing: the_table, a_lease_is_taken_twice_by_its_holder, a_lease_runs_out, a_clock_set_back_frees_a_lease, numbers_only_rise;
+    model: histories_match_a_vector;
+]);
