@@ -1,6 +1,7 @@
 //! `holdfast export`: a disk at a point as a file.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -76,6 +77,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let reader = DiskReader::open(&recovery, &point, &args.disk, CACHE_BYTES).await;
         let exported = match reader {
             Ok(reader) => {
+                let reader = Arc::new(reader);
                 let bar = byte_bar(reader.size_bytes(), args.disk.as_str());
                 let progress = |now: Progress| bar.set_position(now.done_bytes);
                 let done = export(&args.machine, &reader, format, &args.out, &progress).await;

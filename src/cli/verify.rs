@@ -1,5 +1,7 @@
 //! `holdfast verify`: whether points can be recovered.
 
+use std::sync::Arc;
+
 use super::output::{byte_bar, print, print_json};
 use super::site::{ConfigArgs, Site};
 use super::{Failure, block_on};
@@ -42,7 +44,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let spec = spec.map_err(Failure::usage)?;
     let site = Site::open(&args.config.config)?;
     let report = block_on(async {
-        let recovery = site.recovery(&args.machine).await?;
+        let recovery = Arc::new(site.recovery(&args.machine).await?);
         let bar = byte_bar(0, "verify");
         let progress = |now: Progress| {
             bar.set_length(now.total_bytes);
