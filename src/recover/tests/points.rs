@@ -87,6 +87,18 @@ async fn a_bookmark_without_its_base_is_no_point() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_the_log_no_longer_reaches_is_no_base() {
+    let world = World::after(&story()).await;
+    world.snapshot(4).await;
+    world.truncate(7).await; // 5 to 7 are in neither
+    let points = world.recovery.points().await.unwrap();
+    assert_eq!(listed(&points), [(4, Stored::Snapshot), (16, Stored::CloudLog)]);
+    assert_eq!(world.read("seq:4").await.unwrap(), world.states[4].disks);
+    let error = world.resolve("seq:12").await.unwrap_err();
+    assert!(matches!(error, RecoverError::NotAPoint { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_machine_without_points_says_so() {
     let world = World::new().await;
     assert_eq!(world.recovery.points().await.unwrap(), []);
