@@ -12,8 +12,8 @@ use super::durable::DurableChange;
 use super::entry::{header_fields, split};
 use crate::budget::Permit;
 use crate::format::segment::{
-    KIND_END, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, record_bytes,
-    record_crc,
+    KIND_END, KIND_VOID, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    record_bytes, record_crc,
 };
 use crate::ingest::Admitted;
 use crate::model::{DiskIndex, Incarnation, MachineKey, Sequence};
@@ -111,6 +111,21 @@ impl Layout {
         let start = usize::try_from(self.at).expect("a segment fits the address space")
             + RECORD_HEADER_BYTES;
         (self.put(header, payload), start..start + payload.len())
+    }
+
+    /// Places a record that voids.
+    pub(super) fn void(
+        &mut self,
+        machine: MachineKey,
+        sequence: Sequence,
+    ) -> [u8; RECORD_HEADER_BYTES] {
+        let header = RecordHeader {
+            kind: KIND_VOID,
+            machine,
+            sequence,
+            ..self.blank()
+        };
+        self.put(header, &[])
     }
 
     /// Places the end record. It says that everything before it is on the disk, so that must be so.

@@ -12,7 +12,7 @@ use super::damage::{Damage, Finding};
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
 use super::pool::{Geometry, Keeper, blank};
-use super::scan::{Scan, Verdict, scan};
+use super::scan::{Content, Scan, Verdict, scan};
 use super::streams::{Found, Streams};
 use crate::clock::Entropy;
 use crate::format::bytes::FormatError;
@@ -52,6 +52,19 @@ pub(super) struct Scanned {
     pub(super) header: SegmentHeader,
     pub(super) scan: Scan,
     unreadable: Vec<Range<u64>>,
+    /// Whether some of it is damaged: what is left is safer elsewhere.
+    pub(super) damaged: bool,
+    /// Void records in it.
+    pub(super) voids: Vec<(MachineKey, Sequence)>,
+}
+
+/// Where what counts of a segment is after rewriting.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// `None` if nothing counts and the slot is blank already.
+    pub(super) slot: Option<Slot>,
+    /// Whether it voids records of earlier ones.
+    pub(super) voids: bool,
 }
 
 /// Puts the log of `directory` in order. When it returns, every record it names is on the disk. It
@@ -80,13 +93,14 @@ pub(super) fn recover(
         unplaced: false,
         again: false,
         kept_back: Vec::new(),
+        to_void: Vec::new(),
         metrics,
     };
     let candidates = recovery.headers()?;
     let mut log = recovery.scan(candidates);
     let mut records = recovery.believe(&mut log);
-    let slots = recovery.rewrite(&log, &mut records)?;
-    let segments = recovery.needed(slots, &mut records);
+    let places = recovery.rewrite(&log, &mut records)?;
+    let segments = recovery.needed(places, &mut records);
     Ok(Recovered {
         segments,
         records,
@@ -115,6 +129,8 @@ pub(super) struct Recovery<'a> {
     unplaced: bool,
     again: bool,
     kept_back: Vec<(MachineKey, Sequence)>,
+    /// What is kept back now, and must not come back when its damage is forgotten.
+    pub(super) to_void: Vec<(MachineKey, Sequence)>,
     pub(super) keeper: Keeper,
     metrics: &'a Metrics,
 }
@@ -193,6 +209,8 @@ impl Recovery<'_> {
                 header,
                 scan,
                 unreadable,
+                damaged: false,
+                voids: Vec::new(),
             });
         }
         Log {
@@ -217,11 +235,15 @@ impl Recovery<'_> {
         let counted = streams.finish();
         self.again = counted.again;
         for gap in counted.gaps {
+            self.kept_back.push((gap.machine, gap.last));
+            if gap.settled {
+                continue;
+            }
+            self.to_void.push((gap.machine, gap.missing));
             let slot = &log.segments[gap.segment].slot;
             let range = gap.position..slot.file.bytes();
             let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
             let (first, last) = (gap.first, gap.last);
-            self.kept_back.push((machine, last));
             self.damaged(
                 slot,
                 range,
@@ -243,6 +265,7 @@ impl Recovery<'_> {
             let path = segment.slot.file.path().display();
             tracing::warn!(%path, torn, "an append was torn: it was never acknowledged"); // H
         }
+        segment.damaged = !verdict.damaged.is_empty() || !segment.unreadable.is_empty();
         for range in &verdict.damaged {
             self.damaged(&segment.slot, range.clone(), Finding::Records);
         }
@@ -257,8 +280,12 @@ impl Recovery<'_> {
                 streams.damage();
             }
             let (machine, sequence) = (record.machine, record.sequence);
-            match record.change {
-                Ok(change) => streams.record(Found {
+            match record.content {
+                Content::Void => {
+                    streams.void(machine, sequence);
+                    segment.voids.push((machine, sequence));
+                }
+                Content::Change(change) => streams.record(Found {
                     machine,
                     sequence,
                     change,
@@ -266,7 +293,7 @@ impl Recovery<'_> {
                     segment: at,
                     position: record.position,
                 }),
-                Err(reason) => {
+                Content::Unknown(reason) => {
                     let payload_bytes = u32::try_from(record.payload.len()).unwrap_or(u32::MAX);
                     let range = record.position..record.position + record_bytes(payload_bytes);
                     let finding = Finding::Body {
@@ -302,23 +329,24 @@ impl Recovery<'_> {
     }
 
     /// Segments of which nothing counts go to the pool.
-    fn needed(&mut self, slots: Vec<Option<Slot>>, records: &mut [Found]) -> Vec<Slot> {
-        let mut needed = vec![false; slots.len()];
+    fn needed(&mut self, places: Vec<Place>, records: &mut [Found]) -> Vec<Slot> {
+        let mut counts = vec![false; places.len()];
         for record in &*records {
-            needed[record.segment] = true;
+            counts[record.segment] = true;
         }
-        let mut place = vec![0; slots.len()];
+        let mut moved = vec![0; places.len()];
         let mut kept = Vec::new();
-        for (at, slot) in slots.into_iter().enumerate() {
-            place[at] = kept.len();
-            match slot {
-                Some(slot) if needed[at] => kept.push(slot),
+        for (at, place) in places.into_iter().enumerate() {
+            moved[at] = kept.len();
+            let voids_earlier = place.voids && !kept.is_empty();
+            match place.slot {
+                Some(slot) if counts[at] || voids_earlier => kept.push(slot),
                 Some(slot) => self.stale.push(slot),
                 None => {}
             }
         }
         for record in records {
-            record.segment = place[record.segment];
+            record.segment = moved[record.segment];
         }
         kept
     }

@@ -16,12 +16,21 @@ use crate::model::{MachineKey, Sequence};
 pub(super) struct Valid {
     pub(super) machine: MachineKey,
     pub(super) sequence: Sequence,
-    /// What it says, if its body means anything.
-    pub(super) change: Result<DurableChange, FormatError>,
+    pub(super) content: Content,
     /// Where it begins.
     pub(super) position: u64,
     /// Where its payload lies.
     pub(super) payload: Range<usize>,
+}
+
+/// What a valid record says.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Change(DurableChange),
+    /// Earlier records from its sequence on do not count.
+    Void,
+    /// Nothing that means anything.
+    Unknown(FormatError),
 }
 
 /// All valid records of a segment, and the places between them where none is.
@@ -109,7 +118,11 @@ impl Scan {
         self.records.push(Valid {
             machine: record.machine,
             sequence: record.sequence,
-            change: decode(record, payload),
+            content: match decode(record, payload) {
+                _ if record.is_void() => Content::Void,
+                Ok(change) => Content::Change(change),
+                Err(reason) => Content::Unknown(reason),
+            },
             position: record.position,
             payload: start..start + payload.len(),
         });

@@ -13,6 +13,9 @@ pub const RECORD_HEADER_BYTES: usize = 96;
 pub const RECORD_ALIGN: u64 = 64;
 /// Kind of the record that closes a segment; changes have the codes of [`crate::format::change`].
 pub const KIND_END: u8 = 255;
+/// Kind of a record that voids: whatever stands before it in the log of its machine, at its sequence
+/// or later, does not count.
+pub const KIND_VOID: u8 = 254;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"HOLDSEGM";
 const RECORD_MAGIC: [u8; 4] = *b"HREC";
@@ -250,6 +253,12 @@ impl RecordHeader {
             durable_before,
             previous_crc,
         })
+    }
+
+    /// Whether this record voids earlier ones.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.kind == KIND_VOID
     }
 
     /// Whether this record closes its segment.

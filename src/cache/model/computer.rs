@@ -97,9 +97,13 @@ impl Computer {
         (self.powered, self.fuse) = (true, None);
     }
 
-    /// Flips one bit somewhere that is not blank; in page cache and on disk.
+    /// Flips one bit somewhere, in page cache and on disk.
     pub(super) fn flip(&mut self) {
-        let candidates: Vec<u32> = self.files.keys().copied().collect();
+        let files = self
+            .files
+            .iter()
+            .filter(|(_, content)| !content.disk.is_empty());
+        let candidates: Vec<u32> = files.map(|(&number, _)| number).collect();
         if candidates.is_empty() {
             return;
         }

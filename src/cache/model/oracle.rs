@@ -28,6 +28,9 @@ pub(super) struct Oracle {
     flipped: bool,
     /// Whether they ever did: damage may be found again.
     damaged: bool,
+    /// Whether a record that is sent again says what it said before: then one that was kept back and
+    /// is found again is the right one all the same.
+    pub(super) repeats: bool,
 }
 
 impl Oracle {
@@ -66,10 +69,12 @@ impl Oracle {
         (self.flipped, self.damaged) = (true, true);
     }
 
-    /// Checks a recovery and takes it over as a server would. Gives what is still needed.
+    /// Checks a recovery and takes it over as a server would. `reported` counts the damage that was
+    /// reported since the last one, by attempts that were cut off as well. Gives what is still needed.
     pub(super) fn check(
         &mut self,
         recovered: Vec<Durable>,
+        reported: u64,
         damage: &[Damage],
     ) -> Result<Vec<Durable>, String> {
         if !self.damaged && !damage.is_empty() {
@@ -90,6 +95,7 @@ impl Oracle {
                     .is_some_and(|r| r.sequence().0 > stream.published + 1)
             {
                 run.clear(); // its beginning is missing: a server must see that, and uses nothing
+                stream.elsewhere = true;
             }
             stream
                 .check(&run)
@@ -99,17 +105,17 @@ impl Oracle {
             let last = last.max(stream.published);
             for lost in last + 1..=stream.acked {
                 let row_h = self.flipped && self.newest.contains(&(machine, lost));
-                let reported = self.damaged && !damage.is_empty();
+                let reported = self.damaged && reported > 0;
                 if !row_h && !reported {
                     return Err(format!(
                         "machine {machine}: record {lost} was acknowledged and is lost"
                     ));
                 }
             }
-            stream.admitted.retain(|&sequence, _| sequence <= last);
+            if !self.repeats {
+                stream.admitted.retain(|&sequence, _| sequence <= last);
+            }
             stream.acked = last; // the agent goes on from here
-            // What lies in the log and is not used, is another history's from now on.
-            stream.elsewhere |= usable.is_none();
         }
         if let Some(machine) = runs.keys().next() {
             return Err(format!("records of {machine}, which never was admitted"));
