@@ -279,6 +279,8 @@ pub(crate) async fn giving_up_an_object_gives_up_its_blocks(bench: Bench) {
     let (store, a) = (bench.store, name("log/3"));
     store.stage_block(&a, BlockId(0), bytes("x")).await.unwrap();
     assert_eq!(kind(store.delete(&a, Condition::Always).await), "not found");
-    let gone = store.commit_blocks(&a, &[BlockId(0)], Condition::Absent).await;
+    let gone = store
+        .commit_blocks(&a, &[BlockId(0)], Condition::Absent)
+        .await;
     assert_eq!(kind(gone), "refused");
 }
