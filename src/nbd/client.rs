@@ -34,6 +34,9 @@ pub struct Client {
     cookie: u64,
 }
 
+/// Kind and content of a reply to an option.
+type OptionReply = (u32, Vec<u8>);
+
 /// One request, for the request itself and for messages about it.
 #[derive(Clone, Copy)]
 struct Ask {
@@ -243,7 +246,7 @@ impl Client {
     }
 
     /// Sends an option; gives the kind of its final reply and the replies before that.
-    fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<(u32, Vec<u8>)>)> {
+    fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<OptionReply>)> {
         let parts = [&OPTION_MAGIC[..], &number.to_be_bytes(), &length_of(body), body];
         self.transmit(&parts.concat())?;
         let mut replies = Vec::new();
