@@ -78,12 +78,10 @@ impl LogStore {
             Err(source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. })) => {
                 match self.page(page).await {
                     Ok(_) => Ok(()),
-                    Err(CloudLogError::Missing { machine, .. }) => {
-                        Err(CloudLogError::Unsettled {
+                    Err(CloudLogError::Missing { machine, .. }) => Err(CloudLogError::Unsettled {
                         machine,
                         source: Box::new(source),
-                    })
-                    }
+                    }),
                     Err(other) => Err(other),
                 }
             }

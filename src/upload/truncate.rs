@@ -159,7 +159,11 @@ fn shorten(manifest: &Manifest, cut: Cut) -> Option<Manifest> {
         let entries = next
             .entries
             .partition_point(|entry| entry.last <= cut.through);
-        let gone = next.entries.drain(..entries).map(|entry| entry.last).next_back();
+        let gone = next
+            .entries
+            .drain(..entries)
+            .map(|entry| entry.last)
+            .next_back();
         next.truncated = gone.unwrap_or(next.truncated);
     }
     // An epoch is over when the next one begins at or before the first record that is left.
