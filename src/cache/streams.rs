@@ -217,30 +217,66 @@ mod tests {
         let gaps = counted.gaps.iter();
         (
             records.collect(),
-            gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled)).collect(),
+            gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled))
+                .collect(),
         )
     }
 
     #[test]
     fn each_row_of_the_table() {
-        type Rows<'a> = &'a [(&'a str, &'a [Log], &'a [(u64, u64)], &'a [(u64, u64, u64, bool)])];
+        type Rows<'a> = &'a [(
+            &'a str,
+            &'a [Log],
+            &'a [(u64, u64)],
+            &'a [(u64, u64, u64, bool)],
+        )];
         let rows: Rows<'_> = &[
             ("I", &[Record(5), Record(6)], &[(5, 0), (6, 1)], &[]),
             ("I", &[Damage, Record(5)], &[(5, 1)], &[]),
-            ("J", &[Record(5), Record(6), Record(7), Record(6)], &[(5, 0), (6, 3)], &[]),
+            (
+                "J",
+                &[Record(5), Record(6), Record(7), Record(6)],
+                &[(5, 0), (6, 3)],
+                &[],
+            ),
             ("J", &[Record(5), Record(6), Record(3)], &[(3, 2)], &[]),
             ("J", &[Record(5), Damage, Record(5)], &[(5, 2)], &[]),
-            ("K", &[Record(1), Record(2), Record(9), Record(10)], &[(9, 2), (10, 3)], &[]),
-            ("K", &[Record(1), Damage, Record(2), Record(9)], &[(9, 3)], &[]),
-            ("L", &[Record(1), Damage, Record(3), Record(4)], &[(1, 0)], &[(2, 3, 4, false)]),
+            (
+                "K",
+                &[Record(1), Record(2), Record(9), Record(10)],
+                &[(9, 2), (10, 3)],
+                &[],
+            ),
+            (
+                "K",
+                &[Record(1), Damage, Record(2), Record(9)],
+                &[(9, 3)],
+                &[],
+            ),
+            (
+                "L",
+                &[Record(1), Damage, Record(3), Record(4)],
+                &[(1, 0)],
+                &[(2, 3, 4, false)],
+            ),
             (
                 "L, then sent again",
                 &[Record(1), Damage, Record(3), Record(2), Record(3)],
                 &[(1, 0), (2, 3), (3, 4)],
                 &[(2, 3, 3, true)],
             ),
-            ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
-            ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
+            (
+                "N",
+                &[Record(1), Record(2), Record(3), Void(2)],
+                &[(1, 0)],
+                &[],
+            ),
+            (
+                "N",
+                &[Record(1), Damage, Record(3), Void(2)],
+                &[(1, 0)],
+                &[(2, 3, 3, true)],
+            ),
             (
                 "N voids too little",
                 &[Record(1), Damage, Record(3), Void(4)],
@@ -253,11 +289,20 @@ mod tests {
                 &[(1, 0), (2, 3)],
                 &[],
             ),
-            ("N of a machine not seen", &[Void(4), Record(7)], &[(7, 1)], &[]),
+            (
+                "N of a machine not seen",
+                &[Void(4), Record(7)],
+                &[(7, 1)],
+                &[],
+            ),
         ];
         for (row, log, records, gaps) in rows {
             let (found, found_gaps) = counted(log);
-            assert_eq!((&found[..], &found_gaps[..]), (*records, *gaps), "{row}: {log:?}");
+            assert_eq!(
+                (&found[..], &found_gaps[..]),
+                (*records, *gaps),
+                "{row}: {log:?}"
+            );
         }
     }
 
