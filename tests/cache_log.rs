@@ -1,4 +1,5 @@
 //! The cache log on a real file system: kill, full disk, second start, restart.
+#![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

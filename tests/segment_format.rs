@@ -1,5 +1,6 @@
 //! Golden files of the cache segment: decode equals the text form, encode equals the bytes, and every
 //! single-byte corruption is found.
+#![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
 
 use std::fs;
 use std::path::PathBuf;

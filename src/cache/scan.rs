@@ -223,7 +223,7 @@ mod tests {
         let (mut bytes, starts) = segment(&[1, 3], false);
         let hole = starts[2]..starts[2] + 128;
         bytes[hole.start as usize..hole.end as usize].fill(0);
-        let verdict = scan(&bytes, &HEADER).judge(false, &[4096..8192]);
+        let verdict = scan(&bytes, &HEADER).judge(false, std::slice::from_ref(&(4096..8192)));
         assert_eq!(verdict.damaged, [hole]);
     }
 

@@ -195,8 +195,12 @@ mod tests {
     }
     use Log::{Damage, Record, Void};
 
-    /// Sequences that count, each with its place in the log; gaps as (missing, first, last, settled).
-    fn counted(log: &[Log]) -> (Vec<(u64, u64)>, Vec<(u64, u64, u64, bool)>) {
+    /// A sequence and its place in the log.
+    type Kept = (u64, u64);
+    /// Missing, first, last, settled.
+    type Gaps = (u64, u64, u64, bool);
+
+    fn counted(log: &[Log]) -> (Vec<Kept>, Vec<Gaps>) {
         let mut streams = Streams::default();
         for (at, entry) in log.iter().enumerate() {
             match *entry {

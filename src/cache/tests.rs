@@ -44,7 +44,7 @@ fn write(sequence: u64, budget: &Budget) -> Admitted {
 
 #[tokio::test]
 async fn a_failed_sync_poisons_the_log_and_nothing_is_acknowledged_after_it() {
-    let computer = Computer::new(1);
+    let computer = Computer::shared(1);
     let opened = open(&computer);
     let budget = Budget::new(1 << 20);
     let (sender, admitted) = mpsc::channel(8);
@@ -81,7 +81,7 @@ async fn a_failed_sync_poisons_the_log_and_nothing_is_acknowledged_after_it() {
 
 #[tokio::test]
 async fn permits_come_back_when_durable_and_segments_when_released() {
-    let computer = Computer::new(1);
+    let computer = Computer::shared(1);
     let opened = open(&computer);
     let budget = Budget::new(4096);
     let (sender, admitted) = mpsc::channel(4);
@@ -113,7 +113,7 @@ async fn permits_come_back_when_durable_and_segments_when_released() {
 
 #[test]
 fn after_a_failed_blanking_nothing_is_recycled_or_prepared() {
-    let computer = Computer::new(1);
+    let computer = Computer::shared(1);
     let metrics = Metrics::default();
     let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
     let recovered = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();

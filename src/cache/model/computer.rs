@@ -38,7 +38,7 @@ struct Content {
 }
 
 impl Computer {
-    pub(in crate::cache) fn new(seed: u64) -> Shared {
+    pub(in crate::cache) fn shared(seed: u64) -> Shared {
         Shared(Arc::new(Mutex::new(Self {
             files: BTreeMap::new(),
             random: StdRng::seed_from_u64(seed),

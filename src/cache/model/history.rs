@@ -108,7 +108,7 @@ impl World {
 
     pub(super) fn with(seed: u64, entropy: Arc<dyn Entropy>) -> Self {
         Self {
-            computer: Computer::new(seed),
+            computer: Computer::shared(seed),
             oracle: Oracle::default(),
             process: None,
             entropy,
