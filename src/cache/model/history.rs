@@ -25,7 +25,7 @@ use crate::model::{
 use crate::observe::Metrics;
 
 /// Rotation and reuse happen in every history.
-pub(super) const GEOMETRY: Geometry = Geometry {
+pub(in crate::cache) const GEOMETRY: Geometry = Geometry {
     segment_bytes: 4096 + 6144,
     segments_max: 6,
 };
@@ -108,7 +108,7 @@ impl World {
 
     pub(super) fn with(seed: u64, entropy: Arc<dyn Entropy>) -> Self {
         Self {
-            computer: Computer::new(seed),
+            computer: Computer::shared(seed),
             oracle: Oracle::default(),
             process: None,
             entropy,
