@@ -25,7 +25,7 @@ fn bench(c: &mut Criterion) {
                         for batch in batches {
                             let (lineage, key) = (support::lineage(&machine), keys.newest());
                             let sealed = seal(batch, lineage, key, &settings, keep, &System);
-                            criterion::black_box(sealed.expect("the batch is legal"));
+                            std::hint::black_box(sealed.expect("the batch is legal"));
                         }
                     },
                     BatchSize::SmallInput,

@@ -48,7 +48,7 @@ fn bench(c: &mut Criterion) {
                     let delta = opened.expect("what was sealed opens");
                     let count = delta.index().frames.len() as u32;
                     let frames = delta.frames_range(&store, 0..count).await;
-                    criterion::black_box(frames.expect("what was sealed opens"));
+                    std::hint::black_box(frames.expect("what was sealed opens"));
                 }
             });
         });
@@ -59,7 +59,7 @@ fn bench(c: &mut Criterion) {
             runtime.block_on(async {
                 for (name, expected) in &deltas {
                     let opened = OpenDelta::open(&store, name, expected, &keys).await;
-                    criterion::black_box(opened.expect("what was sealed opens"));
+                    std::hint::black_box(opened.expect("what was sealed opens"));
                 }
             });
         });

@@ -20,6 +20,7 @@ pub mod cli;
 pub mod clock;
 pub mod cloud_log;
 pub mod control;
+pub mod demo;
 pub mod format;
 pub mod ingest;
 pub mod model;

@@ -28,8 +28,9 @@ struct Protected {
     workload: Workload,
 }
 
-fn protect() -> Protected {
+fn protect(apply: bool) -> Protected {
     let site = Site::new();
+    site.set("apply.enabled", apply);
     let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
     let server = site.serve();
     let agent = agent_site.start(&["root"]);
@@ -81,7 +82,7 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
     if !have(&["curl"]) {
         return;
     }
-    let site = protect().stop();
+    let site = protect(false).stop(); // without snapshots every point needs the whole log
     let store = site.path("store");
     // A frame (behind the header) and the index (before the trailer) of one delta.
     let delta = support::delta_paths(&store, "web-1").into_iter().max_by_key(|path| {
@@ -104,13 +105,25 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
     found_and_named(&site, "manifest");
     export_fails(&site, "manifest");
     fs::write(&manifest, &whole).unwrap();
-    // The points document.
+}
+
+#[test]
+fn a_flipped_bit_beside_the_cloud_log_is_found_and_named() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let protected = protect(true);
+    eventually("a snapshot point", 60, || {
+        let points = protected.site.points("web-1");
+        points.iter().any(|point| point["stored"] != "cloud-log").then_some(())
+    });
+    let site = protected.stop();
+    let store = site.path("store");
     let points = support::object(&store, "machines/web-1/points");
     let whole = fs::read(&points).unwrap();
     flip(&points, whole.len() as u64 / 2);
     export_fails(&site, "points");
     fs::write(&points, &whole).unwrap();
-    // The seed disk's footer.
     let seed = support::seed_disk(&store, "asrseeddisk-web-1-root-1");
     let length = fs::metadata(&seed).unwrap().len();
     flip(&seed, length - 400);
@@ -124,7 +137,7 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     if !have(&["curl"]) {
         return;
     }
-    let protected = protect();
+    let protected = protect(true);
     let Protected { site, agent_site, server, agent, workload } = protected;
     server.kill();
     let segment = largest_written(&site.root().join("cache"));

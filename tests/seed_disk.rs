@@ -1,5 +1,7 @@
 //! Seed disks are opened by programs that are not ours: real `qemu-img` must agree about them.
 
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -92,7 +92,8 @@ impl Bits {
         let limit = start.saturating_add(most).min(self.length);
         let mut end = start;
         while end < limit {
-            let ones = u64::from((!(self.words[(end / 64) as usize] >> (end % 64))).trailing_zeros());
+            let ones =
+                u64::from((!(self.words[(end / 64) as usize] >> (end % 64))).trailing_zeros());
             let reached = end + ones.min(64 - end % 64);
             if reached == end {
                 break;

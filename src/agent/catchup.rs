@@ -43,7 +43,9 @@ pub(super) enum Step {
 fn read_bytes(stream: &Stream) -> u64 {
     let chunk = |disk: &Arc<Disk>| u64::from(disk.bitmap.identity().chunk_bytes);
     let chunk = stream.disks.first().map_or(READ_BYTES, chunk);
-    READ_BYTES.min(stream.lock().buffer.bytes_max() / 4).max(chunk)
+    READ_BYTES
+        .min(stream.lock().buffer.bytes_max() / 4)
+        .max(chunk)
 }
 
 /// Repairs whatever is dirty, for as long as the agent lives.
@@ -163,14 +165,16 @@ fn read(disk: &Disk, range: &Range<u64>) -> io::Result<Vec<Change>> {
         } else {
             // Copied, so that a record holds its own bytes and not the whole read.
             let data = Bytes::copy_from_slice(&content[at..at + length]);
-            changes.extend(cut(offset, length as u64, WRITE_BYTES_MAX).map(|extent: Extent| {
-                let start = (extent.offset() - offset) as usize;
-                Change::Write {
-                    disk: disk.index,
-                    extent,
-                    payload: data.slice(start..start + extent.length() as usize),
-                }
-            }));
+            changes.extend(
+                cut(offset, length as u64, WRITE_BYTES_MAX).map(|extent: Extent| {
+                    let start = (extent.offset() - offset) as usize;
+                    Change::Write {
+                        disk: disk.index,
+                        extent,
+                        payload: data.slice(start..start + extent.length() as usize),
+                    }
+                }),
+            );
         }
         at += length;
     }

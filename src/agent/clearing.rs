@@ -30,7 +30,8 @@ impl Stream {
         let (through, witnessed) = {
             let mut core = self.lock();
             let Some(through) = core.round else {
-                let idle = !core.connected || !self.disks.iter().any(|disk| disk.bitmap.clearable());
+                let idle =
+                    !core.connected || !self.disks.iter().any(|disk| disk.bitmap.clearable());
                 if idle {
                     return Ok(Round::Idle);
                 }

@@ -46,7 +46,9 @@ pub(super) fn next(code: Refusal) -> Next {
 /// A random pause up to `PAUSE_MIN` · 2^attempt, at most `PAUSE_MAX`: agents that lost the same
 /// server do not come back together.
 pub(super) fn pause(attempt: u32, entropy: &dyn Entropy) -> Duration {
-    let longest = PAUSE_MIN.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
+    let longest = PAUSE_MIN
+        .saturating_mul(1 << attempt.min(16))
+        .min(PAUSE_MAX);
     longest.mul_f64(fraction(entropy))
 }
 
@@ -95,12 +97,20 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Next::Retry => pause(attempt, shared.entropy.as_ref()),
             Next::Slowly => PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref())),
             Next::Halt => {
-                tracing::error!(why, "replication stopped; the workload goes on, changes are kept in the bitmap");
+                tracing::error!(
+                    why,
+                    "replication stopped; the workload goes on, changes are kept in the bitmap"
+                );
                 shared.halt(&why);
                 return;
             }
         };
-        tracing::warn!(why, pause_ms = pause.as_millis() as u64, attempt, "not connected");
+        tracing::warn!(
+            why,
+            pause_ms = pause.as_millis() as u64,
+            attempt,
+            "not connected"
+        );
         attempt += 1;
         tokio::select! {
             () = shared.clock.sleep(pause) => {}

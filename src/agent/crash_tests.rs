@@ -1,4 +1,4 @@
-//! A power cut at any moment loses any subset of the unsynced sectors of source and bitmap. After
+//! A power cut at any moment loses any subset of the unsynced bytes of source and bitmap. After
 //! it, every chunk whose source differs from what is published must have its bit set: for any
 //! publication that the bitmap's witness does not rule out.
 
@@ -26,6 +26,8 @@ const CHUNK: u64 = 1024;
 const CHUNKS: u64 = 4096;
 const FIRST: u64 = 4016;
 const DISK_BYTES: u64 = CHUNK * CHUNKS;
+/// A power cut tears even sectors: half of one may be new.
+const TORN_BYTES: usize = 256;
 
 /// Counts calls that reach a disk; at zero the power is gone.
 struct Power(AtomicI64);
@@ -73,13 +75,13 @@ impl Fragile {
         })
     }
 
-    /// What a power cut leaves; `dice` decides the fate of each unsynced sector.
+    /// What a power cut leaves; `dice` decides the fate of each unsynced piece.
     fn after_cut(&self, dice: &mut impl FnMut() -> bool) -> Vec<u8> {
         let content = self.content.lock().unwrap();
         let mut bytes = content.synced.clone();
-        for (at, sector) in &content.unsynced {
+        for (at, piece) in &content.unsynced {
             if dice() {
-                bytes[*at..*at + sector.len()].copy_from_slice(sector);
+                bytes[*at..*at + piece.len()].copy_from_slice(piece);
             }
         }
         bytes
@@ -89,7 +91,9 @@ impl Fragile {
 impl Medium for Arc<Fragile> {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
         let content = self.content.lock().unwrap();
-        let from = content.seen.get(offset as usize..offset as usize + target.len());
+        let from = content
+            .seen
+            .get(offset as usize..offset as usize + target.len());
         target.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -101,10 +105,10 @@ impl Medium for Arc<Fragile> {
         let outcome = self.power.spend();
         let mut content = self.content.lock().unwrap();
         // The write that meets the cut may be on disk in part all the same.
-        for (n, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
-            let at = offset as usize + n * SECTOR_BYTES as usize;
-            content.seen[at..at + sector.len()].copy_from_slice(sector);
-            content.unsynced.push((at, sector.to_vec()));
+        for (n, piece) in bytes.chunks(TORN_BYTES).enumerate() {
+            let at = offset as usize + n * TORN_BYTES;
+            content.seen[at..at + piece.len()].copy_from_slice(piece);
+            content.unsynced.push((at, piece.to_vec()));
         }
         outcome
     }
@@ -141,10 +145,14 @@ struct Server {
 impl Server {
     fn welcome(&mut self) -> Welcome {
         self.log.truncate(self.durable as usize);
-        let epoch = self.log.iter().rev().find_map(|record| match &record.change {
-            Change::EpochBegin(begin) => Some(begin.epoch),
-            _ => None,
-        });
+        let epoch = self
+            .log
+            .iter()
+            .rev()
+            .find_map(|record| match &record.change {
+                Change::EpochBegin(begin) => Some(begin.epoch),
+                _ => None,
+            });
         Welcome {
             server: "ps-1".parse().unwrap(),
             generation: Generation(1),
@@ -159,7 +167,11 @@ impl Server {
     fn take(&mut self, stream: &Stream) {
         let (records, _) = stream.take(u64::MAX, u64::MAX, |_| HEADER_BYTES as u64);
         for record in records {
-            assert_eq!(record.sequence.0, self.log.len() as u64 + 1, "gap in the stream");
+            assert_eq!(
+                record.sequence.0,
+                self.log.len() as u64 + 1,
+                "gap in the stream"
+            );
             self.log.push(record);
         }
     }
@@ -169,7 +181,9 @@ impl Server {
         let (mut image, mut epoch) = (vec![0; DISK_BYTES as usize], Epoch(0));
         for record in &self.log[..through as usize] {
             match &record.change {
-                Change::Write { extent, payload, .. } => {
+                Change::Write {
+                    extent, payload, ..
+                } => {
                     image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
                 }
                 Change::Zero { extent, .. } => {
@@ -188,16 +202,30 @@ impl Server {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { at: u64, sectors: u64, fua: bool },
-    Zero { at: u64, sectors: u64 },
+    Write {
+        at: u64,
+        sectors: u64,
+        fua: bool,
+    },
+    Zero {
+        at: u64,
+        sectors: u64,
+    },
     /// A write during which rounds of clearing make so many steps.
-    Raced { at: u64, steps: u8 },
+    Raced {
+        at: u64,
+        steps: u8,
+    },
     Flush,
     Take,
     Durable,
-    Publish { percent: u64 },
+    Publish {
+        all: bool,
+    },
     Clear,
-    Repair { pieces: u8 },
+    Repair {
+        pieces: u8,
+    },
     /// The server's process restarts: what was not durable is gone.
     Restart,
     /// The server is lost: what was not published is gone.
@@ -214,7 +242,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Flush),
         4 => Just(Op::Take),
         4 => Just(Op::Durable),
-        4 => (0u64..101).prop_map(|percent| Op::Publish { percent }),
+        5 => prop::bool::weighted(0.8).prop_map(|all| Op::Publish { all }),
         5 => Just(Op::Clear),
         4 => (1u8..9).prop_map(|pieces| Op::Repair { pieces }),
         1 => Just(Op::Restart),
@@ -317,8 +345,9 @@ impl Life {
                 server.durable = server.log.len() as u64;
                 self.acknowledge(server);
             }
-            Op::Publish { percent } => {
-                server.published += (server.durable - server.published) * percent / 100;
+            Op::Publish { all } => {
+                let part = if all { 1 } else { 2 };
+                server.published += (server.durable - server.published) / part;
                 self.acknowledge(server);
             }
             Op::Clear => drop(stream.clear_step()),
@@ -350,7 +379,7 @@ fn settle(life: &mut Life, server: &mut Server) {
             Op::Repair { pieces: 4 },
             Op::Take,
             Op::Durable,
-            Op::Publish { percent: 100 },
+            Op::Publish { all: true },
         ] {
             life.run(&op, server);
         }
@@ -360,7 +389,11 @@ fn settle(life: &mut Life, server: &mut Server) {
     }
     life.run(&Op::Clear, server);
     life.run(&Op::Clear, server);
-    assert_eq!(life.stream.disks[0].bitmap.set_bytes(), 0, "everything is settled");
+    assert_eq!(
+        life.stream.disks[0].bitmap.set_bytes(),
+        0,
+        "everything is settled"
+    );
 }
 
 fn check(server: &Server, source: &[u8], bits: &[u8]) -> Result<(), TestCaseError> {
@@ -379,7 +412,10 @@ fn check(server: &Server, source: &[u8], bits: &[u8]) -> Result<(), TestCaseErro
             if source[range.clone()] != image[range] {
                 let dirty = bitmap.next_dirty(chunk * CHUNK, CHUNK);
                 let set = dirty.is_some_and(|found| found.start == chunk * CHUNK);
-                prop_assert!(set, "chunk {chunk} differs from publication {published}, its bit is clear");
+                prop_assert!(
+                    set,
+                    "chunk {chunk} differs from publication {published}, its bit is clear"
+                );
             }
         }
     }

@@ -142,14 +142,26 @@ impl Export for Captured {
             };
             cut(offset, length, WRITE_BYTES_MAX).map(part).collect()
         };
-        self.change(offset, length, fua, |source| source.write_at(offset, &payload), changes)
+        self.change(
+            offset,
+            length,
+            fua,
+            |source| source.write_at(offset, &payload),
+            changes,
+        )
     }
 
     fn zero(&self, offset: u64, length: u64, trim: bool, fua: bool) -> io::Result<()> {
         let disk = self.disk.index;
         let zero = |extent| Change::Zero { disk, extent };
         let changes = || cut(offset, length, ZERO_BYTES_MAX).map(zero).collect();
-        self.change(offset, length, fua, |source| source.zero_at(offset, length, trim), changes)
+        self.change(
+            offset,
+            length,
+            fua,
+            |source| source.zero_at(offset, length, trim),
+            changes,
+        )
     }
 
     fn flush(&self) -> io::Result<()> {

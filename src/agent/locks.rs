@@ -54,7 +54,11 @@ impl RangeLocks {
     /// Every range that is held or waited for now.
     pub(super) fn ranges(&self) -> Vec<Range<u64>> {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.entries.iter().map(|(_, range)| range.clone()).collect()
+        queue
+            .entries
+            .iter()
+            .map(|(_, range)| range.clone())
+            .collect()
     }
 }
 

@@ -119,11 +119,18 @@ fn check(settings: &AgentSettings) -> Result<(), AgentError> {
 
 fn lock(directory: &Path) -> Result<File, AgentError> {
     let path = directory.join("lock");
-    let file = File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;
+    let file =
+        File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse { path: directory.into() }),
-        Err(error) => Err(AgentError::io(&path, "lock the state directory", error.into())),
+        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse {
+            path: directory.into(),
+        }),
+        Err(error) => Err(AgentError::io(
+            &path,
+            "lock the state directory",
+            error.into(),
+        )),
     }
 }
 

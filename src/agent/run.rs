@@ -54,7 +54,9 @@ struct ConnectionState {
 
 impl Shared {
     fn connection(&self) -> MutexGuard<'_, ConnectionState> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn leaving(&self) -> bool {
@@ -109,7 +111,9 @@ pub struct Agent {
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let machine = &self.shared.settings.machine;
-        f.debug_struct("Agent").field("machine", machine).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("machine", machine)
+            .finish_non_exhaustive()
     }
 }
 
@@ -161,17 +165,23 @@ impl Agent {
             let Capture::Nbd { socket } = &disk.capture;
             let export = agent.export(&disk.name)?;
             let server = nbd::Server::bind(socket, disk.name.as_str(), export);
-            agent.servers.push(server.map_err(|source| AgentError::Serve {
-                disk: disk.name.clone(),
-                socket: socket.clone(),
-                source: Box::new(source),
-            })?);
+            agent
+                .servers
+                .push(server.map_err(|source| AgentError::Serve {
+                    disk: disk.name.clone(),
+                    socket: socket.clone(),
+                    source: Box::new(source),
+                })?);
         }
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
-        agent.tasks.push(tokio::spawn(keeping::clear(Arc::clone(shared))));
-        agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
+        agent
+            .tasks
+            .push(tokio::spawn(keeping::clear(Arc::clone(shared))));
+        agent
+            .tasks
+            .push(tokio::spawn(keeping::tell(Arc::clone(shared))));
         agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
         Ok(agent)
     }
@@ -209,7 +219,10 @@ impl Agent {
             why,
         };
         if name.len() > BOOKMARK_NAME_BYTES_MAX {
-            let why = format!("the name has {} bytes, at most {BOOKMARK_NAME_BYTES_MAX} are allowed", name.len());
+            let why = format!(
+                "the name has {} bytes, at most {BOOKMARK_NAME_BYTES_MAX} are allowed",
+                name.len()
+            );
             return Err(refused(why));
         }
         let bookmark = session::new_bookmark(&self.shared, kind, name);
@@ -232,7 +245,8 @@ impl Agent {
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
         let servers = std::mem::take(&mut self.servers);
-        let served = tokio::task::spawn_blocking(move || servers.into_iter().for_each(nbd::Server::stop));
+        let served =
+            tokio::task::spawn_blocking(move || servers.into_iter().for_each(nbd::Server::stop));
         if served.await.is_err() {
             tracing::error!("serving the disks did not end in order");
         }
@@ -280,7 +294,10 @@ impl Drop for Agent {
 impl Stream {
     /// Whether nothing is left to send or to hear.
     fn settled(&self) -> bool {
-        let busy = self.disks.iter().any(|disk| !disk.locks.ranges().is_empty());
+        let busy = self
+            .disks
+            .iter()
+            .any(|disk| !disk.locks.ranges().is_empty());
         let core = self.lock();
         !busy && core.mode == TrackingMode::Ordered && core.witnessed >= core.last
     }
@@ -298,7 +315,11 @@ impl Stream {
         for disk in &self.disks {
             disk.bitmap.mark_clean(clean, witnessed)?;
         }
-        Ok(if clean { Stopped::Clean } else { Stopped::Unsettled })
+        Ok(if clean {
+            Stopped::Clean
+        } else {
+            Stopped::Unsettled
+        })
     }
 }
 
@@ -319,7 +340,9 @@ pub async fn run(settings: AgentSettings) -> Result<Stopped, AgentError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping: waiting until everything is published (a second signal ends the wait)");
+    tracing::info!(
+        "stopping: waiting until everything is published (a second signal ends the wait)"
+    );
     tokio::select! {
         stopped = agent.stop() => Ok(stopped),
         _ = terminate.recv() => Ok(Stopped::Unsettled),

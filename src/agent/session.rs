@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
@@ -78,7 +76,9 @@ pub(super) async fn run(
     let mut reader = BufReader::new(reader);
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let lost = |source| lost(server, source);
-    send(&mut writer, &FromAgent::Hello(hello(shared))).await.map_err(lost)?;
+    send(&mut writer, &FromAgent::Hello(hello(shared)))
+        .await
+        .map_err(lost)?;
     writer.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
@@ -90,7 +90,10 @@ pub(super) async fn run(
         FromServer::Welcome(welcome) => welcome,
         FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => {
-            return Err(protocol(server, "the first message is no Welcome".to_owned()));
+            return Err(protocol(
+                server,
+                "the first message is no Welcome".to_owned(),
+            ));
         }
     };
     match attach(&shared.stream, &welcome).await {
@@ -99,7 +102,11 @@ pub(super) async fn run(
         Err(Unwelcome::Foreign(why)) => return Ok(End::Foreign(why)),
         Err(Unwelcome::Bitmap(source)) => {
             let path = &shared.settings.state_directory;
-            return Err(AgentError::io(path, "write the bitmaps of a new epoch", source));
+            return Err(AgentError::io(
+                path,
+                "write the bitmaps of a new epoch",
+                source,
+            ));
         }
     }
     welcomed(&welcome);
@@ -133,7 +140,11 @@ async fn attach(stream: &Arc<Stream>, welcome: &Welcome) -> Result<(), Unwelcome
 fn hello(shared: &Shared) -> Hello {
     let core = shared.stream.lock();
     // A bitmap that cannot continue its epoch tracks in none.
-    let epoch = if core.resync.is_some() { Epoch(0) } else { core.epoch };
+    let epoch = if core.resync.is_some() {
+        Epoch(0)
+    } else {
+        core.epoch
+    };
     Hello {
         version: VERSION,
         machine: shared.settings.machine.clone(),
@@ -165,7 +176,10 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromAgent) -> io:
     writer.write_all(&frame.payload).await
 }
 
-async fn receive<R: AsyncRead + Unpin>(reader: &mut R, server: &str) -> Result<FromServer, AgentError> {
+async fn receive<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    server: &str,
+) -> Result<FromServer, AgentError> {
     let lost = |source| lost(server, source);
     let message = |source| AgentError::Message {
         server: server.to_owned(),
@@ -188,7 +202,9 @@ fn price(record: &Record) -> u64 {
         Change::Bookmark(_)
         | Change::EpochBegin(_)
         | Change::CatchUpBegin(_)
-        | Change::CatchUpEnd => encode_from_agent(&FromAgent::Record(record.clone())).payload.len(),
+        | Change::CatchUpEnd => encode_from_agent(&FromAgent::Record(record.clone()))
+            .payload
+            .len(),
     };
     (HEADER_BYTES + body) as u64
 }
@@ -208,13 +224,15 @@ impl Session<'_> {
     async fn receive_all<R: AsyncRead + Unpin>(&self, reader: &mut R) -> Result<End, AgentError> {
         loop {
             let message = receive(reader, self.server).await?;
-            self.heard_us.store(micros(self.shared.clock.as_ref()), Ordering::Release);
+            self.heard_us
+                .store(micros(self.shared.clock.as_ref()), Ordering::Release);
             match message {
                 FromServer::Ack(ack) => {
                     let stream = &self.shared.stream;
                     let believed = stream.acked(ack.durable, ack.published);
                     believed.map_err(|detail| protocol(self.server, detail))?;
-                    self.credit_limit.fetch_max(ack.credit_limit, Ordering::AcqRel);
+                    self.credit_limit
+                        .fetch_max(ack.credit_limit, Ordering::AcqRel);
                     self.resume();
                     stream.to_send.notify_one();
                 }
@@ -247,7 +265,10 @@ impl Session<'_> {
         self.shared.stream.to_send.notify_one();
     }
 
-    async fn send_all<W: AsyncWrite + Unpin>(&self, writer: &mut BufWriter<W>) -> Result<End, AgentError> {
+    async fn send_all<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut BufWriter<W>,
+    ) -> Result<End, AgentError> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
         let mut progress_at = clock.monotonic();
@@ -255,7 +276,9 @@ impl Session<'_> {
         loop {
             let now = clock.monotonic();
             if now >= progress_at {
-                send(writer, &FromAgent::Progress(self.progress())).await.map_err(lost)?;
+                send(writer, &FromAgent::Progress(self.progress()))
+                    .await
+                    .map_err(lost)?;
                 progress_at = now + PROGRESS_INTERVAL;
                 self.resume();
             }
@@ -267,10 +290,14 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             let idle = records.is_empty();
             for record in records {
-                send(writer, &FromAgent::Record(record)).await.map_err(lost)?;
+                send(writer, &FromAgent::Record(record))
+                    .await
+                    .map_err(lost)?;
             }
             for reply in self.answers() {
-                send(writer, &FromAgent::Bookmark(reply)).await.map_err(lost)?;
+                send(writer, &FromAgent::Bookmark(reply))
+                    .await
+                    .map_err(lost)?;
             }
             if !idle {
                 continue;
@@ -282,7 +309,9 @@ impl Session<'_> {
                 return Ok(End::Left);
             }
             writer.flush().await.map_err(lost)?;
-            let pause = progress_at.min(bookmark_at).saturating_sub(clock.monotonic());
+            let pause = progress_at
+                .min(bookmark_at)
+                .saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}
                 () = clock.sleep(pause) => {}

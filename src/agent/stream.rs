@@ -164,9 +164,15 @@ impl Stream {
             self.disk(disk).bitmap.lost(range);
             return None;
         }
-        let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
+        let bytes = changes
+            .iter()
+            .map(|change| cost(change.payload_bytes()))
+            .sum();
         if !core.make_room(bytes) {
-            self.lose(&mut core, "the resend buffer is full: the server takes less than is written");
+            self.lose(
+                &mut core,
+                "the resend buffer is full: the server takes less than is written",
+            );
             self.disk(disk).bitmap.lost(range);
             return None;
         }
@@ -198,9 +204,17 @@ impl Stream {
 
     /// Places re-read changes; the caller holds the range, and all of its chunks were read. `false`
     /// when there is no room or no catch-up: they are still dirty.
-    pub(super) fn tee_repair(&self, disk: DiskIndex, range: Range<u64>, changes: Vec<Change>) -> bool {
+    pub(super) fn tee_repair(
+        &self,
+        disk: DiskIndex,
+        range: Range<u64>,
+        changes: Vec<Change>,
+    ) -> bool {
         let mut core = self.lock();
-        let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
+        let bytes = changes
+            .iter()
+            .map(|change| cost(change.payload_bytes()))
+            .sum();
         if core.mode != TrackingMode::CatchingUp || !core.make_room(bytes) {
             return false;
         }
@@ -229,7 +243,11 @@ impl Stream {
         }
         core.push(Change::CatchUpEnd);
         core.bookmark_due = true;
-        self.enter(&mut core, TrackingMode::Ordered, "every write goes into the stream in order");
+        self.enter(
+            &mut core,
+            TrackingMode::Ordered,
+            "every write goes into the stream in order",
+        );
         self.to_send.notify_one();
         true
     }
@@ -298,7 +316,10 @@ impl Stream {
         let mut core = self.lock();
         core.waiters += 1;
         while core.durable < placed.sequence && core.losses == placed.losses && !self.closed() {
-            core = self.moved.wait(core).unwrap_or_else(PoisonError::into_inner);
+            core = self
+                .moved
+                .wait(core)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         core.waiters -= 1;
     }
@@ -307,7 +328,11 @@ impl Stream {
     pub(super) fn resume(&self, credit: u64, credit_needed: u64) {
         let mut core = self.lock();
         let drained = core.durable >= core.sent;
-        if core.mode != TrackingMode::Bitmap || !core.connected || !drained || credit < credit_needed {
+        if core.mode != TrackingMode::Bitmap
+            || !core.connected
+            || !drained
+            || credit < credit_needed
+        {
             return;
         }
         let dirty = self.disks.iter().any(|disk| disk.bitmap.dirty_bytes() > 0);
@@ -344,7 +369,9 @@ impl Stream {
     /// sequences were never seen by the server and are given again.
     pub(super) fn lose(&self, core: &mut Core, why: &str) {
         for record in core.buffer.after(core.durable) {
-            if let Change::Write { disk, extent, .. } | Change::Zero { disk, extent } = record.change {
+            if let Change::Write { disk, extent, .. } | Change::Zero { disk, extent } =
+                record.change
+            {
                 self.disk(disk).bitmap.lost(extent.range());
             }
         }
@@ -375,7 +402,11 @@ impl Stream {
 
     fn enter(&self, core: &mut Core, mode: TrackingMode, why: &str) {
         if core.mode != mode {
-            let dirty_bytes: u64 = self.disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum();
+            let dirty_bytes: u64 = self
+                .disks
+                .iter()
+                .map(|disk| disk.bitmap.dirty_bytes())
+                .sum();
             tracing::info!(from = ?core.mode, to = ?mode, why, dirty_bytes, last = %core.last, "tracking mode");
         }
         core.mode = mode;

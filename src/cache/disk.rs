@@ -15,7 +15,6 @@ use super::map::Mapping;
 use super::segment::SegmentBytes;
 
 const LOCK: &str = "lock";
-const MARKER: &str = "clean";
 const SUFFIX: &str = ".segment";
 
 /// A directory of segments, locked for as long as it or any of its files is held.
@@ -124,22 +123,6 @@ impl SegmentDirectory for DiskDirectory {
         std::fs::remove_file(slot.file.path())?;
         sync_directory(&self.path)
     }
-
-    fn read_marker(&self) -> io::Result<Vec<u8>> {
-        match std::fs::read(self.path.join(MARKER)) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            read => read,
-        }
-    }
-
-    fn write_marker(&self, marker: &[u8]) -> io::Result<()> {
-        let new = self.path.join("clean.new");
-        let mut file = open_private(&new, OpenOptions::new().create(true).truncate(true))?;
-        file.write_all(marker)?;
-        file.sync_all()?;
-        std::fs::rename(new, self.path.join(MARKER))?;
-        sync_directory(&self.path)
-    }
 }
 
 /// One file; keeps the directory's lock.
@@ -196,7 +179,9 @@ fn zero_fill(file: &File, bytes: u64) -> io::Result<()> {
     let zeros = vec![0; 1 << 20];
     let mut at = 0;
     while at < bytes {
-        let piece = zeros.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
+        let piece = zeros
+            .len()
+            .min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
         file.write_all_at(&zeros[..piece], at)?;
         at += piece as u64;
     }

@@ -6,7 +6,9 @@ use super::durable::DurableChange;
 use crate::format::bytes::{FormatError, Writer};
 use crate::format::change::{ChangeKind, decode_mark, encode_mark};
 use crate::format::segment::RecordHeader;
-use crate::model::{Change, DiskIndex, Extent, ExtentError, Sequence, WRITE_BYTES_MAX, ZERO_BYTES_MAX};
+use crate::model::{
+    Change, DiskIndex, Extent, ExtentError, Sequence, WRITE_BYTES_MAX, ZERO_BYTES_MAX,
+};
 
 /// What a change is once its payload lies in a segment, and that payload.
 pub(super) fn split(change: Change) -> (DurableChange, Bytes) {
@@ -62,11 +64,7 @@ pub(super) fn decode(header: &RecordHeader, payload: &[u8]) -> Result<DurableCha
             let extent = extent(header, WRITE_BYTES_MAX)?;
             if payload.len() != extent.length() as usize {
                 let expected = format_args!("the extent's length, {}", extent.length());
-                return Err(FormatError::value(
-                    "payload_bytes",
-                    payload.len(),
-                    expected,
-                ));
+                return Err(FormatError::value("payload_bytes", payload.len(), expected));
             }
             Ok(DurableChange::Write { disk, extent })
         }

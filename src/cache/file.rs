@@ -49,10 +49,6 @@ pub(super) trait SegmentDirectory: fmt::Debug + Send + Sync {
     fn create(&self, number: u32, bytes: u64) -> io::Result<Slot>;
     /// Removes a segment.
     fn remove(&self, slot: &Slot) -> io::Result<()>;
-    /// Content of the clean-stop marker; empty if there is none.
-    fn read_marker(&self) -> io::Result<Vec<u8>>;
-    /// Replaces the clean-stop marker.
-    fn write_marker(&self, marker: &[u8]) -> io::Result<()>;
 }
 
 /// One file of the directory.

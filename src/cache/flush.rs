@@ -41,6 +41,11 @@ impl Open {
         })
     }
 
+    /// Its records hold it; so does the writer while it is open.
+    pub(super) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
     /// Appends and syncs a batch; only then are its records durable. After an error this segment
     /// must not be used again: the caller drops it.
     pub(super) async fn commit(&mut self, batch: &mut Batch) -> Result<Vec<Durable>, CacheError> {
@@ -59,7 +64,7 @@ impl Open {
         self.layout.synced();
         self.segment.allow(self.layout.at());
         let durable = batch.entries.drain(..).map(|(entry, payload)| {
-            // The entry's permit is dropped here: its bytes are on the disk.
+            drop(entry.permit); // its bytes are on the disk
             Durable::proven(
                 entry.machine,
                 entry.sequence,

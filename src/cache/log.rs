@@ -12,7 +12,7 @@ use super::durable::DurableChange;
 use super::entry::{header_fields, split};
 use crate::budget::Permit;
 use crate::format::segment::{
-    CleanMarker, KIND_END, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    KIND_END, KIND_VOID, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
     record_bytes, record_crc,
 };
 use crate::ingest::Admitted;
@@ -113,15 +113,28 @@ impl Layout {
         (self.put(header, payload), start..start + payload.len())
     }
 
-    /// Places the end record; what it closes is named by the marker.
-    pub(super) fn end(&mut self) -> ([u8; RECORD_HEADER_BYTES], CleanMarker) {
-        let (end, header) = (self.at, self.put(self.blank(), &[]));
-        let marker = CleanMarker {
-            incarnation: self.incarnation,
-            end,
-            end_crc: record_crc(&header),
+    /// Places a record that voids.
+    pub(super) fn void(
+        &mut self,
+        machine: MachineKey,
+        sequence: Sequence,
+    ) -> [u8; RECORD_HEADER_BYTES] {
+        let header = RecordHeader {
+            kind: KIND_VOID,
+            machine,
+            sequence,
+            ..self.blank()
         };
-        (header, marker)
+        self.put(header, &[])
+    }
+
+    /// Places the end record. It says that everything before it is on the disk, so that must be so.
+    pub(super) fn end(&mut self) -> [u8; RECORD_HEADER_BYTES] {
+        assert_eq!(
+            self.durable, self.at,
+            "a segment is closed before its records are synced"
+        );
+        self.put(self.blank(), &[])
     }
 
     /// An end record for the present place: what all records have in common.
@@ -161,8 +174,8 @@ pub(super) struct Batch {
     pub(super) start: u64,
     /// Records, in order, each with the place of its payload.
     pub(super) entries: Vec<(Entry, Range<usize>)>,
-    /// Set if the end record is the last.
-    pub(super) closes: Option<CleanMarker>,
+    /// Whether it is the end record.
+    pub(super) closes: bool,
     buffers: Vec<Bytes>,
     glue: BytesMut,
 }
@@ -173,7 +186,7 @@ impl Batch {
         Self {
             start: layout.at(),
             entries: Vec::new(),
-            closes: None,
+            closes: false,
             buffers: Vec::new(),
             glue: BytesMut::new(),
         }
@@ -188,8 +201,7 @@ impl Batch {
     /// Adds a record that fits.
     pub(super) fn add(&mut self, layout: &mut Layout, mut entry: Entry) {
         let payload = std::mem::take(&mut entry.payload);
-        let (header, range) =
-            layout.add(entry.machine, entry.sequence, &entry.change, &payload);
+        let (header, range) = layout.add(entry.machine, entry.sequence, &entry.change, &payload);
         self.glue.extend_from_slice(&header);
         let padding = padding(payload.len());
         if matches!(entry.change, DurableChange::Write { .. }) {
@@ -202,12 +214,13 @@ impl Batch {
         self.entries.push((entry, range));
     }
 
-    /// Adds the end record.
-    pub(super) fn close(&mut self, layout: &mut Layout) {
-        let (header, marker) = layout.end();
-        self.glue.extend_from_slice(&header);
-        self.glue.resize(self.glue.len() + padding(0), 0);
-        self.closes = Some(marker);
+    /// The end record, alone.
+    pub(super) fn end(layout: &mut Layout) -> Self {
+        let mut batch = Self::new(layout);
+        batch.glue.extend_from_slice(&layout.end());
+        batch.glue.resize(batch.glue.len() + padding(0), 0);
+        batch.closes = true;
+        batch
     }
 
     /// What to write, in order.

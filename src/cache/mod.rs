@@ -15,8 +15,11 @@ mod error;
 mod file;
 mod fill;
 mod flush;
+mod lineage;
 mod log;
 mod map;
+#[cfg(test)]
+mod model;
 mod open;
 mod pool;
 mod recovery;

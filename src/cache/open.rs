@@ -9,9 +9,10 @@ use super::damage::Damage;
 use super::disk::DiskDirectory;
 use super::durable::Durable;
 use super::error::CacheError;
-use super::file::SegmentDirectory;
+use super::file::{SegmentDirectory, Slot};
 use super::fill::Fill;
 use super::flush;
+use super::lineage::Lineage;
 use super::pool::{Geometry, Pool, RESERVE};
 use super::recovery::{Recovered, recover};
 use super::segment::Segment;
@@ -68,24 +69,19 @@ pub fn open(
 }
 
 /// Maps what was recovered and starts the thread that prepares segments.
-pub(super) fn start(
-    recovered: Recovered,
+fn start(
+    mut recovered: Recovered,
     geometry: Geometry,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 ) -> Result<Opened, CacheError> {
     let usable = u64::from(geometry.segments_max - RESERVE) * geometry.segment_bytes;
     let fill = Arc::new(Fill::new(usable, Arc::clone(&metrics)));
-    let (freed, returned) = mpsc::unbounded_channel();
-    let mut segments = Vec::new();
-    for slot in recovered.segments {
-        let (bytes, path) = (slot.file.bytes(), slot.file.path().to_owned());
-        let segment = Segment::in_slot(slot, freed.clone());
-        let segment = segment.map_err(CacheError::io(&path, "mapping a segment"))?;
-        segment.allow(bytes);
-        fill.take(bytes);
-        segments.push(Arc::new(segment));
+    for slot in &recovered.segments {
+        fill.take(slot.file.bytes());
     }
+    let (freed, returned) = mpsc::unbounded_channel();
+    let (durable, lineage) = durable(&mut recovered, &freed)?;
     let directory = Arc::clone(&recovered.keeper.directory);
     let channel = (freed, returned);
     let pool = Pool::start(
@@ -95,22 +91,49 @@ pub(super) fn start(
         Arc::clone(&fill),
         Arc::clone(&clock),
     )?;
-    let durable = recovered.records.into_iter().map(|found| {
-        let segment = Arc::clone(&segments[found.segment]);
-        let (machine, sequence) = (found.machine, found.sequence);
-        flush::recovered(machine, sequence, found.change, found.payload, segment)
-    });
     Ok(Opened {
-        recovered: durable.collect(),
+        recovered: durable,
         writer: Writer {
             directory,
             pool,
+            lineage,
             clock,
             metrics,
         },
         damage: recovered.damage,
         fill,
     })
+}
+
+/// The records that recovery found, each holding its segment.
+pub(super) fn durable(
+    recovered: &mut Recovered,
+    freed: &mpsc::UnboundedSender<Slot>,
+) -> Result<(Vec<Durable>, Lineage), CacheError> {
+    let mut lineage = Lineage::default();
+    let mut segments = Vec::new();
+    for slot in recovered.segments.drain(..) {
+        let (bytes, path) = (slot.file.bytes(), slot.file.path().to_owned());
+        let segment = Segment::in_slot(slot, freed.clone());
+        let segment = Arc::new(segment.map_err(CacheError::io(&path, "mapping a segment"))?);
+        segment.allow(bytes);
+        lineage.begin(&segment);
+        segments.push(segment);
+    }
+    if recovered.again {
+        lineage.chain();
+    }
+    for &(machine, sequence) in &recovered.kept_back {
+        lineage.remember(machine, sequence);
+    }
+    let durable = recovered.records.drain(..).map(|found| {
+        let segment = Arc::clone(&segments[found.segment]);
+        let (machine, sequence) = (found.machine, found.sequence);
+        lineage.remember(machine, sequence);
+        flush::recovered(machine, sequence, found.change, found.payload, segment)
+    });
+    let durable = durable.collect();
+    Ok((durable, lineage))
 }
 
 fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheError> {
@@ -148,7 +171,10 @@ fn no_foreign_shards(cache: &Path, shards: u16) -> Result<(), CacheError> {
         let entry = entry.map_err(failed())?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
-        if number.and_then(|n| n.parse::<u16>().ok()).is_some_and(|n| n >= shards) {
+        if number
+            .and_then(|n| n.parse::<u16>().ok())
+            .is_some_and(|n| n >= shards)
+        {
             return Err(CacheError::ForeignShard {
                 directory: entry.path(),
                 shards,

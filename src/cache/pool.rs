@@ -48,25 +48,28 @@ pub(super) struct Keeper {
     pub(super) files: u32,
     pub(super) next_slot: u32,
     pub(super) next_ordinal: u64,
+    /// Why headers cannot be written any more. What the disk holds of the last one is unknown, so
+    /// nothing is recycled after it.
+    pub(super) broken: Option<String>,
 }
 
 impl Keeper {
     /// The next segment of the log, or why there is none now.
     pub(super) fn prepare(&mut self) -> Result<Prepared, String> {
-        loop {
-            while self.blank.len() <= RESERVE as usize {
-                if self.files >= self.geometry.segments_max {
-                    return Err("all segments are in use".to_owned());
-                }
-                let slot = self.create(self.geometry.segment_bytes);
-                let slot = slot.map_err(|cause| cause.to_string())?;
-                self.blank.push(slot);
+        if let Some(cause) = &self.broken {
+            return Err(cause.clone());
+        }
+        while self.blank.len() <= RESERVE as usize {
+            if self.files >= self.geometry.segments_max {
+                return Err("all segments are in use".to_owned());
             }
-            let slot = self.blank.swap_remove(0);
-            match self.begin(&slot, None) {
-                Ok(header) => return Ok(Prepared { slot, header }),
-                Err(cause) => self.retire(&slot, &cause),
-            }
+            let slot = self.create(self.geometry.segment_bytes);
+            self.blank.push(slot.map_err(|cause| cause.to_string())?);
+        }
+        let slot = self.blank.swap_remove(0);
+        match self.begin(&slot, None) {
+            Ok(header) => Ok(Prepared { slot, header }),
+            Err(cause) => Err(self.breaks(&slot, &cause)),
         }
     }
 
@@ -96,25 +99,27 @@ impl Keeper {
     /// Takes a slot whose records nobody needs. One that is surplus, or of another size than the
     /// settings ask for, is removed.
     pub(super) fn take_back(&mut self, slot: Slot) {
+        if self.broken.is_some() {
+            return;
+        }
         let surplus = self.files > self.geometry.segments_max;
         let done = if surplus || slot.file.bytes() != self.geometry.segment_bytes {
             self.files -= 1;
             self.directory.remove(&slot)
         } else {
-            let blanked = blank(&slot);
-            if blanked.is_ok() {
-                self.blank.push(slot.clone());
-            }
-            blanked
+            blank(&slot).map(|()| self.blank.push(slot.clone()))
         };
         if let Err(cause) = done {
-            self.retire(&slot, &cause);
+            self.breaks(&slot, &cause);
         }
     }
 
-    /// The slot is not used again by this process; its file stays and counts.
-    fn retire(&self, slot: &Slot, cause: &io::Error) {
-        tracing::error!(path = %slot.file.path().display(), %cause, "segment retired");
+    fn breaks(&mut self, slot: &Slot, cause: &io::Error) -> String {
+        let path = slot.file.path().display();
+        tracing::error!(%path, %cause, "segments cannot be recycled any more");
+        let broken = format!("{path}: {cause}");
+        self.broken = Some(broken.clone());
+        broken
     }
 }
 

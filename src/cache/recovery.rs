@@ -12,13 +12,14 @@ use super::damage::{Damage, Finding};
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
 use super::pool::{Geometry, Keeper, blank};
-use super::scan::{Scan, Standing, Verdict, scan};
+use super::scan::{Content, Scan, Verdict, scan};
 use super::streams::{Found, Streams};
 use crate::clock::Entropy;
 use crate::format::bytes::FormatError;
 use crate::format::segment::{
-    CleanMarker, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader, record_bytes,
+    SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader, record_bytes,
 };
+use crate::model::{MachineKey, Sequence};
 use crate::observe::Metrics;
 
 /// What was found and put in order.
@@ -27,6 +28,10 @@ pub(super) struct Recovered {
     pub(super) segments: Vec<Slot>,
     /// Those records in log order; `Found::segment` is a place in `segments`.
     pub(super) records: Vec<Found>,
+    /// Whether segments must be recycled in log order, see `lineage`.
+    pub(super) again: bool,
+    /// Records that are in the log and not served: the newest of each machine.
+    pub(super) kept_back: Vec<(MachineKey, Sequence)>,
     pub(super) damage: Vec<Damage>,
     /// Slots that nobody needs but that are not blank.
     pub(super) stale: Vec<Slot>,
@@ -45,8 +50,21 @@ struct Candidate {
 pub(super) struct Scanned {
     pub(super) slot: Slot,
     pub(super) header: SegmentHeader,
-    scan: Scan,
+    pub(super) scan: Scan,
     unreadable: Vec<Range<u64>>,
+    /// Whether some of it is damaged: what is left is safer elsewhere.
+    pub(super) damaged: bool,
+    /// Void records in it.
+    pub(super) voids: Vec<(MachineKey, Sequence)>,
+}
+
+/// Where what counts of a segment is after rewriting.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// `None` if nothing counts and the slot is blank already.
+    pub(super) slot: Option<Slot>,
+    /// Whether it voids records of earlier ones.
+    pub(super) voids: bool,
 }
 
 /// Puts the log of `directory` in order. When it returns, every record it names is on the disk. It
@@ -58,13 +76,9 @@ pub(super) fn recover(
     entropy: Arc<dyn Entropy>,
     metrics: &Metrics,
 ) -> Result<Recovered, CacheError> {
-    let path = directory.path().to_owned();
-    let marker = directory.read_marker();
-    let marker = marker.map_err(CacheError::io(&path, "reading the clean-stop marker"))?;
     let mut recovery = Recovery {
         damage: Vec::new(),
         stale: Vec::new(),
-        marker: CleanMarker::decode(&marker).ok(), // a torn one: the stop was not clean
         keeper: Keeper {
             directory,
             geometry,
@@ -74,18 +88,24 @@ pub(super) fn recover(
             files: 0,
             next_slot: 0,
             next_ordinal: 1,
+            broken: None,
         },
         unplaced: false,
+        again: false,
+        kept_back: Vec::new(),
+        to_void: Vec::new(),
         metrics,
     };
     let candidates = recovery.headers()?;
     let mut log = recovery.scan(candidates);
     let mut records = recovery.believe(&mut log);
-    let slots = recovery.rewrite(&log, &mut records)?;
-    let segments = recovery.needed(slots, &mut records);
+    let places = recovery.rewrite(&log, &mut records)?;
+    let segments = recovery.needed(places, &mut records);
     Ok(Recovered {
         segments,
         records,
+        again: recovery.again,
+        kept_back: recovery.kept_back,
         damage: recovery.damage,
         stale: recovery.stale,
         keeper: recovery.keeper,
@@ -96,7 +116,7 @@ pub(super) fn recover(
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) segments: Vec<Scanned>,
-    /// The last one; what it holds is believed only if the marker names it.
+    /// The last one; if it was not closed, the page cache may hold what the disk does not.
     pub(super) last: Option<usize>,
     /// Its bytes as they were scanned.
     pub(super) last_bytes: Vec<u8>,
@@ -105,9 +125,12 @@ pub(super) struct Log {
 pub(super) struct Recovery<'a> {
     damage: Vec<Damage>,
     stale: Vec<Slot>,
-    marker: Option<CleanMarker>,
     /// Whether a segment was set aside (row D): its place in the log is not known.
     unplaced: bool,
+    again: bool,
+    kept_back: Vec<(MachineKey, Sequence)>,
+    /// What is kept back now, and must not come back when its damage is forgotten.
+    pub(super) to_void: Vec<(MachineKey, Sequence)>,
     pub(super) keeper: Keeper,
     metrics: &'a Metrics,
 }
@@ -130,7 +153,7 @@ impl Recovery<'_> {
             }
             match SegmentHeader::decode(&sector) {
                 Ok(None) if slot.file.bytes() == self.keeper.geometry.segment_bytes => {
-                    self.keeper.blank.push(slot); // A
+                    self.free(slot)?; // A: the page cache says so, and now the disk does
                 }
                 Ok(None) => self.stale.push(slot), // A′
                 Ok(Some(header)) => match self.misfit(&slot, &header) {
@@ -154,11 +177,7 @@ impl Recovery<'_> {
     }
 
     /// Why a valid header does not belong to this file.
-    fn misfit(
-        &self,
-        slot: &Slot,
-        header: &SegmentHeader,
-    ) -> Option<FormatError> {
+    fn misfit(&self, slot: &Slot, header: &SegmentHeader) -> Option<FormatError> {
         let (shard, bytes) = (self.keeper.shard, slot.file.bytes());
         if header.shard != shard {
             return Some(FormatError::value("shard", header.shard, shard));
@@ -190,6 +209,8 @@ impl Recovery<'_> {
                 header,
                 scan,
                 unreadable,
+                damaged: false,
+                voids: Vec::new(),
             });
         }
         Log {
@@ -206,13 +227,19 @@ impl Recovery<'_> {
             streams.damage_anywhere();
         }
         for at in 0..log.segments.len() {
-            let standing = self.standing(log, at);
             let segment = &mut log.segments[at];
-            let verdict = segment.scan.judge(standing, &segment.unreadable);
+            let followed = Some(at) < log.last;
+            let verdict = segment.scan.judge(followed, &segment.unreadable);
             self.take(at, segment, &verdict, &mut streams);
         }
-        let (records, gaps) = streams.finish();
-        for gap in gaps {
+        let counted = streams.finish();
+        self.again = counted.again;
+        for gap in counted.gaps {
+            self.kept_back.push((gap.machine, gap.last));
+            if gap.settled {
+                continue;
+            }
+            self.to_void.push((gap.machine, gap.missing));
             let slot = &log.segments[gap.segment].slot;
             let range = gap.position..slot.file.bytes();
             let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
@@ -229,17 +256,7 @@ impl Recovery<'_> {
                 },
             );
         }
-        records
-    }
-
-    /// What is known about a segment from outside it.
-    pub(super) fn standing(&self, log: &Log, at: usize) -> Standing {
-        let incarnation = log.segments[at].header.incarnation;
-        match &self.marker {
-            _ if Some(at) < log.last => Standing::Closed,
-            Some(marker) if marker.incarnation == incarnation => Standing::Clean { end: marker.end },
-            _ => Standing::Tail,
-        }
+        counted.records
     }
 
     /// Feeds one segment's records and damage into the streams, in the order they stand.
@@ -248,6 +265,7 @@ impl Recovery<'_> {
             let path = segment.slot.file.path().display();
             tracing::warn!(%path, torn, "an append was torn: it was never acknowledged"); // H
         }
+        segment.damaged = !verdict.damaged.is_empty() || !segment.unreadable.is_empty();
         for range in &verdict.damaged {
             self.damaged(&segment.slot, range.clone(), Finding::Records);
         }
@@ -262,8 +280,12 @@ impl Recovery<'_> {
                 streams.damage();
             }
             let (machine, sequence) = (record.machine, record.sequence);
-            match record.change {
-                Ok(change) => streams.record(Found {
+            match record.content {
+                Content::Void => {
+                    streams.void(machine, sequence);
+                    segment.voids.push((machine, sequence));
+                }
+                Content::Change(change) => streams.record(Found {
                     machine,
                     sequence,
                     change,
@@ -271,7 +293,7 @@ impl Recovery<'_> {
                     segment: at,
                     position: record.position,
                 }),
-                Err(reason) => {
+                Content::Unknown(reason) => {
                     let payload_bytes = u32::try_from(record.payload.len()).unwrap_or(u32::MAX);
                     let range = record.position..record.position + record_bytes(payload_bytes);
                     let finding = Finding::Body {
@@ -307,23 +329,24 @@ impl Recovery<'_> {
     }
 
     /// Segments of which nothing counts go to the pool.
-    fn needed(&mut self, slots: Vec<Option<Slot>>, records: &mut [Found]) -> Vec<Slot> {
-        let mut needed = vec![false; slots.len()];
+    fn needed(&mut self, places: Vec<Place>, records: &mut [Found]) -> Vec<Slot> {
+        let mut counts = vec![false; places.len()];
         for record in &*records {
-            needed[record.segment] = true;
+            counts[record.segment] = true;
         }
-        let mut place = vec![0; slots.len()];
+        let mut moved = vec![0; places.len()];
         let mut kept = Vec::new();
-        for (at, slot) in slots.into_iter().enumerate() {
-            place[at] = kept.len();
-            match slot {
-                Some(slot) if needed[at] => kept.push(slot),
+        for (at, place) in places.into_iter().enumerate() {
+            moved[at] = kept.len();
+            let voids_earlier = place.voids && !kept.is_empty();
+            match place.slot {
+                Some(slot) if counts[at] || voids_earlier => kept.push(slot),
                 Some(slot) => self.stale.push(slot),
                 None => {}
             }
         }
         for record in records {
-            record.segment = place[record.segment];
+            record.segment = moved[record.segment];
         }
         kept
     }

@@ -16,12 +16,21 @@ use crate::model::{MachineKey, Sequence};
 pub(super) struct Valid {
     pub(super) machine: MachineKey,
     pub(super) sequence: Sequence,
-    /// What it says, if its body means anything.
-    pub(super) change: Result<DurableChange, FormatError>,
+    pub(super) content: Content,
     /// Where it begins.
     pub(super) position: u64,
     /// Where its payload lies.
     pub(super) payload: Range<usize>,
+}
+
+/// What a valid record says.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Change(DurableChange),
+    /// Earlier records from its sequence on do not count.
+    Void,
+    /// Nothing that means anything.
+    Unknown(FormatError),
 }
 
 /// All valid records of a segment, and the places between them where none is.
@@ -32,25 +41,11 @@ pub(super) struct Scan {
     bad: Vec<Range<u64>>,
     /// First byte after the last valid record.
     stop: u64,
-    /// Where the end record stands, if it does; its checksum.
-    pub(super) end: Option<(u64, u32)>,
+    /// Where the end record stands, if it does.
+    pub(super) end: Option<u64>,
     /// Everything before this was on the disk when the last append was made.
     durable: u64,
     segment_bytes: u64,
-}
-
-/// What is known about a segment from outside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// A later segment has records, so this one was closed and synced.
-    Closed,
-    /// The last one, and the marker says that it was closed here and synced.
-    Clean {
-        /// Where its end record must stand.
-        end: u64,
-    },
-    /// The last one, after a stop that was not clean.
-    Tail,
 }
 
 /// What to make of a segment.
@@ -81,7 +76,7 @@ pub(super) fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
                     scan.bad.push(scan.stop..at);
                 }
                 let next = at + record_bytes(record.payload_bytes);
-                scan.push(&record, crc, payload);
+                scan.push(&record, payload);
                 (at, previous, scan.stop) = (next, Some(crc), next);
             }
             None => (at, previous) = (at + RECORD_ALIGN, None),
@@ -112,10 +107,10 @@ impl Scan {
         self.records.is_empty() && self.end.is_none()
     }
 
-    fn push(&mut self, record: &RecordHeader, crc: u32, payload: &[u8]) {
+    fn push(&mut self, record: &RecordHeader, payload: &[u8]) {
         self.durable = self.durable.max(record.durable_before);
         if record.is_end() {
-            self.end = Some((record.position, crc));
+            self.end = Some(record.position);
             return;
         }
         let start = usize::try_from(record.position).expect("it was found at this offset")
@@ -123,40 +118,32 @@ impl Scan {
         self.records.push(Valid {
             machine: record.machine,
             sequence: record.sequence,
-            change: decode(record, payload),
+            content: match decode(record, payload) {
+                _ if record.is_void() => Content::Void,
+                Ok(change) => Content::Change(change),
+                Err(reason) => Content::Unknown(reason),
+            },
             position: record.position,
             payload: start..start + payload.len(),
         });
     }
 
-    /// Rows E to H of the table in `docs/formats/cache-segment.md`. `unreadable` places (row U) are
-    /// damage whatever the standing.
-    pub(super) fn judge(&self, standing: Standing, unreadable: &[Range<u64>]) -> Verdict {
+    /// Rows E to H of the table in `docs/formats/cache-segment.md`. `followed` if a later segment has
+    /// records, which proves that this one was closed; `unreadable` places (row U) are damage always.
+    pub(super) fn judge(&self, followed: bool, unreadable: &[Range<u64>]) -> Verdict {
         let mut verdict = Verdict::default();
-        match standing {
-            Standing::Closed => {
-                verdict.damaged.clone_from(&self.bad);
-                if self.end.is_none() {
-                    verdict.damaged.push(self.stop..self.segment_bytes);
-                }
+        for bad in &self.bad {
+            let lost = |hole: &Range<u64>| hole.start < bad.end && bad.start < hole.end;
+            // An end record's `durable_before` is its own place: before it, all is damage.
+            if followed || bad.start < self.durable || unreadable.iter().any(lost) {
+                verdict.damaged.push(bad.clone());
+            } else {
+                verdict.torn = Some(bad.start);
+                return verdict;
             }
-            Standing::Clean { end } => {
-                verdict.damaged.clone_from(&self.bad);
-                if self.end.is_none_or(|(found, _)| found != end) {
-                    verdict.damaged.push(self.stop..end.max(self.stop) + record_bytes(0));
-                }
-            }
-            Standing::Tail => {
-                for bad in &self.bad {
-                    let lost = |hole: &Range<u64>| hole.start < bad.end && bad.start < hole.end;
-                    if bad.start < self.durable || unreadable.iter().any(lost) {
-                        verdict.damaged.push(bad.clone());
-                    } else {
-                        verdict.torn = Some(bad.start);
-                        break;
-                    }
-                }
-            }
+        }
+        if followed && self.end.is_none() {
+            verdict.damaged.push(self.stop..self.segment_bytes);
         }
         verdict
     }

@@ -1,6 +1,7 @@
 //! One segment of the log in memory: bytes that can be read while anybody holds it.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -13,6 +14,8 @@ use super::map::Mapping;
 pub(crate) struct Segment {
     bytes: SegmentBytes,
     recycle: Option<(Slot, UnboundedSender<Slot>)>,
+    /// A later segment that must not be recycled before this one. Dropped after the slot is sent.
+    later: OnceLock<Arc<Self>>,
 }
 
 #[derive(Debug)]
@@ -28,6 +31,7 @@ impl Segment {
         Self {
             bytes: SegmentBytes::Memory(bytes),
             recycle: None,
+            later: OnceLock::new(),
         }
     }
 
@@ -36,7 +40,14 @@ impl Segment {
         Ok(Self {
             bytes: slot.file.view()?,
             recycle: Some((slot, pool)),
+            later: OnceLock::new(),
         })
+    }
+
+    /// From now on `later` is recycled after this one. The first such segment stays: it is held in
+    /// turn by whatever else has to be.
+    pub(super) fn outlived_by(&self, later: &Arc<Self>) {
+        self.later.get_or_init(|| Arc::clone(later));
     }
 
     /// From now on the bytes before `end` can be read: they are on the disk.

@@ -1,4 +1,4 @@
-//! Which records of a recovered log count: rows I to M of the table in
+//! Which records of a recovered log count: rows I to N of the table in
 //! `docs/formats/cache-segment.md`. Pure.
 
 use std::collections::HashMap;
@@ -32,6 +32,8 @@ pub(super) struct Gap {
     /// Segment of the first one, and its place there.
     pub(super) segment: usize,
     pub(super) position: u64,
+    /// Whether the missing ones came again, or the ones kept back were voided.
+    pub(super) settled: bool,
 }
 
 /// Takes the log in order: records, and damage where it lies between them.
@@ -44,17 +46,49 @@ pub(super) struct Streams {
     /// Damage whose place in the log is not known.
     anywhere: bool,
     gaps: Vec<Gap>,
+    /// Whether any stream began again at an earlier sequence.
+    again: bool,
+}
+
+/// What counts of a log.
+#[derive(Debug)]
+pub(super) struct Counted {
+    /// In log order.
+    pub(super) records: Vec<Found>,
+    /// What was kept back at any time.
+    pub(super) gaps: Vec<Gap>,
+    /// Whether a record is void, or kept back, only because of another one (rows J and L).
+    pub(super) again: bool,
 }
 
 #[derive(Debug)]
 struct Stream {
-    /// Places in `log` of the records that count, ascending by sequence without a gap.
-    kept: Vec<usize>,
+    /// Records that are not void, ascending, each with its place in `log`. Only those after the last
+    /// gap will count, unless a later record voids them and so closes it.
+    kept: Vec<(Sequence, usize)>,
     last: Sequence,
     /// `Streams::damage` when the last one was kept.
     damage: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
+}
+
+impl Stream {
+    /// Drops what is kept from `sequence` on.
+    fn drop_from(&mut self, sequence: Sequence, log: &mut [Option<Found>]) {
+        while let Some((_, void)) = self.kept.pop_if(|(kept, _)| *kept >= sequence) {
+            log[void] = None;
+        }
+    }
+
+    /// Drops what stands before the last gap: it is published (row K).
+    fn drop_before_gap(&mut self, log: &mut [Option<Found>]) {
+        let follows = |pair: &[(Sequence, usize)]| pair[0].0.next() == pair[1].0;
+        let gap = self.kept.windows(2).rposition(|pair| !follows(pair));
+        for (_, void) in self.kept.drain(..gap.map_or(0, |before| before + 1)) {
+            log[void] = None;
+        }
+    }
 }
 
 impl Streams {
@@ -83,21 +117,33 @@ impl Streams {
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
                 return self.keep_back(&found); // L
-            }
-            for void in stream.kept.drain(..) {
-                self.log[void] = None; // K
-            }
+            } // else K
         } else if sequence <= stream.last {
-            let voids = (stream.last.0 - sequence.0).saturating_add(1);
-            let voids = usize::try_from(voids).unwrap_or(usize::MAX);
-            let kept = stream.kept.len().saturating_sub(voids);
-            for void in stream.kept.drain(kept..) {
-                self.log[void] = None; // J
-            }
+            self.again = true;
+            stream.drop_from(sequence, &mut self.log); // J
         }
-        stream.kept.push(self.log.len()); // I
-        (stream.last, stream.damage, stream.gap) = (sequence, damage, None);
+        stream.kept.push((sequence, self.log.len())); // I
+        (stream.last, stream.damage) = (sequence, damage);
+        if let Some(gap) = stream.gap.take() {
+            self.gaps[gap].settled = true;
+        }
         self.log.push(Some(found));
+    }
+
+    /// Row N: nothing of `machine` so far counts from `sequence` on.
+    pub(super) fn void(&mut self, machine: MachineKey, sequence: Sequence) {
+        let before = Sequence(sequence.0.saturating_sub(1));
+        let Some(stream) = self.machines.get_mut(&machine) else {
+            return;
+        };
+        self.again = true;
+        if sequence <= stream.last {
+            stream.drop_from(sequence, &mut self.log);
+            stream.last = before;
+        }
+        if let Some(gap) = stream.gap.take_if(|gap| sequence <= self.gaps[*gap].first) {
+            self.gaps[gap].settled = true;
+        }
     }
 
     fn keep_back(&mut self, found: &Found) {
@@ -112,6 +158,7 @@ impl Streams {
                 records: 0,
                 segment: found.segment,
                 position: found.position,
+                settled: false,
             });
             self.gaps.len() - 1
         });
@@ -120,8 +167,15 @@ impl Streams {
         gap.records += 1;
     }
 
-    /// What counts, in log order, and what is kept back.
-    pub(super) fn finish(self) -> (Vec<Found>, Vec<Gap>) {
-        (self.log.into_iter().flatten().collect(), self.gaps)
+    /// What counts of all that was taken.
+    pub(super) fn finish(mut self) -> Counted {
+        for stream in self.machines.values_mut() {
+            stream.drop_before_gap(&mut self.log);
+        }
+        Counted {
+            records: self.log.into_iter().flatten().collect(),
+            again: self.again || !self.gaps.is_empty(),
+            gaps: self.gaps,
+        }
     }
 }

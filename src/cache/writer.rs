@@ -12,10 +12,10 @@ use super::durable::Durable;
 use super::error::CacheError;
 use super::file::SegmentDirectory;
 use super::flush::Open;
+use super::lineage::Lineage;
 use super::log::{Batch, Entry};
 use super::pool::Pool;
 use crate::clock::Clock;
-use crate::format::segment::CleanMarker;
 use crate::ingest::Admitted;
 use crate::observe::{CpuTimer, Metrics, Stage};
 
@@ -23,6 +23,7 @@ use crate::observe::{CpuTimer, Metrics, Stage};
 pub struct Writer {
     pub(super) directory: Arc<dyn SegmentDirectory>,
     pub(super) pool: Pool,
+    pub(super) lineage: Lineage,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -46,7 +47,6 @@ impl Writer {
     ) -> Result<(), CacheError> {
         let mut open = None;
         let mut left_over = None;
-        let mut closed = None;
         loop {
             let first = match left_over.take() {
                 Some(entry) => entry,
@@ -67,21 +67,15 @@ impl Writer {
             if !durable.is_empty() {
                 on_durable(durable);
             }
-            match batch.closes {
-                Some(marker) => closed = Some(marker),
-                None => open = Some(segment),
+            if !batch.closes {
+                open = Some(segment);
             }
         }
         if let Some(mut segment) = open.filter(|segment| !segment.layout.is_empty()) {
-            let mut end = Batch::new(&segment.layout);
-            end.close(&mut segment.layout);
+            let mut end = Batch::end(&mut segment.layout);
             self.commit(&mut segment, &mut end).await?;
-            closed = end.closes;
         }
-        match closed {
-            Some(marker) => self.mark_clean(&marker),
-            None => Ok(()), // nothing was written: the marker there is still true
-        }
+        Ok(())
     }
 
     async fn next_segment(&mut self, first: &Entry) -> Result<Open, CacheError> {
@@ -98,14 +92,16 @@ impl Writer {
                 segment_bytes: prepared.header.segment_bytes,
             });
         }
+        self.lineage.begin(open.segment());
         Ok(open)
     }
 
     async fn commit(
-        &self,
+        &mut self,
         segment: &mut Open,
         batch: &mut Batch,
     ) -> Result<Vec<Durable>, CacheError> {
+        self.lineage.append(batch);
         let appended = segment.layout.at() - batch.start;
         let durable = segment.commit(batch).await?;
         let now = self.clock.monotonic();
@@ -119,35 +115,29 @@ impl Writer {
         self.metrics.cache_commits.fetch_add(1, Ordering::Relaxed);
         Ok(durable)
     }
-
-    fn mark_clean(&self, marker: &CleanMarker) -> Result<(), CacheError> {
-        let written = self.directory.write_marker(&marker.encode());
-        written.map_err(CacheError::io(
-            self.directory.path(),
-            "writing the clean-stop marker",
-        ))
-    }
 }
 
-/// Everything that is waiting and fits one append; the end record if the next one does not fit the
-/// segment. That one is given back.
+/// Everything that is waiting and fits one append, or the end record if the first does not fit the
+/// segment. What does not fit is given back.
 pub(super) fn gather(
     segment: &mut Open,
     first: Entry,
     admitted: &mut mpsc::Receiver<Admitted>,
 ) -> (Batch, Option<Entry>) {
-    let mut batch = Batch::new(&segment.layout);
+    let layout = &mut segment.layout;
+    if !layout.fits(first.payload.len()) {
+        return (Batch::end(layout), Some(first));
+    }
+    let mut batch = Batch::new(layout);
     let mut next = Some(first);
     while let Some(entry) = next.take() {
-        if !segment.layout.fits(entry.payload.len()) {
-            batch.close(&mut segment.layout);
+        if !layout.fits(entry.payload.len()) {
             return (batch, Some(entry));
         }
-        batch.add(&mut segment.layout, entry);
-        if batch.is_full(&segment.layout) {
-            break;
+        batch.add(layout, entry);
+        if !batch.is_full(layout) {
+            next = admitted.try_recv().ok().map(Entry::from);
         }
-        next = admitted.try_recv().ok().map(Entry::from);
     }
     (batch, None)
 }

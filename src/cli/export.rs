@@ -1,9 +1,17 @@
 //! `holdfast export`: a disk at a point as a file.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::site::ConfigArgs;
+use serde::Serialize;
+
+use super::output::{byte_bar, print, print_json};
+use super::site::{ConfigArgs, Site};
+use super::{Failure, block_on};
+use crate::clock::System;
+use crate::control::words;
 use crate::model::{DiskName, MachineId};
+use crate::recover::{CACHE_BYTES, DiskReader, ExportFormat, Exported, Pin, PointSpec, Progress, export};
 
 /// Write a disk as it was at a recovery point to a file
 #[derive(Debug, clap::Args)]
@@ -37,6 +45,65 @@ pub enum Format {
     Raw,
     /// Fixed VHD.
     Vhd,
-    /// qcow2.
-    Qcow2,
+}
+
+/// What was written.
+#[derive(Serialize)]
+struct Report<'a> {
+    machine: &'a MachineId,
+    disk: &'a DiskName,
+    sequence: u64,
+    file: &'a std::path::Path,
+    file_bytes: u64,
+    copied_bytes: u64,
+}
+
+/// Writes the file; nothing is left behind when it fails.
+///
+/// # Errors
+/// When the point or the disk is unknown, something it needs cannot be believed, or the file
+/// exists.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let spec: PointSpec = args.point.parse().map_err(Failure::usage)?;
+    let site = Site::open(&args.config.config)?;
+    let format = match args.format {
+        Format::Raw => ExportFormat::Raw,
+        Format::Vhd => ExportFormat::Vhd,
+    };
+    block_on(async {
+        let recovery = site.recovery(&args.machine).await?;
+        let clock = System::clock();
+        let (point, pin) = Pin::take(&recovery, &spec, &clock, &System).await?;
+        let reader = DiskReader::open(&recovery, &point, &args.disk, CACHE_BYTES).await;
+        let exported = match reader {
+            Ok(reader) => {
+                let reader = Arc::new(reader);
+                let bar = byte_bar(reader.size_bytes(), args.disk.as_str());
+                let progress = |now: Progress| bar.set_position(now.done_bytes);
+                let done = export(&args.machine, &reader, format, &args.out, &progress).await;
+                bar.finish_and_clear();
+                done
+            }
+            Err(error) => Err(error),
+        };
+        pin.release().await;
+        let exported = exported?;
+        report(args, point.sequence.0, &exported)
+    })
+}
+
+fn report(args: &Args, sequence: u64, exported: &Exported) -> Result<(), Failure> {
+    let (file_bytes, copied_bytes) = (exported.file_bytes, exported.copied_bytes);
+    if args.json {
+        let (machine, disk, file) = (&args.machine, &args.disk, args.out.as_path());
+        return print_json(&Report { machine, disk, sequence, file, file_bytes, copied_bytes });
+    }
+    print(&format!(
+        "{}: disk {} of {} at sequence {sequence}, {}, of which {} are no holes",
+        args.out.display(),
+        args.disk,
+        args.machine,
+        words::bytes(file_bytes),
+        words::bytes(copied_bytes)
+    ))
 }

@@ -19,6 +19,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Wrong usage.
+    pub fn usage(error: impl Error + Send + Sync + 'static) -> Self {
+        Self::Usage(Box::new(error))
+    }
+
     /// Says on standard error what failed and why, and gives the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {

@@ -37,11 +37,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Init(init::Args),
+    Serve(serve::Args),
+    Apply(apply::Args),
     Sidecar(sidecar::Args),
     Enroll(enroll::Args),
+    Agent(agent::Args),
     Bookmark(bookmark::Args),
     Status(status::Args),
+    Points(points::Args),
+    Export(export::Args),
+    Mount(mount::Args),
+    Verify(verify::Args),
 }
 
 /// Runs the command that the process was started with. Exit codes: 0 done, 1 failed, 2 wrong usage
@@ -58,11 +66,19 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Apply(args) => apply::run(&args),
         Command::Sidecar(args) => sidecar::run(&args),
         Command::Enroll(args) => enroll::run(&args),
+        Command::Agent(args) => agent::run(&args),
         Command::Bookmark(args) => bookmark::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Points(args) => points::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Mount(args) => mount::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }
 

@@ -2,8 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::site::ConfigArgs;
+use std::sync::Arc;
+
+use super::output::print;
+use super::site::{ConfigArgs, Site};
+use super::{Failure, block_on, stopped};
+use crate::clock::System;
 use crate::model::{DiskName, MachineId};
+use crate::nbd::{Export, Server};
+use crate::recover::{CACHE_BYTES, DiskReader, Mounted, Pin, PointSpec};
 
 /// Serve a disk as it was at a recovery point over NBD, within seconds
 #[derive(Debug, clap::Args)]
@@ -25,4 +32,42 @@ pub struct Args {
     /// Which site
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Serves the disk until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// When the point or the disk is unknown, something it needs cannot be believed, or the socket is
+/// in use.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let spec: PointSpec = args.point.parse().map_err(Failure::usage)?;
+    let site = Site::open(&args.config.config)?;
+    let socket = std::path::absolute(&args.socket)?;
+    block_on(async {
+        let recovery = site.recovery(&args.machine).await?;
+        let clock = System::clock();
+        let (point, pin) = Pin::take(&recovery, &spec, &clock, &System).await?;
+        let reader = DiskReader::open(&recovery, &point, &args.disk, CACHE_BYTES).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let mounted = if args.writable {
+            let beside = socket.parent().unwrap_or(std::path::Path::new("."));
+            Mounted::writable(reader, runtime, beside)?
+        } else {
+            Mounted::read_only(reader, runtime)
+        };
+        let export: Arc<dyn Export> = Arc::new(mounted);
+        let server = Server::bind(&socket, args.disk.as_str(), export)?;
+        print(&format!(
+            "disk {} of {} at sequence {}: nbd+unix:///{}?socket={}",
+            args.disk,
+            args.machine,
+            point.sequence,
+            args.disk,
+            socket.display()
+        ))?;
+        stopped().await?;
+        tokio::task::spawn_blocking(move || server.stop()).await?;
+        pin.release().await;
+        Ok(())
+    })
 }

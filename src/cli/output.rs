@@ -57,3 +57,11 @@ pub fn byte_bar(total: u64, what: &str) -> ProgressBar {
     bar.set_message(what.to_owned());
     bar
 }
+
+/// A line that shows which step runs; hidden when standard error is no terminal.
+#[must_use]
+pub fn step_spinner() -> ProgressBar {
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    spinner.set_style(ProgressStyle::default_spinner());
+    spinner
+}

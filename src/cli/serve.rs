@@ -1,6 +1,11 @@
 //! `holdfast serve`: process server and applier.
 
+use super::output::print;
 use super::site::ConfigArgs;
+use super::{Failure, block_on, stopped};
+use crate::clock::System;
+use crate::server::ProcessServer;
+use crate::settings::load_server;
 
 /// Run the process server, and the applier unless apply.enabled is false
 #[derive(Debug, clap::Args)]
@@ -8,4 +13,25 @@ pub struct Args {
     /// Which site
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Serves until SIGTERM or Ctrl-C, then drains.
+///
+/// # Errors
+/// When it cannot start, or the cache log can no longer be trusted.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let settings = load_server(&args.config.config)?;
+    block_on(async {
+        let mut server =
+            ProcessServer::start(settings, System::clock(), System::entropy()).await?;
+        let addresses = server.addresses();
+        let (data, metrics) = (addresses.data, addresses.metrics);
+        print(&format!("serving on {data}; metrics on http://{metrics}/metrics"))?;
+        tokio::select! {
+            asked = stopped() => asked?,
+            error = server.failed() => return Err(error.into()),
+        }
+        tracing::info!("draining");
+        Ok(server.drain().await?)
+    })
 }

@@ -8,6 +8,8 @@ use super::Failure;
 use crate::clock::System;
 use crate::control::ca::CertificateAuthority;
 use crate::control::{Client, Registrar, Sources};
+use crate::model::MachineId;
+use crate::recover::Recovery;
 use crate::seal::KeyEncryptionKey;
 use crate::settings::{ServerSettings, load_server};
 use crate::store::Store;
@@ -53,6 +55,15 @@ impl Site {
         let sources =
             Sources { vault: Vault::new(store, kek.derive(VAULT_KEY)), kek: Arc::new(kek) };
         Self { settings, sources }
+    }
+
+    /// The recovery side of a machine: needs only the store and the key.
+    ///
+    /// # Errors
+    /// When the machine is unknown or its keys cannot be unwrapped.
+    pub async fn recovery(&self, machine: &MachineId) -> Result<Recovery, Failure> {
+        let store = Arc::clone(self.sources.vault.store());
+        Ok(Recovery::open(store, &self.sources.kek, machine).await?)
     }
 
     /// Asks process servers as the operator.

@@ -17,7 +17,7 @@ pub enum CloudLogError {
         name: ObjectName,
         /// The cause.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// An object of the log does not open under the machine's keys.
     #[error("cloud log of machine {machine}: {name} is not what was written")]
@@ -28,7 +28,7 @@ pub enum CloudLogError {
         name: ObjectName,
         /// The cause.
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// An object opened, and is no manifest or page.
     #[error("cloud log of machine {machine}: {name} breaks its format")]
@@ -39,7 +39,7 @@ pub enum CloudLogError {
         name: ObjectName,
         /// The cause.
         #[source]
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// A valid object in the place of another: swapped, or of another machine.
     #[error("cloud log of machine {machine}: {name}: {field} is {found}, expected {expected}")]
@@ -80,7 +80,7 @@ pub enum CloudLogError {
         machine: MachineId,
         /// The rule.
         #[source]
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// Somebody else changed the manifest: read it again and decide.
     #[error("the manifest of machine {machine} was changed by somebody else")]
@@ -95,11 +95,17 @@ pub enum CloudLogError {
         machine: MachineId,
         /// The answer to the write.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
 }
 
 impl CloudLogError {
+    /// Whether the store has no room for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if matches!(**source, StoreError::Full { .. }))
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -215,7 +215,7 @@ impl LogStore {
         CloudLogError::Store {
             machine,
             name,
-            source,
+            source: Box::new(source),
         }
     }
 
@@ -223,7 +223,7 @@ impl LogStore {
         CloudLogError::Sealed {
             machine: self.machine.clone(),
             name: name.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 
@@ -231,7 +231,7 @@ impl LogStore {
         CloudLogError::Format {
             machine: self.machine.clone(),
             name: name.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 }

@@ -55,7 +55,7 @@ impl LogStore {
         };
         let plain = content.encode().map_err(|source| CloudLogError::Next {
             machine: self.machine.clone(),
-            source,
+            source: Box::new(source),
         })?;
         let key = self.keys.newest();
         let sealed = seal_document(PAGE_KIND, &self.machine, key, entropy, &plain);
@@ -79,7 +79,10 @@ impl LogStore {
                 match self.page(page).await {
                     Ok(_) => Ok(()),
                     Err(CloudLogError::Missing { machine, .. }) => {
-                        Err(CloudLogError::Unsettled { machine, source })
+                        Err(CloudLogError::Unsettled {
+                        machine,
+                        source: Box::new(source),
+                    })
                     }
                     Err(other) => Err(other),
                 }

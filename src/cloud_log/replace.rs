@@ -77,7 +77,7 @@ impl LogStore {
         self.same(&name, "machine", found == wanted, found, wanted)?;
         let next = |source| CloudLogError::Next {
             machine: self.machine.clone(),
-            source,
+            source: Box::new(source),
         };
         let plain = manifest.encode().map_err(next)?;
         let key = self.keys.newest();
@@ -98,6 +98,7 @@ impl LogStore {
             },
         };
         let machine = self.machine.clone();
+        let source = Box::new(source);
         let (found, etag) = match self.store.read(&name).await {
             Ok((bytes, etag)) if bytes == body => (Found::Ours, Some(etag)),
             Ok((_, etag)) if Some(&etag) == expected => (Found::Before, None),

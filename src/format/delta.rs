@@ -1,10 +1,11 @@
 //! Sealed objects of the cloud log. Layout: `docs/formats/delta.md`.
 
-mod codec;
+mod ends;
+mod index;
 #[cfg(test)]
 mod tests;
 
-pub use codec::INDEX_NUMBER;
+pub use ends::INDEX_NUMBER;
 
 use crate::model::{
     Change, DeltaId, DiskIndex, Epoch, Extent, Generation, MachineKey, Sequence, Timestamp,

@@ -13,12 +13,12 @@ pub const RECORD_HEADER_BYTES: usize = 96;
 pub const RECORD_ALIGN: u64 = 64;
 /// Kind of the record that closes a segment; changes have the codes of [`crate::format::change`].
 pub const KIND_END: u8 = 255;
-/// Bytes of the clean-stop marker.
-pub const MARKER_BYTES: usize = 64;
+/// Kind of a record that voids: whatever stands before it in the log of its machine, at its sequence
+/// or later, does not count.
+pub const KIND_VOID: u8 = 254;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"HOLDSEGM";
 const RECORD_MAGIC: [u8; 4] = *b"HREC";
-const MARKER_MAGIC: [u8; 8] = *b"HOLDCLEN";
 const RECORD_CRC_AT: usize = RECORD_HEADER_BYTES - 4;
 
 const _: () = assert!(SEGMENT_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
@@ -77,17 +77,6 @@ pub struct RecordHeader {
     pub previous_crc: u32,
 }
 
-/// The fact that one segment was closed and synced.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CleanMarker {
-    /// Which life of which segment.
-    pub incarnation: Incarnation,
-    /// Offset of its end record.
-    pub end: u64,
-    /// Checksum of its end record.
-    pub end_crc: u32,
-}
-
 /// Bytes from the start of a record to the start of the next.
 #[must_use]
 pub const fn record_bytes(payload_bytes: u32) -> u64 {
@@ -114,7 +103,11 @@ impl SegmentHeader {
             .u64(self.ordinal)
             .u64(self.segment_bytes)
             .u64(self.copy_of.unwrap_or(0));
-        with_crc(to)
+        let mut sector = [0; SEGMENT_HEADER_SECTOR];
+        let (content, crc) = sector.split_at_mut(SEGMENT_HEADER_SECTOR - 4);
+        content[..to.0.len()].copy_from_slice(&to.0);
+        crc.copy_from_slice(&crc32fast::hash(content).to_le_bytes());
+        sector
     }
 
     /// Reads the header's sector; `None` if the segment is blank.
@@ -128,7 +121,7 @@ impl SegmentHeader {
         if sector == [0; SEGMENT_HEADER_SECTOR] {
             return Ok(None);
         }
-        let mut from = checked("segment header", &sector, SEGMENT_MAGIC)?;
+        let mut from = checked(&sector)?;
         let version = from.u16("segment version")?;
         if version != Version::V1 as u16 {
             return Err(FormatError::value("segment version", version, "1"));
@@ -262,6 +255,12 @@ impl RecordHeader {
         })
     }
 
+    /// Whether this record voids earlier ones.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.kind == KIND_VOID
+    }
+
     /// Whether this record closes its segment.
     #[must_use]
     pub fn is_end(&self) -> bool {
@@ -269,56 +268,12 @@ impl RecordHeader {
     }
 }
 
-impl CleanMarker {
-    /// The marker file's content.
-    #[must_use]
-    pub fn encode(&self) -> [u8; MARKER_BYTES] {
-        let mut to = Writer::new();
-        to.put(&MARKER_MAGIC)
-            .put(&self.incarnation.0)
-            .u64(self.end)
-            .u32(self.end_crc);
-        with_crc(to)
-    }
-
-    /// Reads the marker file's content.
-    ///
-    /// # Errors
-    /// When it is no marker; then the stop was not clean.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut from = Reader::new(bytes);
-        let bytes: [u8; MARKER_BYTES] = from.array("clean marker")?;
-        from.finish("clean marker")?;
-        let mut from = checked("clean marker", &bytes, MARKER_MAGIC)?;
-        let marker = Self {
-            incarnation: Incarnation(from.array("incarnation")?),
-            end: from.u64("end")?,
-            end_crc: from.u32("end_crc")?,
-        };
-        let left = from.left();
-        zeros(&mut from, left)?;
-        Ok(marker)
-    }
-}
-
-/// Zeros up to the last four bytes, then the checksum of everything before it.
-fn with_crc<const N: usize>(fields: Writer) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes[..fields.0.len()].copy_from_slice(&fields.0);
-    let crc = crc32fast::hash(&bytes[..N - 4]);
-    bytes[N - 4..].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-/// A reader of the fields between magic and checksum, both of which are right.
-fn checked<'a, const N: usize>(
-    what: &'static str,
-    bytes: &'a [u8; N],
-    magic: [u8; 8],
-) -> Result<Reader<'a>, FormatError> {
-    let (content, crc) = bytes.split_at(N - 4);
+/// A reader of a header's fields between magic and checksum, both of which are right.
+fn checked(sector: &[u8; SEGMENT_HEADER_SECTOR]) -> Result<Reader<'_>, FormatError> {
+    let what = "segment header";
+    let (content, crc) = sector.split_at(SEGMENT_HEADER_SECTOR - 4);
     let mut from = Reader::new(content);
-    expect(what, from.array(what)?, magic)?;
+    expect("segment magic", from.array(what)?, SEGMENT_MAGIC)?;
     let found = Reader::new(crc).u32("checksum")?;
     let computed = crc32fast::hash(content);
     if found != computed {

@@ -243,3 +243,64 @@ impl StreamState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::manifest::EpochEntry;
+    use crate::model::Generation;
+
+    fn manifest(published: u64, epochs: Vec<EpochEntry>, catching_up: bool) -> Manifest {
+        Manifest {
+            machine: "web-1".parse().unwrap(),
+            generation: Generation(1),
+            owner: "ps-1".parse().unwrap(),
+            version: 1,
+            truncated: Sequence::ZERO,
+            published: Sequence(published),
+            last_delta: None,
+            catching_up,
+            epochs,
+            pages: Vec::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_stream_is_read_back_from_its_manifest_and_what_recovery_found() {
+        let nothing = StreamState::published(&manifest(0, Vec::new(), false));
+        assert_eq!(nothing, StreamState::default());
+        let begun_at = |first| EpochEntry {
+            epoch: Epoch(2),
+            first: Sequence(first),
+            disks: vec![DiskSpec {
+                index: DiskIndex(1),
+                name: "root".parse().unwrap(),
+                size_bytes: 4096,
+            }],
+        };
+        let order = |first, catching_up| {
+            StreamState::published(&manifest(9, vec![begun_at(first)], catching_up)).order
+        };
+        assert_eq!(order(9, false), Order::Blank, "the copy is still to begin");
+        assert_eq!(order(5, true), Order::CatchingUp);
+        assert_eq!(order(5, false), Order::Ordered);
+
+        let mut stream = StreamState::published(&manifest(9, vec![begun_at(9)], false));
+        let copy = Change::CatchUpBegin(CatchUp::InitialReplication);
+        let extent = Extent::new(0, 4096, 4096).unwrap();
+        let disk = DiskIndex(1);
+        let found = [
+            DurableChange::Mark(copy),
+            DurableChange::Write { disk, extent },
+            DurableChange::Mark(Change::CatchUpEnd),
+        ];
+        for (sequence, change) in (10..).zip(&found) {
+            assert_eq!(stream.follow(Sequence(sequence), change), Ok(()));
+        }
+        assert_eq!(
+            (stream.sequence, stream.order),
+            (Sequence(12), Order::Ordered)
+        );
+    }
+}

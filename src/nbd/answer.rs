@@ -74,12 +74,7 @@ fn refuse(
     let command = request.command;
     tracing::warn!(command, offset, length, %error, "nbd request failed");
     let code = ErrorCode::of(error);
-    send(&reply::error(
-        session,
-        request.cookie,
-        code,
-        &error.to_string(),
-    ))
+    send(&reply::error(session, request.cookie, code, &error.to_string()))
 }
 
 fn read(
@@ -115,12 +110,7 @@ fn read(
     for (number, (part, zero)) in parts.into_iter().enumerate() {
         let (last, length) = (number + 1 == count, part.end - part.start);
         if zero {
-            send(&reply::hole(
-                request.cookie,
-                part.start,
-                length as u32,
-                last,
-            ))?;
+            send(&reply::hole(request.cookie, part.start, length as u32, last))?;
             continue;
         }
         let mut bytes = vec![0; reply::DATA_CHUNK_BYTES + length as usize];
@@ -141,11 +131,7 @@ fn read(
 pub(super) fn read_parts(range: Range<u64>, status: &[BlockStatus]) -> Vec<(Range<u64>, bool)> {
     let mut parts: Vec<(Range<u64>, bool)> = Vec::new();
     let mut at = range.start;
-    let rest = BlockStatus {
-        length: u64::MAX,
-        hole: false,
-        zero: false,
-    };
+    let rest = BlockStatus { length: u64::MAX, hole: false, zero: false };
     for extent in status.iter().chain(std::iter::once(&rest)) {
         let end = at.saturating_add(extent.length).min(range.end);
         let zero = extent.zero && end - at >= HOLE_BYTES_MIN;
@@ -157,11 +143,7 @@ pub(super) fn read_parts(range: Range<u64>, status: &[BlockStatus]) -> Vec<(Rang
                     at = data.end;
                 }
                 _ => {
-                    let most = if zero {
-                        end - at
-                    } else {
-                        READ_CHUNK_BYTES.into()
-                    };
+                    let most = if zero { end - at } else { READ_CHUNK_BYTES.into() };
                     parts.push((at..end.min(at + most), zero));
                     at = end.min(at + most);
                 }
@@ -209,11 +191,7 @@ pub(super) fn merge(extents: &[BlockStatus], length: u64, most: usize) -> Vec<Bl
         left -= length;
     }
     if merged.is_empty() {
-        merged.push(BlockStatus {
-            length,
-            hole: false,
-            zero: false,
-        });
+        merged.push(BlockStatus { length, hole: false, zero: false });
     }
     merged
 }

@@ -155,13 +155,8 @@ impl Client {
         let mut extents: Vec<BlockStatus> = Vec::new();
         let (mut at, end) = (offset, offset.saturating_add(length));
         while at < end {
-            let ask = ask(
-                command::BLOCK_STATUS,
-                "block status",
-                0,
-                at,
-                (end - at).min(RUN_BYTES_MAX),
-            );
+            let ask =
+                ask(command::BLOCK_STATUS, "block status", 0, at, (end - at).min(RUN_BYTES_MAX));
             self.request(ask, &[])?;
             for mut extent in self.reply(ask, None)? {
                 extent.length = extent.length.min(end - at);
@@ -233,10 +228,7 @@ impl Client {
                     return Ok(None);
                 }
                 let size = u64::from_be_bytes(reader.array("export size")?);
-                Ok(Some((
-                    size,
-                    u16::from_be_bytes(reader.array("export flags")?),
-                )))
+                Ok(Some((size, u16::from_be_bytes(reader.array("export flags")?))))
             };
             match parse() {
                 Ok(Some((size_bytes, flags))) => {
@@ -252,12 +244,7 @@ impl Client {
 
     /// Sends an option; gives the kind of its final reply and the replies before that.
     fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<(u32, Vec<u8>)>)> {
-        let parts = [
-            &OPTION_MAGIC[..],
-            &number.to_be_bytes(),
-            &length_of(body),
-            body,
-        ];
+        let parts = [&OPTION_MAGIC[..], &number.to_be_bytes(), &length_of(body), body];
         self.transmit(&parts.concat())?;
         let mut replies = Vec::new();
         loop {
@@ -428,11 +415,7 @@ impl Client {
 
     fn io(&self, action: &'static str, source: io::Error) -> NbdError {
         let socket = self.socket.clone();
-        NbdError::Io {
-            socket,
-            action,
-            source,
-        }
+        NbdError::Io { socket, action, source }
     }
 
     fn format(&self, source: FormatError) -> NbdError {
@@ -469,13 +452,7 @@ impl Drop for Client {
 
 fn ask(command: u16, verb: &'static str, flags: u16, offset: u64, length: u64) -> Ask {
     let length = u32::try_from(length).expect("callers cut requests to what the protocol allows");
-    Ask {
-        command,
-        verb,
-        flags,
-        offset,
-        length,
-    }
+    Ask { command, verb, flags, offset, length }
 }
 
 fn be32(bytes: &[u8]) -> u32 {

@@ -53,12 +53,7 @@ pub(super) fn serve(
     let hang_up = || {
         let _gone = stream.shutdown(std::net::Shutdown::Both); // fails when it hung up first
     };
-    let link = Link {
-        export,
-        session,
-        stopping,
-        hang_up: &hang_up,
-    };
+    let link = Link { export, session, stopping, hang_up: &hang_up };
     transmit(BufReader::with_capacity(64 << 10, stream), stream, &link)
 }
 
@@ -189,12 +184,7 @@ fn read_requests<'a>(
             Ok(command) => {
                 let memory = gate.take(memory_bytes(link.session, &request, command));
                 let payload = read_payload(&mut input, request.payload_bytes())?;
-                let job = Job {
-                    request,
-                    command,
-                    payload,
-                    _memory: memory,
-                };
+                let job = Job { request, command, payload, _memory: memory };
                 if queue.send(job).is_err() {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }

@@ -21,11 +21,7 @@ pub(super) struct Hold<'a> {
 
 impl Gate {
     pub(super) fn new(total: u32) -> Self {
-        Self {
-            free: Mutex::new(total),
-            freed: Condvar::new(),
-            total,
-        }
+        Self { free: Mutex::new(total), freed: Condvar::new(), total }
     }
 
     /// Waits until `bytes` are free; more than the whole is the whole.

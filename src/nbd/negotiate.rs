@@ -66,11 +66,7 @@ pub(super) fn option_header(
     let mut reader = Reader::new(bytes);
     let magic = reader.array::<8>("option magic")?;
     if magic != OPTION_MAGIC {
-        return Err(FormatError::value(
-            "option magic",
-            hex::encode(magic),
-            "IHAVEOPT",
-        ));
+        return Err(FormatError::value("option magic", hex::encode(magic), "IHAVEOPT"));
     }
     let number = u32::from_be_bytes(reader.array("option number")?);
     let length = u32::from_be_bytes(reader.array("option length")?);
@@ -198,10 +194,7 @@ impl<'a> Negotiation<'a> {
             return Ok(option_reply::ERR_UNKNOWN);
         }
         let kind = u16::to_be_bytes;
-        let (size, flags) = (
-            self.offer.size_bytes.to_be_bytes(),
-            self.flags().to_be_bytes(),
-        );
+        let (size, flags) = (self.offer.size_bytes.to_be_bytes(), self.flags().to_be_bytes());
         out.push(option_reply::INFO, &[&kind(info::EXPORT), &size, &flags]);
         if wants_name {
             let name = self.offer.name.as_bytes();
@@ -252,16 +245,12 @@ struct Replies {
 
 impl Replies {
     fn to(number: u32) -> Self {
-        Self {
-            number,
-            bytes: Vec::new(),
-        }
+        Self { number, bytes: Vec::new() }
     }
 
     fn push(&mut self, kind: u32, parts: &[&[u8]]) {
         let body = parts.concat();
-        self.bytes
-            .extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+        self.bytes.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
         self.bytes.extend_from_slice(&self.number.to_be_bytes());
         self.bytes.extend_from_slice(&kind.to_be_bytes());
         self.bytes.extend_from_slice(&length_of(&body));

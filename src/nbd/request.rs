@@ -56,23 +56,12 @@ impl Request {
 
     #[cfg(test)]
     pub(super) fn write(&self) -> Vec<u8> {
-        encode(
-            self.flags,
-            self.command,
-            self.cookie,
-            self.offset,
-            self.length,
-        )
-        .to_vec()
+        encode(self.flags, self.command, self.cookie, self.offset, self.length).to_vec()
     }
 
     /// Bytes of payload that follow the header, whether or not the request is refused.
     pub(super) fn payload_bytes(&self) -> u32 {
-        if self.command == command::WRITE {
-            self.length
-        } else {
-            0
-        }
+        if self.command == command::WRITE { self.length } else { 0 }
     }
 
     /// Whether and how it may be carried out on a disk of `size_bytes`.
@@ -88,12 +77,7 @@ impl Request {
         let has = |flag| self.flags & flag != 0;
         let fua = has(command_flag::FUA);
         let (parsed, allowed) = match self.command {
-            command::READ => (
-                Command::Read {
-                    whole: has(command_flag::DF),
-                },
-                command_flag::DF,
-            ),
+            command::READ => (Command::Read { whole: has(command_flag::DF) }, command_flag::DF),
             command::WRITE => (Command::Write { fua }, 0),
             command::DISCONNECT => return Ok(Command::Disconnect),
             command::FLUSH => (Command::Flush, 0),
@@ -102,12 +86,9 @@ impl Request {
                 Command::Zero { trim: false, fua },
                 command_flag::NO_HOLE | command_flag::FAST_ZERO,
             ),
-            command::BLOCK_STATUS if session.allocation => (
-                Command::BlockStatus {
-                    one: has(command_flag::REQ_ONE),
-                },
-                command_flag::REQ_ONE,
-            ),
+            command::BLOCK_STATUS if session.allocation => {
+                (Command::BlockStatus { one: has(command_flag::REQ_ONE) }, command_flag::REQ_ONE)
+            }
             _ => return Err(ErrorCode::INVALID),
         };
         if self.flags & !(allowed | command_flag::FUA) != 0 {

@@ -46,9 +46,7 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("offer", &self.offer)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("offer", &self.offer).finish_non_exhaustive()
     }
 }
 
@@ -80,9 +78,7 @@ impl Server {
         let accept = {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name("nbd-accept".to_owned());
-            thread
-                .spawn(move || shared.accept(&listener))
-                .map_err(named)?
+            thread.spawn(move || shared.accept(&listener)).map_err(named)?
         };
         Ok(Self {
             shared,
@@ -239,8 +235,5 @@ fn remove_stale(socket: &Path) -> io::Result<()> {
 }
 
 fn at(socket: &Path, action: &str, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("{}: {action}: {error}", socket.display()),
-    )
+    io::Error::new(error.kind(), format!("{}: {action}: {error}", socket.display()))
 }

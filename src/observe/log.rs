@@ -38,7 +38,11 @@ pub fn start_log() -> Result<(), LogError> {
     let text = if text.is_empty() { "info" } else { &text };
     let filter = EnvFilter::try_new(text)
         .map_err(|source| LogError::Filter { text: text.to_owned(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr);
     let format = std::env::var(FORMAT).unwrap_or_default();
     let started = match format.as_str() {
         "" | "text" => builder.try_init(),

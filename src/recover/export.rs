@@ -54,7 +54,7 @@ pub struct Exported {
 /// When `out` exists, cannot be written, or the point cannot be read; no file is left behind.
 pub async fn export(
     machine: &MachineId,
-    reader: &DiskReader,
+    reader: &Arc<DiskReader>,
     format: ExportFormat,
     out: &Path,
     progress: &(dyn Fn(Progress) + Sync),
@@ -71,7 +71,7 @@ pub async fn export(
     let mut done_bytes = 0;
     progress(Progress { done_bytes, total_bytes });
     let mut pieces = stream::iter(ranges.iter().cloned().flat_map(pieces))
-        .map(|piece| copy(reader, &partial, piece))
+        .map(|piece| copy(Arc::clone(reader), &partial, piece))
         .buffer_unordered(STREAMS);
     while let Some(copied) = pieces.try_next().await? {
         done_bytes += copied;
@@ -104,15 +104,18 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     starts.map(move |start| start..next(start).min(end))
 }
 
+/// Reads, opens and writes one piece; a task of its own, so that pieces share all cores.
 async fn copy(
-    reader: &DiskReader,
+    reader: Arc<DiskReader>,
     partial: &Partial,
     piece: Range<u64>,
 ) -> Result<u64, RecoverError> {
-    let length = piece.end - piece.start;
-    let bytes = reader.read(piece.start, length).await?;
-    let file = Arc::clone(&partial.file);
-    let written = blocking(move || file.write_all_at(&bytes, piece.start)).await;
+    let (length, file) = (piece.end - piece.start, Arc::clone(&partial.file));
+    let copied = tokio::spawn(async move {
+        let bytes = reader.read(piece.start, length).await?;
+        Ok::<_, RecoverError>(blocking(move || file.write_all_at(&bytes, piece.start)).await)
+    });
+    let written = copied.await.unwrap_or_else(|gone| Ok(Err(io::Error::other(gone))))?;
     written.map_err(|source| partial.failed("writing", source))?;
     Ok(length)
 }
@@ -121,7 +124,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+    done.unwrap_or_else(|gone| Err(io::Error::other(gone)))
 }
 
 /// A file beside `out` that becomes it when it is whole, and goes away when dropped before.

@@ -159,3 +159,24 @@ impl Bits {
         parts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_writes_to_one_granule_both_stay() {
+        let overlay = Overlay::create(&std::env::temp_dir(), GRANULE_BYTES).unwrap();
+        let edges = |range| overlay.edges(&range);
+        let point = |edges: Vec<Range<u64>>| -> Vec<_> {
+            edges.iter().map(|edge| (edge.start, vec![9; 4096].into())).collect()
+        };
+        // Both fetched the granule's content before either wrote.
+        let (first, second) = (point(edges(0..512)), point(edges(512..1024)));
+        overlay.write(0, Content::Bytes(&[1; 512]), &first).unwrap();
+        overlay.write(512, Content::Bytes(&[2; 512]), &second).unwrap();
+        let mut read = [0; 1536];
+        assert_eq!(overlay.read(0, &mut read).unwrap(), []);
+        assert_eq!((read[0], read[512], read[1024]), (1, 2, 9));
+    }
+}

@@ -154,6 +154,8 @@ mod tests {
         assert!(decompress(&bytes, plain.len() + 1).is_err());
         assert!(decompress(&[&bytes[..], b"x"].concat(), plain.len()).is_err());
         assert!(decompress(&[&bytes[..], &bytes[..]].concat(), plain.len()).is_err());
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]; // zstd itself would pass over it
+        assert!(decompress(&[&bytes[..], &skippable].concat(), plain.len()).is_err());
         for cut in 0..bytes.len() {
             assert!(decompress(&bytes[..cut], plain.len()).is_err());
         }

@@ -9,6 +9,7 @@ mod compress;
 mod document;
 mod encrypt;
 mod error;
+mod frames;
 mod key;
 mod open;
 mod pool;

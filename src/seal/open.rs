@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use super::compress::decompress;
 use super::encrypt::ObjectKey;
 use super::error::{Disbelief, Part, SealError};
+use super::frames::nonce;
 use super::key::KeyRing;
-use super::sealer::nonce;
 use crate::format::bytes::FormatError;
 use crate::format::delta::{
     DeltaHeader, DeltaIndex, DeltaTrailer, FrameEntry, HEADER_BYTES, INDEX_NUMBER, TRAILER_BYTES,

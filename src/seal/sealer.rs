@@ -1,35 +1,27 @@
 //! `Batch` → `Sealed`: the one place where a delta is made.
 //!
-//! Owns: filling frames, the order of compressing and sealing, the key of each delta (drawn here,
-//! used here, gone when the delta is done). Does not own: what is kept (coalesce), which thread.
+//! Owns: the key of each delta (its salt is drawn here, it is used once and gone when the delta is
+//! done), header and manifest entry. Does not own: what is kept (coalesce), bytes of frames, threads.
 
 use std::fmt;
 
 use bytes::Bytes;
 
 use super::batch::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch};
-use super::coalesce::{Piece, coalesce};
-use super::compress::append_compressed;
+use super::coalesce::coalesce;
 use super::encrypt::ObjectKey;
 use super::error::SealError;
+use super::frames::{FRAME_BYTES_MIN, FrameError, Frames, frame_bytes};
 use super::key::DataKey;
 use crate::budget::Permit;
 use crate::cache::Durable;
 use crate::clock::Entropy;
 use crate::format::delta::{
-    DeltaHeader, DeltaIndex, DeltaTrailer, ENTRIES_MAX, EntrySource, FRAME_PLAIN_BYTES_MAX,
-    FRAMES_MAX, FrameEntry, HEADER_BYTES, INDEX_NUMBER, IndexEntry, MARKS_MAX, TAG_BYTES,
-    TRAILER_BYTES,
+    DeltaHeader, ENTRIES_MAX, FRAMES_MAX, HEADER_BYTES, MARKS_MAX, TAG_BYTES, TRAILER_BYTES,
 };
 use crate::format::manifest::{BookmarkEntry, DeltaEntry};
-use crate::model::{
-    Change, DeltaId, EpochBegin, Extent, Generation, MachineId, MachineKey, Timestamp,
-    ZERO_BYTES_MAX,
-};
+use crate::model::{Change, DeltaId, EpochBegin, Generation, MachineId, MachineKey, Timestamp};
 use crate::settings::SealSettings;
-
-/// Smallest plaintext of a frame that settings may ask for.
-const FRAME_BYTES_MIN: u32 = 4 << 10;
 
 // A batch as large as it may be still makes a legal delta: full frames but the last, and at most
 // two pieces a record and one more at each border between frames.
@@ -201,22 +193,7 @@ pub(super) fn make(
         let found = batch.machine();
         return Err(SealError::ForeignRecord { machine, found });
     }
-    let mut salt = [0; 32];
-    entropy.fill(&mut salt);
-    let object_key = key.delta_key(&salt, machine, lineage.id);
-    let header = DeltaHeader {
-        machine,
-        generation: lineage.generation,
-        epoch: batch.epoch(),
-        id: lineage.id,
-        previous: lineage.previous,
-        first: batch.first(),
-        last: batch.last(),
-        created: lineage.created,
-        data_key: key.id(),
-        salt,
-        commitment: object_key.commitment(),
-    };
+    let (header, object_key) = begin(batch, lineage, key, entropy);
     let (pieces, marks) = coalesce(batch, keep_every_write);
     let bookmarks = marks.iter().filter_map(|mark| match &mark.change {
         Change::Bookmark(bookmark) => Some(BookmarkEntry {
@@ -230,29 +207,13 @@ pub(super) fn make(
         Change::EpochBegin(begin) => Some(begin.clone()),
         _ => None,
     });
-    let failed = |source| SealError::Compress {
-        machine: lineage.machine.clone(),
-        first: header.first,
-        last: header.last,
-        level: settings.level,
-        source,
-    };
     let mut frames = Frames::new(&header, object_key, settings, &pieces);
-    for piece in &pieces {
-        frames.add(piece).map_err(failed)?;
-    }
-    frames.seal_frame().map_err(failed)?;
-    frames.index.marks = marks;
-    frames.index.check(&header).map_err(|source| {
-        let (machine, first, last) = (lineage.machine.clone(), header.first, header.last);
-        SealError::Unwritable {
-            machine,
-            first,
-            last,
-            source,
-        }
-    })?;
-    let object = Bytes::from(frames.finish().map_err(failed)?);
+    let added: Result<(), _> = pieces.iter().try_for_each(|piece| frames.add(piece));
+    let object = added
+        .map_err(FrameError::from)
+        .and_then(|()| frames.finish(&header, marks))
+        .map(Bytes::from)
+        .map_err(|error| refused(lineage, &header, settings, error))?;
     let entry = DeltaEntry {
         id: header.id,
         generation: header.generation,
@@ -272,6 +233,56 @@ pub(super) fn make(
     })
 }
 
+/// Draws the salt and derives the key: the only place where either happens for a delta.
+fn begin(
+    batch: &Batch,
+    lineage: &Lineage,
+    key: &DataKey,
+    entropy: &dyn Entropy,
+) -> (DeltaHeader, ObjectKey) {
+    let mut salt = [0; 32];
+    entropy.fill(&mut salt);
+    let object_key = key.delta_key(&salt, batch.machine(), lineage.id);
+    let header = DeltaHeader {
+        machine: batch.machine(),
+        generation: lineage.generation,
+        epoch: batch.epoch(),
+        id: lineage.id,
+        previous: lineage.previous,
+        first: batch.first(),
+        last: batch.last(),
+        created: lineage.created,
+        data_key: key.id(),
+        salt,
+        commitment: object_key.commitment(),
+    };
+    (header, object_key)
+}
+
+fn refused(
+    lineage: &Lineage,
+    header: &DeltaHeader,
+    settings: &SealSettings,
+    error: FrameError,
+) -> SealError {
+    let (machine, first, last) = (lineage.machine.clone(), header.first, header.last);
+    match error {
+        FrameError::Compress(source) => SealError::Compress {
+            machine,
+            first,
+            last,
+            level: settings.level,
+            source,
+        },
+        FrameError::Rule(source) => SealError::Unwritable {
+            machine,
+            first,
+            last,
+            source,
+        },
+    }
+}
+
 /// Most bytes that sealing this batch can take in memory: the object with nothing folded and
 /// nothing compressed, the plain index beside the sealed one, one frame being gathered.
 pub(super) fn bytes_max(batch: &Batch, settings: &SealSettings) -> u64 {
@@ -282,147 +293,4 @@ pub(super) fn bytes_max(batch: &Batch, settings: &SealSettings) -> u64 {
     let frame_overhead = frames * u64::from(TAG_BYTES);
     let fixed = (HEADER_BYTES + TRAILER_BYTES) as u64 + u64::from(TAG_BYTES);
     fixed + batch.payload_bytes() + frame_overhead + 2 * index + 2 * frame_bytes
-}
-
-fn frame_bytes(settings: &SealSettings) -> u32 {
-    let asked = settings.frame_bytes / 512 * 512; // borders of frames are borders of sectors
-    asked.clamp(FRAME_BYTES_MIN, FRAME_PLAIN_BYTES_MAX)
-}
-
-/// Fills frames and seals them, one after the other, into the object.
-struct Frames<'a> {
-    header: [u8; HEADER_BYTES],
-    key: ObjectKey,
-    level: i32,
-    frame_bytes: usize,
-    object: Vec<u8>,
-    index: DeltaIndex,
-    open: Vec<&'a [u8]>,
-    open_bytes: usize,
-    gathered: Vec<u8>,
-}
-
-impl<'a> Frames<'a> {
-    fn new(
-        header: &DeltaHeader,
-        key: ObjectKey,
-        settings: &SealSettings,
-        pieces: &[Piece<'a>],
-    ) -> Self {
-        let header = header.encode();
-        let frame_bytes = frame_bytes(settings) as usize;
-        let plain: usize = pieces
-            .iter()
-            .filter_map(|piece| piece.bytes)
-            .map(<[u8]>::len)
-            .sum();
-        // Room for everything stored, so that the object is never moved while it grows. Pages
-        // that are not reached cost nothing, and the rest is given back at the end.
-        let mut object = Vec::with_capacity(plain + plain / 64 + 2 * frame_bytes + HEADER_BYTES);
-        object.extend_from_slice(&header);
-        Self {
-            header,
-            key,
-            level: settings.level,
-            frame_bytes,
-            object,
-            index: DeltaIndex::default(),
-            open: Vec::new(),
-            open_bytes: 0,
-            gathered: Vec::new(),
-        }
-    }
-
-    /// Appends a piece, cut where frames are full.
-    fn add(&mut self, piece: &Piece<'a>) -> std::io::Result<()> {
-        let Some(mut bytes) = piece.bytes else {
-            self.enter(piece, piece.extent, EntrySource::Zero);
-            return Ok(());
-        };
-        let mut at = piece.extent.offset();
-        while !bytes.is_empty() {
-            let (here, rest) = bytes.split_at(bytes.len().min(self.frame_bytes - self.open_bytes));
-            let extent = Extent::new(at, here.len() as u64, ZERO_BYTES_MAX)
-                .expect("pieces and frames begin and end at sectors");
-            let source = EntrySource::Frame {
-                frame: self.index.frames.len() as u32,
-                offset: self.open_bytes as u32,
-            };
-            self.enter(piece, extent, source);
-            self.open.push(here);
-            self.open_bytes += here.len();
-            if self.open_bytes == self.frame_bytes {
-                self.seal_frame()?;
-            }
-            at += here.len() as u64;
-            bytes = rest;
-        }
-        Ok(())
-    }
-
-    fn enter(&mut self, piece: &Piece<'a>, extent: Extent, source: EntrySource) {
-        self.index.entries.push(IndexEntry {
-            sequence: piece.sequence,
-            disk: piece.disk,
-            extent,
-            source,
-        });
-    }
-
-    /// Compresses and seals the open frame, if there is anything in it.
-    fn seal_frame(&mut self) -> std::io::Result<()> {
-        let mut gathered = std::mem::take(&mut self.gathered);
-        let plain: &[u8] = match self.open.as_slice() {
-            [] => return Ok(()),
-            [whole] => whole, // straight from the cache's segment
-            parts => {
-                gathered.clear();
-                parts
-                    .iter()
-                    .for_each(|part| gathered.extend_from_slice(part));
-                &gathered
-            }
-        };
-        let number = self.index.frames.len() as u64;
-        let frame = self.seal_bytes(plain, number)?;
-        self.index.frames.push(frame);
-        self.gathered = gathered;
-        self.open.clear();
-        self.open_bytes = 0;
-        Ok(())
-    }
-
-    fn seal_bytes(&mut self, plain: &[u8], number: u64) -> std::io::Result<FrameEntry> {
-        let from = self.object.len();
-        let compressed = append_compressed(plain, self.level, &mut self.object)?;
-        let frame = FrameEntry {
-            offset: from as u64,
-            sealed_bytes: (self.object.len() - from) as u32 + TAG_BYTES,
-            plain_bytes: plain.len() as u32,
-            compressed,
-        };
-        let aad = frame.aad(&self.header, number);
-        self.key.seal(nonce(number), &aad, &mut self.object, from);
-        Ok(frame)
-    }
-
-    /// Seals the index and ends the object.
-    fn finish(mut self) -> std::io::Result<Vec<u8>> {
-        let plain = self.index.encode();
-        let index = self.seal_bytes(&plain, INDEX_NUMBER)?;
-        let trailer = DeltaTrailer {
-            index,
-            object_bytes: index.end() + TRAILER_BYTES as u64,
-        };
-        self.object.extend_from_slice(&trailer.encode());
-        self.object.shrink_to_fit();
-        Ok(self.object)
-    }
-}
-
-/// The nonce of frame `number`; the index is [`INDEX_NUMBER`].
-pub(super) fn nonce(number: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&number.to_le_bytes());
-    nonce
 }

@@ -48,6 +48,7 @@ pub struct Addresses {
 /// A running process server. Dropping it does not stop it: call [`ProcessServer::drain`].
 pub struct ProcessServer {
     addresses: Addresses,
+    metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
     drain: watch::Sender<bool>,
@@ -94,6 +95,12 @@ impl ProcessServer {
     #[must_use]
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// What it measures.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Waits until a shard's log ends by itself: the cache can no longer be trusted, and the
@@ -205,7 +212,8 @@ impl Building {
         tasks.push(tokio::spawn(self.applying(kek).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
-        Ok(ProcessServer { addresses, registry, clock, drain, shards, logs, tasks })
+        let metrics = Arc::clone(&self.metrics);
+        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, logs, tasks })
     }
 
     fn shared(

@@ -269,10 +269,14 @@ impl Store for Memory {
 
     async fn delete(&self, name: &ObjectName, condition: Condition) -> Result<()> {
         let mut state = self.state();
-        let present = state.blocks(name)?.ok_or_else(|| about(name).not_found())?;
-        about(name).check_condition(&condition, Some(&present.etag))?;
-        state.objects.remove(name);
-        Ok(())
+        if let Some(present) = state.blocks(name)? {
+            about(name).check_condition(&condition, Some(&present.etag))?;
+        }
+        state.staged.remove(name); // who gives an object up gives its blocks up
+        match state.objects.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(about(name).not_found()),
+        }
     }
 
     async fn create_pages(&self, name: &ObjectName, size: u64) -> Result<()> {

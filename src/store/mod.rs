@@ -75,7 +75,8 @@ pub trait Store: Send + Sync + 'static {
     /// All committed block blobs and page blobs whose name begins with `prefix`, sorted by name.
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
 
-    /// Removes a block blob. `NotFound` when it was not there.
+    /// Removes a block blob. `NotFound` when it was not there; blocks that this store staged for
+    /// it are given up in both cases.
     async fn delete(&self, name: &ObjectName, condition: Condition) -> Result<()>;
 
     // ── page blobs: seed disks ───────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ pub enum UploadError {
         name: ObjectName,
         /// The cause.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// The manifest or a page could not be read or written.
     #[error("manifest of machine {machine}")]
@@ -25,7 +25,7 @@ pub enum UploadError {
         machine: MachineId,
         /// The cause.
         #[source]
-        source: CloudLogError,
+        source: Box<CloudLogError>,
     },
     /// Under the write-once name of our delta stands something that we did not write.
     #[error("{name} of machine {machine} holds {found}, expected our {expected} bytes")]
@@ -128,24 +128,18 @@ impl UploadError {
 
     /// Whether the store has no room: said at once, because only a human can help.
     pub(super) fn is_full(&self) -> bool {
-        use StoreError::Full;
         match self {
-            Self::Store { source, .. } => matches!(source, Full { .. }),
-            Self::Log { source, .. } => {
-                matches!(
-                    source,
-                    CloudLogError::Store {
-                        source: Full { .. },
-                        ..
-                    }
-                )
-            }
+            Self::Store { source, .. } => matches!(**source, StoreError::Full { .. }),
+            Self::Log { source, .. } => source.is_full(),
             _ => false,
         }
     }
 
+    /// About the manifest or a page of `machine`.
     pub(super) fn log(machine: &MachineId, source: CloudLogError) -> Self {
-        let machine = machine.clone();
-        Self::Log { machine, source }
+        Self::Log {
+            machine: machine.clone(),
+            source: Box::new(source),
+        }
     }
 }

@@ -138,7 +138,7 @@ fn store_error(context: &UploadContext, source: StoreError) -> UploadError {
     UploadError::Store {
         machine,
         name,
-        source,
+        source: Box::new(source),
     }
 }
 

@@ -130,7 +130,7 @@ fn store_error(context: &UploadContext, name: &ObjectName, source: StoreError) -
     UploadError::Store {
         machine: context.log.machine().clone(),
         name: name.clone(),
-        source,
+        source: Box::new(source),
     }
 }
 

@@ -135,7 +135,7 @@ pub(super) async fn delete(
             Err(source) => Err(UploadError::Store {
                 machine: context.log.machine().clone(),
                 name,
-                source,
+                source: Box::new(source),
             }),
         }
     });
@@ -153,13 +153,13 @@ pub(super) fn delta_name(machine: &MachineId, entry: &DeltaEntry) -> ObjectName 
 fn shorten(manifest: &Manifest, cut: Cut) -> Option<Manifest> {
     let mut next = manifest.clone();
     let pages = next.pages.partition_point(|page| page.last <= cut.through);
-    let gone = next.pages.drain(..pages).map(|page| page.last).last();
+    let gone = next.pages.drain(..pages).map(|page| page.last).next_back();
     next.truncated = gone.unwrap_or(next.truncated);
     if next.pages.is_empty() {
         let entries = next
             .entries
             .partition_point(|entry| entry.last <= cut.through);
-        let gone = next.entries.drain(..entries).map(|entry| entry.last).last();
+        let gone = next.entries.drain(..entries).map(|entry| entry.last).next_back();
         next.truncated = gone.unwrap_or(next.truncated);
     }
     // An epoch is over when the next one begins at or before the first record that is left.

@@ -1,11 +1,14 @@
 //! What agents with good certificates do, well or badly.
 
+use std::time::Duration;
+
 use holdfast::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
+    encode_from_agent,
 };
 use holdfast::ingest::BookmarkError;
-use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Sequence};
-use tokio::io::AsyncWriteExt;
+use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{Agent, bookmark, hello, write};
 use crate::bounded;
@@ -203,6 +206,52 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
         let refuse = agent.refused().await;
         assert_eq!(refuse.code, Refusal::Protocol);
         assert!(refuse.text.contains("credit"), "{}", refuse.text);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_receive_budget_does_not_cover_stays_with_the_agent() {
+    bounded(async {
+        let small = holdfast::settings::LimitSettings {
+            receive_bytes_max: (2 << 20) + 4096,
+            ..limits()
+        };
+        let server = Server::start(small).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        server.running.send_replace(false);
+        let metrics = server.metrics.machine(&"web-1".parse().unwrap());
+        let (mut reader, mut writer) = tokio::io::split(agent.tls);
+        let sending = async {
+            for n in 4..7 {
+                let record = Record {
+                    sequence: Sequence(n),
+                    change: write(n, 1 << 20),
+                };
+                let frame = encode_from_agent(&FromAgent::Record(record));
+                writer.write_all(&frame.header).await.unwrap();
+                writer.write_all(&frame.payload).await.unwrap();
+            }
+            writer.flush().await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let watching = async {
+            while metrics.watermarks().received < Sequence(5) {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await; // time for a third, if it may
+            assert_eq!(metrics.watermarks().received, Sequence(5));
+            server.running.send_replace(true);
+            while metrics.watermarks().durable < Sequence(6) {
+                let _ = reader.read(&mut [0; 256]).await;
+            }
+        };
+        tokio::select! {
+            () = sending => {}
+            () = watching => {}
+        }
     })
     .await;
 }

@@ -116,3 +116,30 @@ async fn a_full_tmpfs_refuses_pages() {
 async fn a_full_ext4_refuses_pages() {
     pages("ext4").await;
 }
+
+/// Overwriting bytes that a clone shares takes room, too.
+#[tokio::test]
+async fn a_full_xfs_refuses_pages() {
+    let Some(mounted) = Mounted::new("xfs", 400) else {
+        return;
+    };
+    let store = Dir::open(&mounted.path, System::clock()).unwrap();
+    let (a, by, size) = (name("seed/a"), guard(1, 0), 32 * MIB as u64);
+    store.create_pages(&a, size).await.unwrap();
+    store.acquire_lease(&a, lease(1), 60).await.unwrap();
+    let whole = |fill| [0, 1, 2, 3, 4, 5, 6, 7].map(|at| data(at * 4 * MIB as u64, 4 * MIB, fill));
+    store.write_pages(&a, &whole(1), &by).await.unwrap();
+    let first = store.snapshot(&a, "", &by).await.unwrap();
+    mounted.fill(8 << 20);
+    for _ in 0..3 {
+        assert_eq!(kind(store.write_pages(&a, &whole(2), &by).await), "full");
+        for snapshot in [None, Some(&first)] {
+            let now = store.read_pages(&a, snapshot, 0, size).await.unwrap();
+            assert!(now.iter().all(|byte| *byte == 1), "{snapshot:?} changed");
+        }
+    }
+    mounted.free();
+    store.write_pages(&a, &whole(2), &by).await.unwrap();
+    let kept = store.read_pages(&a, Some(&first), 0, size).await.unwrap();
+    assert!(kept.iter().all(|byte| *byte == 1));
+}

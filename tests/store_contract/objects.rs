@@ -274,3 +274,11 @@ pub(crate) async fn swaps_from_many_tasks_lose_nothing(bench: Bench) {
     let (content, _) = bench.store.read(&name("vault/counter")).await.unwrap();
     assert_eq!(content, "100");
 }
+
+pub(crate) async fn giving_up_an_object_gives_up_its_blocks(bench: Bench) {
+    let (store, a) = (bench.store, name("log/3"));
+    store.stage_block(&a, BlockId(0), bytes("x")).await.unwrap();
+    assert_eq!(kind(store.delete(&a, Condition::Always).await), "not found");
+    let gone = store.commit_blocks(&a, &[BlockId(0)], Condition::Absent).await;
+    assert_eq!(kind(gone), "refused");
+}

@@ -1,6 +1,6 @@
 //! Real processes for integration tests: a site in a temporary directory, its server, agents and
 //! applier as children of the test, ended by process id when dropped.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod oracle;
 pub mod workload;
@@ -443,8 +443,8 @@ impl Drop for Process {
     }
 }
 
-/// Files below the store whose name ends in `name`.
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// All files below a folder.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -456,4 +456,46 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Paths of all delta objects of a machine: in a `dir:` store an object is the file of its name.
+pub fn delta_paths(store: &Path, machine: &str) -> Vec<PathBuf> {
+    files(&store.join("machines").join(machine).join("log"))
+}
+
+/// Their names.
+pub fn delta_objects(store: &Path, machine: &str) -> Vec<String> {
+    let prefix = format!("machines/{machine}/log/");
+    let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    delta_paths(store, machine).iter().map(|path| prefix.clone() + &name(path)).collect()
+}
+
+/// The file of an object.
+pub fn object(store: &Path, name: &str) -> PathBuf {
+    store.join(name)
+}
+
+/// The file of a seed disk: it is the fixed VHD itself.
+pub fn seed_disk(store: &Path, name: &str) -> PathBuf {
+    store.join("seed").join(name)
+}
+
+/// Names of the deltas that the machine's manifest names now.
+pub fn named_deltas(site: &Site, machine: &str) -> Vec<String> {
+    use holdfast::format::names;
+    let site = holdfast::cli::site::Site::open(&site.config()).ok().unwrap();
+    let machine = machine.parse().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let document = site.sources.vault.machine(&machine).await.unwrap().unwrap();
+        let keys = holdfast::seal::KeyRing::unwrap(&site.sources.kek, &document).unwrap();
+        let store = std::sync::Arc::clone(site.sources.vault.store());
+        let log = holdfast::cloud_log::LogStore::new(store, machine.clone(), keys);
+        let (manifest, _) = log.manifest().await.unwrap().unwrap();
+        let entries = log.entries(&manifest, manifest.truncated).await.unwrap();
+        let name = |e: &holdfast::format::manifest::DeltaEntry| {
+            names::delta(&machine, e.generation, e.first, e.last, e.id).to_string()
+        };
+        entries.iter().map(name).collect()
+    })
 }

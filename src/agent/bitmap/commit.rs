@@ -44,7 +44,11 @@ impl Commits {
 
 impl Bitmap {
     /// Returns when commit `ticket` is on disk: waits for whoever writes, or writes itself.
-    pub(super) fn commit<'a>(&'a self, mut state: MutexGuard<'a, State>, ticket: u64) -> io::Result<()> {
+    pub(super) fn commit<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        ticket: u64,
+    ) -> io::Result<()> {
         while state.commits.done < ticket {
             if let Some(cause) = &state.commits.broken {
                 return Err(io::Error::other(Arc::clone(cause)));

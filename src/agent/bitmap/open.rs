@@ -39,7 +39,9 @@ pub(in crate::agent) fn open(path: &Path, identity: &Identity) -> io::Result<(Bi
     create(path, identity)?;
     match load(Box::new(FileMedium::open(path)?), identity)? {
         (Some(bitmap), _) => Ok((bitmap, why)),
-        (None, _) => Err(io::Error::other("the bitmap just written does not read back")),
+        (None, _) => Err(io::Error::other(
+            "the bitmap just written does not read back",
+        )),
     }
 }
 
@@ -100,7 +102,12 @@ fn read_headers(medium: &dyn Medium) -> io::Result<(Vec<Header>, String)> {
 }
 
 fn fresh(identity: &Identity) -> Header {
-    identity.header(crate::model::Epoch(0), crate::model::Sequence::ZERO, false, 0)
+    identity.header(
+        crate::model::Epoch(0),
+        crate::model::Sequence::ZERO,
+        false,
+        0,
+    )
 }
 
 /// The bytes of a file with all bits set, for a disk that was never tracked.

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{Opened, Temporary, if_found, parent};
 use super::root::Root;
-use super::{BlockId, Condition, ETag, ObjectName, Properties, Result};
+use super::{BlockId, Condition, ETag, ObjectName, Properties, Result, StoreError};
 use crate::model::Timestamp;
 use crate::store::rules::About;
 
@@ -38,11 +38,7 @@ fn kind_of(error: &io::Error) -> Option<&'static str> {
 }
 
 /// An error of placing something at a name: a name that cannot be, no room, or the system.
-pub(super) fn place_error(
-    about: About<'_>,
-    action: &'static str,
-    error: io::Error,
-) -> super::StoreError {
+pub(super) fn place_error(about: About<'_>, action: &'static str, error: io::Error) -> StoreError {
     match kind_of(&error) {
         Some(why) => about.refused(why),
         None => about.io(action, error),
@@ -285,12 +281,15 @@ impl Root {
         read().map_err(|error| self.about(name).io("reading", error))
     }
 
-    /// Also gives back the blocks that this store staged for the name.
+    /// Also gives back the blocks that this store staged for a name under which nothing is left.
     pub(super) fn delete(&self, name: &ObjectName, condition: &Condition) -> Result<()> {
         let about = self.about(name);
-        let _ = std::fs::remove_dir_all(self.staged(name));
         let _lock = self.exclusive(name)?;
-        let opened = self.blocks(name)?;
+        let found = self.blocks(name);
+        if matches!(found, Err(StoreError::NotFound { .. })) {
+            let _ = std::fs::remove_dir_all(self.staged(name)); // else swept with the staging
+        }
+        let opened = found?;
         if *condition != Condition::Always {
             let etag = etag_of(&opened).map_err(|error| about.io("reading", error))?;
             about.check_condition(condition, Some(&etag))?;
@@ -299,7 +298,9 @@ impl Root {
             self.disk.remove(&opened.path)?;
             self.disk.sync_directory(parent(&opened.path))
         };
-        remove().map_err(|error| about.io("removing", error))
+        remove().map_err(|error| about.io("removing", error))?;
+        let _ = std::fs::remove_dir_all(self.staged(name));
+        Ok(())
     }
 }
 

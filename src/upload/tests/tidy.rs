@@ -179,7 +179,9 @@ async fn a_fenced_truncation_deletes_nothing() {
     let before = rig.deltas().await;
     let stale = truncate(&rig.plain(), cut(0, 20)).await.unwrap_err();
     assert!(matches!(stale, UploadError::Fenced { .. }));
+    assert_eq!(rig.deltas().await, before);
     // Taken over between any two of its requests.
+    let mut fenced = 0;
     for at in 0..40 {
         let rig = Rig::new(8);
         rig.serve(&rig.plain(), "ps-a", 45, |_| ()).await.unwrap();
@@ -203,8 +205,10 @@ async fn a_fenced_truncation_deletes_nothing() {
                 names,
                 "the newer owner's manifest stands"
             );
-            if there.len() == before.len() && ended.is_err() {
-                assert_eq!(ended.unwrap_err().class(), Class::Fence);
+            if let Err(error) = ended {
+                assert_eq!(error.class(), Class::Fence);
+                assert_eq!(rig.deltas().await, there, "request {at}");
+                fenced += 1;
             }
         }
         rig.audit().await;
@@ -218,6 +222,7 @@ async fn a_fenced_truncation_deletes_nothing() {
         assert_eq!(rig.deltas().await.len(), rig.audit().await.len());
         assert_eq!(rig.pages().await.len(), manifest.pages.len());
     }
+    assert!(fenced >= 4, "only {fenced} takeovers came in time");
 }
 
 #[tokio::test]

@@ -1,0 +1,6 @@
+//! The log against a model of page cache, disk and power: what was acknowledged comes back.
+
+mod computer;
+mod history;
+mod oracle;
+mod planted;

@@ -1,0 +1,146 @@
+//! The real way in and out: NBD over a Unix socket, TLS 1.3 with client certificate, HTTP upgrade.
+
+use std::sync::Arc;
+
+use holdfast::agent::{Agent, AgentError, AgentStatus, Stopped};
+use holdfast::clock::System;
+use holdfast::model::DiskIndex;
+use holdfast::nbd::Client;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::machine::{Fast, Machine, blocking, noise, settled, until};
+use crate::server::Server;
+
+/// Writes the agent's files beside the machine's and returns what the server uses.
+fn certificates(machine: &Machine) -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let ca_key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let issue = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &issuer).unwrap(), key)
+    };
+    let (agent, agent_key) = issue("web-1");
+    std::fs::write(machine.path("ca.pem"), ca.pem()).unwrap();
+    std::fs::write(machine.path("agent.pem"), agent.pem()).unwrap();
+    std::fs::write(machine.path("agent.key"), agent_key.serialize_pem()).unwrap();
+    let (server, server_key) = issue("localhost");
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![server.der().clone()],
+            PrivateKeyDer::from(PrivatePkcs8KeyDer::from(server_key.serialize_der())),
+        )
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Accepts, checks the request, switches protocols, serves.
+async fn listen(listener: TcpListener, acceptor: TlsAcceptor, server: Arc<Server>) {
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let (acceptor, server) = (acceptor.clone(), Arc::clone(&server));
+        tokio::spawn(async move {
+            let mut tls = acceptor.accept(tcp).await.unwrap();
+            assert!(tls.get_ref().1.peer_certificates().is_some());
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(tls.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            assert!(head.starts_with("get /v1/replicate http/1.1\r\n"), "{head}");
+            assert!(
+                head.contains("upgrade: holdfast/1\r\n")
+                    && head.contains("connection: upgrade\r\n")
+            );
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: holdfast/1\r\n\r\n";
+            tls.write_all(answer.as_bytes()).await.unwrap();
+            tls.flush().await.unwrap();
+            server.serve(tls).await;
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nbd_in_tls_out() {
+    let mut machine = Machine::new(&[4 << 20], 4 << 20);
+    let acceptor = certificates(&machine);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // The first server does not exist: the next one is tried.
+    machine.settings.servers = vec![
+        "127.0.0.1:1".into(),
+        listener.local_addr().unwrap().to_string(),
+    ];
+    let server = Server::new(4 << 20);
+    let listening = tokio::spawn(listen(listener, acceptor, Arc::clone(&server)));
+    let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
+    let again = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    assert!(
+        matches!(again, Err(AgentError::StateInUse { .. })),
+        "{again:?}"
+    );
+    settled(&agent).await;
+    let socket = machine.path("disk0.sock");
+    blocking(move || {
+        let mut client = Client::connect(&socket, "disk0").unwrap();
+        client.write(4096, &noise(8192, 5), true).unwrap();
+        client.zero(1 << 20, 65536).unwrap();
+        client.trim(2 << 20, 65536).unwrap();
+        client.flush().unwrap();
+    })
+    .await;
+    server.kill(false);
+    let again = |status: &AgentStatus| {
+        server.held().hellos.len() == 2
+            && status.server.is_some()
+            && status.published == status.last
+    };
+    until(&agent, "connected again", again).await;
+    assert_eq!(agent.stop().await, Stopped::Clean);
+    server.goodbye().await;
+    let held = server.held();
+    assert!(held.violations.is_empty(), "{:?}", held.violations);
+    let image = held
+        .images(held.log.len() as u64)
+        .remove(&DiskIndex(0))
+        .unwrap();
+    assert!(image == machine.source(0));
+    assert!(
+        image[1 << 20..(1 << 20) + 65536]
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    assert!(
+        image[2 << 20..(2 << 20) + 65536]
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    listening.abort();
+}
+
+#[tokio::test]
+async fn files_that_are_no_certificates_are_named() {
+    let machine = Machine::new(&[4096], 4 << 20);
+    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    let text = format!("{}", refused.unwrap_err());
+    assert!(text.contains("ca.pem"), "{text}");
+    std::fs::write(machine.path("ca.pem"), "nothing").unwrap();
+    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    assert!(matches!(refused, Err(AgentError::Certificate { .. })));
+}
