@@ -16,7 +16,7 @@ use crate::clock::random16;
 use crate::format::wire::{Refusal, Refuse};
 use crate::ingest::MachineLink;
 use crate::model::{DeltaId, MachineKey};
-use crate::observe::{MachineMetrics, error_chain};
+use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
 use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
 use crate::settings::BatchSettings;
 use crate::store::Class;
@@ -78,8 +78,10 @@ impl Pipeline {
                 Err(stopped) => Err((Stop::from(stopped.error), stopped.unpublished)),
             }
         };
-        let mut sealing = std::pin::pin!(self.seal_all(&mut durable, to_upload));
-        let mut uploading = std::pin::pin!(uploading);
+        let meter = |stage| Meter::new(&self.context.metrics, stage);
+        let sealing = meter(Stage::Seal).run(self.seal_all(&mut durable, to_upload));
+        let mut sealing = std::pin::pin!(sealing);
+        let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
         let mut sealing_done = false;
         let (stop, _held) = loop {
             tokio::select! {
