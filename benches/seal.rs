@@ -43,10 +43,7 @@ fn bench(c: &mut Criterion) {
                 BatchSize::PerIteration,
             );
         });
-        println!(
-            "{name}: ratio {:.2}",
-            ratio.0 as f64 / ratio.1.max(1) as f64
-        );
+        println!("{name}: ratio {:.2}", ratio.0 as f64 / ratio.1.max(1) as f64);
     }
 }
 

@@ -85,9 +85,9 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
     let site = protect(false).stop(); // without snapshots every point needs the whole log
     let store = site.path("store");
     // A frame (behind the header) and the index (before the trailer) of one delta.
-    let delta = support::delta_paths(&store, "web-1").into_iter().max_by_key(|path| {
-        fs::metadata(path).unwrap().len()
-    });
+    let delta = support::delta_paths(&store, "web-1")
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len());
     let delta = delta.unwrap();
     let name = delta.file_name().unwrap().to_str().unwrap().to_owned();
     let length = fs::metadata(&delta).unwrap().len();
@@ -165,9 +165,9 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
 
 /// The segment that was written last.
 fn largest_written(folder: &Path) -> PathBuf {
-    let segments = support::files(folder).into_iter().filter(|path| {
-        fs::metadata(path).is_ok_and(|facts| facts.len() >= 1 << 20)
-    });
+    let segments = support::files(folder)
+        .into_iter()
+        .filter(|path| fs::metadata(path).is_ok_and(|facts| facts.len() >= 1 << 20));
     segments.max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap()).unwrap()
 }
 

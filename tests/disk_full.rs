@@ -64,11 +64,8 @@ fn start(site: Site) -> Running {
     agent_site.set("buffer_bytes_max", 4 << 20);
     let server = site.serve();
     let agent = agent_site.start(&["root"]);
-    let target = Target {
-        name: "root",
-        socket: agent_site.socket("root"),
-        sectors: DISK_BYTES / 512,
-    };
+    let target =
+        Target { name: "root", socket: agent_site.socket("root"), sectors: DISK_BYTES / 512 };
     let workload = Workload::start(1, vec![target]);
     Running { site, agent_site, _server: server, _agent: agent, workload }
 }

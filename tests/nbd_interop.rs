@@ -24,14 +24,8 @@ const BLOCK: u64 = 4096;
 
 impl Disk {
     fn new(read_only: bool) -> Arc<Self> {
-        let content = (
-            vec![0; DISK_BYTES as usize],
-            vec![false; (DISK_BYTES / BLOCK) as usize],
-        );
-        Arc::new(Self {
-            content: Mutex::new(content),
-            read_only,
-        })
+        let content = (vec![0; DISK_BYTES as usize], vec![false; (DISK_BYTES / BLOCK) as usize]);
+        Arc::new(Self { content: Mutex::new(content), read_only })
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -82,11 +76,7 @@ impl Export for Disk {
         while at < end {
             let hole = !content.1[(at / BLOCK) as usize];
             let next = (at / BLOCK * BLOCK + BLOCK).min(end);
-            extents.push(BlockStatus {
-                length: next - at,
-                hole,
-                zero: hole,
-            });
+            extents.push(BlockStatus { length: next - at, hole, zero: hole });
             at = next;
         }
         Ok(extents)
@@ -109,10 +99,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, errors) = (text(&output.stdout), text(&output.stderr));
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}\n{out}\n{errors}"
-    );
+    assert!(output.status.success(), "{program} {arguments:?}\n{out}\n{errors}");
     out
 }
 
@@ -127,11 +114,7 @@ fn serve(read_only: bool) -> Served {
     let disk = Disk::new(read_only);
     let socket = directory.path().join("disk.sock");
     let server = Server::bind(&socket, "disk", Arc::clone(&disk) as Arc<dyn Export>).unwrap();
-    Served {
-        directory,
-        disk,
-        server,
-    }
+    Served { directory, disk, server }
 }
 
 impl Served {
@@ -148,15 +131,9 @@ impl Served {
 fn image(path: &Path) -> Vec<u8> {
     let mut bytes = vec![0; DISK_BYTES as usize];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for range in [
-        0..3 * MIB,
-        9 * MIB + 512..17 * MIB,
-        DISK_BYTES - 1024..DISK_BYTES,
-    ] {
+    for range in [0..3 * MIB, 9 * MIB + 512..17 * MIB, DISK_BYTES - 1024..DISK_BYTES] {
         for chunk in bytes[range.start as usize..range.end as usize].chunks_mut(8) {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
         }
     }
@@ -172,29 +149,11 @@ fn qemu_img_converts_in_both_directions() {
     let served = serve(false);
     let (source, back) = (served.path("source.raw"), served.path("back.qcow2"));
     let bytes = image(&source);
-    let (source, back, uri) = (
-        source.to_str().unwrap(),
-        back.to_str().unwrap(),
-        served.uri(),
-    );
-    run(
-        "qemu-img",
-        &[
-            "convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", source, &uri,
-        ],
-    );
-    assert!(
-        served.disk.bytes() == bytes,
-        "what qemu-img wrote differs from its source"
-    );
-    run(
-        "qemu-img",
-        &["convert", "-f", "raw", "-O", "qcow2", &uri, back],
-    );
-    let compared = run(
-        "qemu-img",
-        &["compare", "-f", "raw", "-F", "qcow2", source, back],
-    );
+    let (source, back, uri) = (source.to_str().unwrap(), back.to_str().unwrap(), served.uri());
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", source, &uri]);
+    assert!(served.disk.bytes() == bytes, "what qemu-img wrote differs from its source");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, back]);
+    let compared = run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", source, back]);
     assert!(compared.contains("identical"), "{compared}");
     let described = run("qemu-img", &["info", "-f", "raw", &uri]);
     assert!(described.contains("64 MiB (67108864 bytes)"), "{described}");
@@ -230,15 +189,10 @@ fn qemu_io_writes_zeroes_discards_and_flushes() {
     }
     arguments.push(&uri);
     let out = run("qemu-io", &arguments);
-    assert!(
-        !out.contains("verification failed") && !out.contains("failed:"),
-        "{out}"
-    );
+    assert!(!out.contains("verification failed") && !out.contains("failed:"), "{out}");
     let bytes = served.disk.bytes();
     let all = |range: std::ops::Range<u64>, byte: u8| {
-        bytes[range.start as usize..range.end as usize]
-            .iter()
-            .all(|b| *b == byte)
+        bytes[range.start as usize..range.end as usize].iter().all(|b| *b == byte)
     };
     assert!(all(0..MIB, 0xaa) && all(MIB..MIB + 512, 0xbb) && all(2 * MIB..2 * MIB + 65_536, 0));
     assert!(all(3 * MIB..3 * MIB + 131_072, 0) && all(3584 * 1024..3840 * 1024, 0));
@@ -255,15 +209,9 @@ fn qemu_io_is_refused_where_it_must_be() {
     let arguments = ["-f", "raw", "-c", "write 0 4k", &uri];
     let output = Command::new("qemu-io").args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        !output.status.success(),
-        "a read-only export opened for writing"
-    );
+    assert!(!output.status.success(), "a read-only export opened for writing");
     assert!(text.contains("Permission denied"), "{text}");
-    run(
-        "qemu-io",
-        &["-r", "-f", "raw", "-c", "read -P 0 0 4M", &uri],
-    );
+    run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0 0 4M", &uri]);
 }
 
 #[test]
@@ -274,10 +222,7 @@ fn nbdinfo_shows_size_flags_and_map() {
     let served = serve(false);
     served.disk.fill(MIB, &vec![1; 2 * MIB as usize]);
     let uri = served.uri();
-    assert_eq!(
-        run("nbdinfo", &["--size", &uri]).trim(),
-        DISK_BYTES.to_string()
-    );
+    assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), DISK_BYTES.to_string());
     let facts = run("nbdinfo", &["--json", &uri]);
     for expected in [
         "\"export-name\": \"disk\"",
@@ -295,23 +240,15 @@ fn nbdinfo_shows_size_flags_and_map() {
         assert!(facts.contains(expected), "no {expected} in {facts}");
     }
     let map = run("nbdinfo", &["--map", &uri]);
-    let rows: Vec<Vec<&str>> = map
-        .lines()
-        .map(|line| line.split_whitespace().take(3).collect())
-        .collect();
+    let rows: Vec<Vec<&str>> =
+        map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
     let rest = (DISK_BYTES - 3 * MIB).to_string();
-    let expected = [
-        vec!["0", "1048576", "3"],
-        vec!["1048576", "2097152", "0"],
-        vec!["3145728", &rest, "3"],
-    ];
+    let expected =
+        [vec!["0", "1048576", "3"], vec!["1048576", "2097152", "0"], vec!["3145728", &rest, "3"]];
     assert_eq!(rows, expected, "{map}");
     let list = run(
         "nbdinfo",
-        &[
-            "--list",
-            &format!("nbd+unix:///?socket={}", served.server.socket().display()),
-        ],
+        &["--list", &format!("nbd+unix:///?socket={}", served.server.socket().display())],
     );
     assert!(list.contains("export=\"disk\""), "{list}");
 }
@@ -324,26 +261,13 @@ fn nbdcopy_copies_over_several_connections() {
     let served = serve(false);
     let (source, back) = (served.path("source.raw"), served.path("back.raw"));
     let bytes = image(&source);
-    let (source, back, uri) = (
-        source.to_str().unwrap(),
-        back.to_str().unwrap(),
-        served.uri(),
-    );
+    let (source, back, uri) = (source.to_str().unwrap(), back.to_str().unwrap(), served.uri());
     run("nbdcopy", &["--connections=4", "--flush", source, &uri]);
-    assert!(
-        served.disk.bytes() == bytes,
-        "what nbdcopy wrote differs from its source"
-    );
+    assert!(served.disk.bytes() == bytes, "what nbdcopy wrote differs from its source");
     run("nbdcopy", &["--connections=4", &uri, back]);
-    assert!(
-        std::fs::read(back).unwrap() == bytes,
-        "what nbdcopy read differs"
-    );
+    assert!(std::fs::read(back).unwrap() == bytes, "what nbdcopy read differs");
     run("nbdcopy", &["--synchronous", &uri, back]);
-    assert!(
-        std::fs::read(back).unwrap() == bytes,
-        "what nbdcopy read in turn differs"
-    );
+    assert!(std::fs::read(back).unwrap() == bytes, "what nbdcopy read in turn differs");
 }
 
 #[test]

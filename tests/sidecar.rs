@@ -25,12 +25,7 @@ impl Api {
         site.set("sidecar.listen", format!("127.0.0.1:{port}"));
         let work = site.path("work");
         fs::create_dir(&work).unwrap();
-        let mut api = Self {
-            site,
-            port,
-            work,
-            sidecar: None,
-        };
+        let mut api = Self { site, port, work, sidecar: None };
         api.restart();
         api
     }
@@ -42,9 +37,8 @@ impl Api {
         let config = self.site.config();
         let log = self.site.path("sidecar.log");
         let sidecar = Process::spawn(&log, &["sidecar", "--config", text(&config)]);
-        sidecar.ready("the sidecar answers", 30, || {
-            (self.block("healthz").1 == "ok\n").then_some(())
-        });
+        sidecar
+            .ready("the sidecar answers", 30, || (self.block("healthz").1 == "ok\n").then_some(()));
         self.sidecar = Some(sidecar);
     }
 
@@ -179,7 +173,8 @@ fn what_is_wrong_is_refused_clearly() {
     case((401, "token_unknown"), api.refused(&wrong), "a wrong token");
     let other = api.refused(&format!("-K enrolment.curl {machines}"));
     case((403, "token_other_use"), other, "an enrolment token on an operator's route");
-    let other = api.refused("-K operator.curl $API/v1/enrol -d '{\"machine\":\"web-1\",\"csr\":\"x\"}'");
+    let other =
+        api.refused("-K operator.curl $API/v1/enrol -d '{\"machine\":\"web-1\",\"csr\":\"x\"}'");
     case((403, "token_other_use"), other, "an operator's token to enrol");
 
     let enrol = "-K enrolment.curl $API/v1/enrol";

@@ -35,11 +35,7 @@ pub fn lineage(machine: &MachineId) -> Lineage {
 }
 
 pub fn seal_settings(level: i32) -> SealSettings {
-    SealSettings {
-        threads: 1,
-        level,
-        frame_bytes: 256 << 10,
-    }
+    SealSettings { threads: 1, level, frame_bytes: 256 << 10 }
 }
 
 /// `bytes` from the middle of the image that `HOLDFAST_BENCH_IMAGE` names, or made up.
@@ -50,9 +46,7 @@ pub fn content(bytes: usize) -> Vec<u8> {
         let length = image.metadata().expect("its length").len();
         let middle = (length.saturating_sub(bytes as u64) / 2) / 4096 * 4096;
         std::io::Seek::seek(&mut image, std::io::SeekFrom::Start(middle)).expect("a place in it");
-        image
-            .read_exact(&mut content)
-            .expect("an image of at least 128 MiB");
+        image.read_exact(&mut content).expect("an image of at least 128 MiB");
         return content;
     }
     for (n, page) in content.chunks_mut(4096).enumerate() {
@@ -65,27 +59,19 @@ pub fn content(bytes: usize) -> Vec<u8> {
 /// The content as consecutive writes, in batches of 8 MiB.
 pub fn batches(machine: &MachineId, content: &[u8], write_bytes: usize) -> Vec<Batch> {
     let writes = content.chunks(write_bytes).enumerate();
-    collect(
-        machine,
-        writes.map(|(n, bytes)| ((n * write_bytes) as u64, bytes.to_vec())),
-    )
+    collect(machine, writes.map(|(n, bytes)| ((n * write_bytes) as u64, bytes.to_vec())))
 }
 
 /// Writes of 4 KiB of zeros at `places` random places.
 pub fn random_zero_writes(machine: &MachineId, count: usize, places: u64) -> Vec<Batch> {
     let place = |_| u64::from_le_bytes(random16(&System)[..8].try_into().expect("8 of 16"));
-    let writes = (0..count)
-        .map(place)
-        .map(|n| (n % places * 2048, vec![0; 4096]));
+    let writes = (0..count).map(place).map(|n| (n % places * 2048, vec![0; 4096]));
     collect(machine, writes)
 }
 
 fn collect(machine: &MachineId, writes: impl Iterator<Item = (u64, Vec<u8>)>) -> Vec<Batch> {
     let key = MachineKey::of(machine);
-    let settings = BatchSettings {
-        bytes_max: 8 << 20,
-        age_max: Duration::from_secs(1),
-    };
+    let settings = BatchSettings { bytes_max: 8 << 20, age_max: Duration::from_secs(1) };
     let mut batcher = Batcher::new(key, StreamState::BEGINNING, settings);
     let begin = Change::EpochBegin(EpochBegin {
         epoch: Epoch(1),

@@ -105,15 +105,12 @@ impl Streams {
     /// The next valid record.
     pub(super) fn record(&mut self, found: Found) {
         let (sequence, damage) = (found.sequence, self.damage);
-        let stream = self
-            .machines
-            .entry(found.machine)
-            .or_insert_with(|| Stream {
-                kept: Vec::new(),
-                last: Sequence(sequence.0.saturating_sub(1)),
-                damage,
-                gap: None,
-            });
+        let stream = self.machines.entry(found.machine).or_insert_with(|| Stream {
+            kept: Vec::new(),
+            last: Sequence(sequence.0.saturating_sub(1)),
+            damage,
+            gap: None,
+        });
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
                 return self.keep_back(&found); // L

@@ -124,10 +124,7 @@ impl Ingest {
             }
         };
         if within(&*self.clock, DRAIN_MAX, rest).await.is_none() {
-            tracing::warn!(
-                left = tasks.len(),
-                "connections did not end in time and are cut"
-            );
+            tracing::warn!(left = tasks.len(), "connections did not end in time and are cut");
             tasks.shutdown().await;
         }
     }
@@ -145,10 +142,7 @@ impl Ingest {
                 let _counted = Counted::new(Arc::clone(&ingest.metrics));
                 let connection = ingest.connection(socket, handshake);
                 if let Err(error) = metered(&ingest.metrics, connection).await {
-                    ingest
-                        .metrics
-                        .connections_refused
-                        .fetch_add(1, Ordering::Relaxed);
+                    ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(%peer, error, "refused");
                 }
@@ -174,24 +168,16 @@ impl Ingest {
             .ok_or(Stranger::TooLong)?
             .map_err(Stranger::Tls)?;
         let certificates = tls.get_ref().1.peer_certificates();
-        let certificate = certificates
-            .and_then(<[_]>::first)
-            .ok_or(IdentityError::Absent)?;
+        let certificate = certificates.and_then(<[_]>::first).ok_or(IdentityError::Absent)?;
         let identity = Identity::of(certificate, &self.site)?;
-        let requests = http::Requests {
-            ingest: self,
-            identity: &identity,
-        };
+        let requests = http::Requests { ingest: self, identity: &identity };
         let upgraded = requests.serve(tls, handshake, deadline).await?;
         let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
             return Ok(());
         };
         let (reader, writer) = tokio::io::split(tls);
         let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
-        let agent = Agent {
-            machine,
-            certificate: &identity.certificate,
-        };
+        let agent = Agent { machine, certificate: &identity.certificate };
         connection::serve(self, agent, reader, writer).await;
         Ok(())
     }

@@ -236,10 +236,7 @@ impl Registry {
         let (pipeline, durable) = mpsc::unbounded_channel();
         let routes = Routes(Arc::clone(&self.routes));
         let route = Route { link: Arc::downgrade(&link), pipeline, metrics: Arc::clone(&metrics) };
-        self.routes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(machine_key, route);
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(machine_key, route);
         routes.durable(records);
         let work = Pipeline {
             context,

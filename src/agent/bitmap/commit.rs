@@ -100,10 +100,8 @@ impl State {
     /// A page is on disk; a bit that was cleared meanwhile is not safe although it is there.
     fn believe(&mut self, page: u32, image: &[u8; PAGE_BYTES]) {
         let written = layout::decode_page(page, image).expect("encoded by this very commit");
-        let safe: Vec<u64> = (written.iter())
-            .zip(self.set.page(page))
-            .map(|(written, set)| written & set)
-            .collect();
+        let safe: Vec<u64> =
+            (written.iter()).zip(self.set.page(page)).map(|(written, set)| written & set).collect();
         self.safe.replace_page(page, &safe);
     }
 }

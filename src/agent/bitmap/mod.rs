@@ -89,9 +89,7 @@ impl Identity {
             Some(format!("the disk had {was} bytes and has {is} now"))
         } else if header.chunk_bytes != self.chunk_bytes {
             let (was, is) = (header.chunk_bytes, self.chunk_bytes);
-            Some(format!(
-                "a bit stood for {was} bytes and stands for {is} now"
-            ))
+            Some(format!("a bit stood for {was} bytes and stands for {is} now"))
         } else if header.disks_crc != self.disks_crc {
             Some("the machine has other disks now".to_owned())
         } else {
@@ -114,11 +112,7 @@ impl Bitmap {
             commits.want_all(set.pages());
         }
         let state = State {
-            safe: if repair {
-                Bits::new(set.length())
-            } else {
-                set.clone()
-            },
+            safe: if repair { Bits::new(set.length()) } else { set.clone() },
             dirty: set.clone(),
             young: Bits::new(set.length()),
             set,
@@ -200,10 +194,7 @@ impl Bitmap {
     /// First run of dirty bytes at or after `from`, at most `most` long and at least a chunk.
     pub(super) fn next_dirty(&self, from: u64, most: u64) -> Option<Range<u64>> {
         let chunk = u64::from(self.identity.chunk_bytes);
-        let run = self
-            .lock()
-            .dirty
-            .next_run(from / chunk, (most / chunk).max(1));
+        let run = self.lock().dirty.next_run(from / chunk, (most / chunk).max(1));
         run.map(|run| self.bytes(&run))
     }
 
