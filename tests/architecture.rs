@@ -1,6 +1,8 @@
 //! The house rules as tests: who may import whom, sizes, one home per heavy dependency, where
 //! proofs are minted. See docs/ARCHITECTURE.md.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -186,7 +188,8 @@ fn files_and_functions_stay_small() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let lines = text.lines().count();
-        let face = path.file_name().is_some_and(|name| name == "mod.rs");
+        // A suite's `tests/mod.rs` is no room's face.
+        let face = path.file_name().is_some_and(|name| name == "mod.rs") && !is_test(&path);
         let max = if face { FACE_LINES_MAX } else { FILE_LINES_MAX };
         // The store's trait is a face whose documentation is its contract.
         if lines > max && path != Path::new("src/store/mod.rs") {

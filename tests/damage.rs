@@ -1,6 +1,8 @@
 //! One flipped bit in a cache segment, a delta, its index, a manifest, a seed disk's footer: found,
 //! named, never served as data.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;

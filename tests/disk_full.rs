@@ -1,6 +1,8 @@
 //! A full disk, in the store and in the cache directory: back-pressure, a clear status, and once
 //! there is room again everything goes on with nothing lost.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;

@@ -5,6 +5,8 @@
 //!
 //! `HOLDFAST_KILLS` sets the number of kills (default 50), `HOLDFAST_SEED` repeats a run.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::ops::RangeInclusive;

@@ -1,5 +1,7 @@
 //! The checker of the kill tests is itself checked: each kind of wrong image must be found.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;

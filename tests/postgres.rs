@@ -2,6 +2,8 @@
 //! ext4 → PostgreSQL under pgbench, while the process server is killed and restarted. The newest
 //! point must start, pass pg_amcheck and hold every transaction that was committed before it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! The path as its users drive it: unmodified qemu-img, qemu-io, nbdinfo and nbdcopy in front of
 //! the agent and behind a mount, images compared by qemu-img.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;

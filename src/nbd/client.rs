@@ -17,6 +17,8 @@ use super::request::encode;
 use crate::format::bytes::{FormatError, Reader};
 
 type Result<T> = std::result::Result<T, NbdError>;
+/// Kind and body.
+type OptionReply = (u32, Vec<u8>);
 
 /// Longest run of one request that has no payload, bytes: 4 GiB less one block of any size.
 const RUN_BYTES_MAX: u64 = (4 << 30) - (32 << 20);
@@ -243,7 +245,7 @@ impl Client {
     }
 
     /// Sends an option; gives the kind of its final reply and the replies before that.
-    fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<(u32, Vec<u8>)>)> {
+    fn option(&mut self, number: u32, body: &[u8]) -> Result<(u32, Vec<OptionReply>)> {
         let parts = [&OPTION_MAGIC[..], &number.to_be_bytes(), &length_of(body), body];
         self.transmit(&parts.concat())?;
         let mut replies = Vec::new();

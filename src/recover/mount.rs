@@ -51,7 +51,7 @@ impl Mounted {
         Ok(Self { reader, runtime, overlay: Some(overlay) })
     }
 
-    fn from_point(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
+    fn read_point(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
         let mut at = offset;
         for part in target.chunks_mut(READ_BYTES as usize) {
             let read = self.runtime.block_on(self.reader.read(at, part.len() as u64));
@@ -68,7 +68,7 @@ impl Mounted {
         let mut edges = Vec::new();
         for edge in overlay.edges(&(offset..offset + length)) {
             let mut bytes = vec![0; (edge.end - edge.start) as usize];
-            self.from_point(edge.start, &mut bytes)?;
+            self.read_point(edge.start, &mut bytes)?;
             edges.push((edge.start, Bytes::from(bytes)));
         }
         overlay.write(offset, content, &edges)
@@ -86,11 +86,11 @@ impl Export for Mounted {
 
     fn read(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
         let Some(overlay) = &self.overlay else {
-            return self.from_point(offset, target);
+            return self.read_point(offset, target);
         };
         for missing in overlay.read(offset, target)? {
             let place = (missing.start - offset) as usize..(missing.end - offset) as usize;
-            self.from_point(missing.start, &mut target[place])?;
+            self.read_point(missing.start, &mut target[place])?;
         }
         Ok(())
     }

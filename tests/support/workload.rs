@@ -119,7 +119,7 @@ impl Writer {
         let limit = self.targets[disk].sectors;
         let sectors = self.random.random_range(1..=32_u64).min(limit);
         let first_sector = self.random.random_range(0..=limit - sectors);
-        let zero = self.random.next_u32() % 10 == 0;
+        let zero = self.random.next_u32().is_multiple_of(10);
         Write { number, disk: disk as u16, first_sector, sectors, zero }
     }
 

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::super::bits::PAGE_CHUNKS;
+use super::intents::{Bitmap, State};
 use super::layout::{self, PAGE_BYTES};
-use super::{Bitmap, State};
 
 /// Which pages are to be written and which commits are done.
 #[derive(Debug, Default)]

@@ -1,9 +1,11 @@
 //! What a file may be, and what is believed of it.
 
 use super::*;
-use crate::agent::bitmap::open::Found;
+use crate::agent::medium::Medium;
+use crate::model::{Epoch, MachineKey, Sequence};
+use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 fn identity() -> Identity {
     Identity {
@@ -35,7 +37,7 @@ fn bits_outlive_the_process_and_cleared_ones_stay_away() {
     assert_eq!(bitmap.dirty_bytes(), 600 << 20, "all bits of a new bitmap are set");
     bitmap.begin_epoch(Epoch(1), Sequence(5)).unwrap();
     bitmap.repaired(0..600 << 20);
-    bitmap.begin_clearing(|| vec![65536..65537]);
+    bitmap.begin_clearing(|| std::iter::once(65536..65537).collect());
     assert_eq!(bitmap.finish_clearing(Sequence(9)).unwrap(), (600 << 20) - 65536);
     bitmap.intend(300 << 20..(300 << 20) + 512).unwrap();
     drop(bitmap);

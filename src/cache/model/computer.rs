@@ -38,17 +38,6 @@ struct Content {
 }
 
 impl Computer {
-    pub(super) fn new(seed: u64) -> Shared {
-        Shared(Arc::new(Mutex::new(Self {
-            files: BTreeMap::new(),
-            random: StdRng::seed_from_u64(seed),
-            fuse: None,
-            powered: true,
-            fail_sync: false,
-            lying_sync: false,
-        })))
-    }
-
     /// Whether this operation still has its whole effect. `Ok(false)`: the power goes in it.
     fn operate(&mut self) -> io::Result<bool> {
         if !self.powered {
@@ -119,6 +108,17 @@ impl Computer {
 pub(super) struct Shared(Arc<Mutex<Computer>>);
 
 impl Shared {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(Computer {
+            files: BTreeMap::new(),
+            random: StdRng::seed_from_u64(seed),
+            fuse: None,
+            powered: true,
+            fail_sync: false,
+            lying_sync: false,
+        })))
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Computer> {
         self.0.lock().unwrap()
     }

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 
-use super::computer::{Computer, Shared};
+use super::computer::Shared;
 use super::oracle::Oracle;
 use crate::budget::Permit;
 use crate::cache::flush::Open;
@@ -105,7 +105,7 @@ impl World {
 
     pub(super) fn with(seed: u64, entropy: Arc<dyn Entropy>) -> Self {
         Self {
-            computer: Computer::new(seed),
+            computer: Shared::new(seed),
             oracle: Oracle::default(),
             process: None,
             entropy,
