@@ -52,7 +52,9 @@ impl Protected {
         });
     }
 
+    /// Stops with a last point behind everything: each delta is needed by one.
     fn stop(self) -> Site {
+        self.workload.held(|| self.bookmark("last"));
         self.workload.finish();
         self.agent.stop();
         self.server.stop();
@@ -147,7 +149,7 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     let server = site.serve();
     let damage = eventually("the damage is counted", 30, || {
         let page = site.metrics();
-        let line = page.lines().find(|line| line.starts_with("holdfast_cache_damage"))?;
+        let line = page.lines().find(|line| line.starts_with("holdfast_cache_damage_total"))?;
         line.rsplit(' ').next()?.parse::<f64>().ok().filter(|count| *count > 0.0)
     });
     assert!(damage > 0.0);

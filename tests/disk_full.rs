@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use support::workload::{Target, Workload};
 use support::{AgentSite, Process, Site, eventually, have, run, skipped, text};
 
-const DISK_BYTES: u64 = 128 << 20;
+const DISK_BYTES: u64 = 48 << 20;
 
 /// A small file system, unmounted when dropped.
 struct SmallDisk(PathBuf);

@@ -3,7 +3,7 @@
 //! Needs `qemu-utils` and `libnbd-bin`. Where a tool is missing the test says so and skips; with
 //! `CI` set in the environment it fails.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 use std::io;
 use std::path::{Path, PathBuf};

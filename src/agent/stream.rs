@@ -144,7 +144,7 @@ impl Stream {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Refuses every write from here on.
+    /// Refuses every write and bookmark from here on.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(self.lock()); // a waiter is either before its check or waiting
@@ -248,6 +248,9 @@ impl Stream {
     /// In words, when no consistent point is possible now.
     pub(super) fn bookmark(&self, bookmark: Bookmark) -> Result<Placed, String> {
         let mut core = self.lock();
+        if self.closed() {
+            return Err("the agent is stopping".to_owned()); // it waits for what is placed already
+        }
         if core.mode != TrackingMode::Ordered {
             return Err(format!("no consistent point is possible now: {}", core.why));
         }

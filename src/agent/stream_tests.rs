@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::attach::Unwelcome;
 use super::bitmap::{self, Identity};
@@ -24,18 +25,32 @@ use crate::settings::AgentMode;
 const DISK_BYTES: u64 = 4 << 20;
 const CHUNK: u64 = 65536;
 
-/// Bytes in memory; `broken` makes every write fail half-way, `deaf` every sync.
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// Bytes in memory; `broken` makes every write fail half-way, `deaf` every sync; the hook runs
+/// when the next read or write has touched the bytes and has not returned.
 #[derive(Default)]
 struct Memory {
     bytes: Mutex<Vec<u8>>,
+    hook: Mutex<Option<Hook>>,
     broken: AtomicBool,
     deaf: AtomicBool,
 }
 
+impl Memory {
+    fn run_hook(&self) {
+        let hook = self.hook.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+}
+
 impl Medium for Arc<Memory> {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
-        let bytes = self.bytes.lock().unwrap();
-        target.copy_from_slice(&bytes[offset as usize..offset as usize + target.len()]);
+        let at = offset as usize;
+        target.copy_from_slice(&self.bytes.lock().unwrap()[at..at + target.len()]);
+        self.run_hook();
         Ok(())
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -43,6 +58,7 @@ impl Medium for Arc<Memory> {
         let length = if broken { bytes.len() / 2 } else { bytes.len() };
         let at = offset as usize;
         self.bytes.lock().unwrap()[at..at + length].copy_from_slice(&bytes[..length]);
+        self.run_hook();
         if broken {
             return Err(io::Error::other("broken"));
         }
@@ -399,4 +415,47 @@ fn a_sync_writer_waits_for_durable_and_is_let_go_when_order_is_lost() {
 fn wait_mode(machine: &Machine) {
     assert_eq!(machine.mode(), TrackingMode::Bitmap);
     assert_eq!(machine.dirty(), CHUNK);
+}
+
+/// While `first` is between the source and the stream another thread writes the same place. It
+/// must come second in both; without the range lock it comes second on the disk alone.
+fn overtaken(machine: &Machine, first: impl FnOnce()) {
+    let export = Captured {
+        mode: AgentMode::Async,
+        disk: Arc::clone(&machine.stream.disks[0]),
+        stream: Arc::clone(&machine.stream),
+    };
+    let (done, written) = std::sync::mpsc::channel();
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        let (passed, overtook) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            export.write(0, vec![2; 512].into(), false).unwrap();
+            let _nobody_waits_any_more = passed.send(());
+            done.send(()).unwrap();
+        });
+        let _held_as_it_must_be = overtook.recv_timeout(Duration::from_millis(100));
+    }));
+    first();
+    written.recv_timeout(Duration::from_secs(30)).unwrap();
+    let last = machine.take().into_iter().rev().find_map(|record| match record.change {
+        Change::Write { extent, payload, .. } if extent.offset() == 0 => Some(payload[0]),
+        _ => None,
+    });
+    assert_eq!(machine.sources[0].bytes.lock().unwrap()[0], 2);
+    assert_eq!(last, Some(2), "the stream ends as the disk does");
+}
+
+#[test]
+fn overlapping_writes_have_the_order_of_the_disk() {
+    let machine = ordered(1 << 20);
+    overtaken(&machine, || machine.write(0, 0, &[1; 1024]).unwrap());
+}
+
+#[test]
+fn a_catch_up_read_does_not_bring_back_what_was_overwritten() {
+    let machine = ordered(1 << 20);
+    machine.stream.give_up_order("test");
+    machine.write(0, 0, &[1; 512]).unwrap();
+    machine.stream.resume(u64::MAX, 0);
+    overtaken(&machine, || machine.repair());
 }

@@ -27,6 +27,8 @@ mod rewrite;
 mod scan;
 mod segment;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use damage::{Damage, Finding};

@@ -69,7 +69,7 @@ pub fn open(
 }
 
 /// Maps what was recovered and starts the thread that prepares segments.
-fn start(
+pub(super) fn start(
     mut recovered: Recovered,
     geometry: Geometry,
     clock: Arc<dyn Clock>,

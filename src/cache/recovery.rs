@@ -186,7 +186,7 @@ impl Recovery<'_> {
             .then(|| FormatError::value("segment_bytes", header.segment_bytes, bytes))
     }
 
-    /// Reads every candidate; rows C and U.
+    /// Reads every candidate; rows C and G.
     fn scan(&mut self, candidates: Vec<Candidate>) -> Log {
         let (mut segments, mut bytes) = (Vec::new(), Vec::new());
         let (mut last, mut last_bytes) = (None, Vec::new());
@@ -194,7 +194,7 @@ impl Recovery<'_> {
             let unreadable = read(&slot, &mut bytes);
             let scan = scan(&bytes, &header);
             for range in &unreadable {
-                self.damaged(&slot, range.clone(), Finding::Unreadable); // U
+                self.damaged(&slot, range.clone(), Finding::Unreadable); // G
             }
             if scan.is_empty() && unreadable.is_empty() {
                 self.stale.push(slot); // C
@@ -216,7 +216,7 @@ impl Recovery<'_> {
         Log { segments, last, last_bytes }
     }
 
-    /// Rows E to M: which records count.
+    /// Rows E to N: which records count.
     fn believe(&mut self, log: &mut Log) -> Vec<Found> {
         let mut streams = Streams::default();
         if self.unplaced {
@@ -268,7 +268,7 @@ impl Recovery<'_> {
             let (machine, sequence) = (record.machine, record.sequence);
             match record.content {
                 Content::Void => {
-                    streams.void(machine, sequence);
+                    streams.void(machine, sequence); // N
                     segment.voids.push((machine, sequence));
                 }
                 Content::Change(change) => streams.record(Found {

@@ -129,7 +129,7 @@ impl Scan {
     }
 
     /// Rows E to H of the table in `docs/formats/cache-segment.md`. `followed` if a later segment has
-    /// records, which proves that this one was closed; `unreadable` places (row U) are damage always.
+    /// records, which proves that this one was closed; `unreadable` places (row G) are damage always.
     pub(super) fn judge(&self, followed: bool, unreadable: &[Range<u64>]) -> Verdict {
         let mut verdict = Verdict::default();
         for bad in &self.bad {
@@ -146,5 +146,102 @@ impl Scan {
             verdict.damaged.push(self.stop..self.segment_bytes);
         }
         verdict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::log::{Layout, padding};
+    use crate::model::{Change, Incarnation};
+
+    const HEADER: SegmentHeader = SegmentHeader {
+        shard: 0,
+        ordinal: 1,
+        incarnation: Incarnation([9; 16]),
+        segment_bytes: 16384,
+        copy_of: None,
+    };
+
+    /// A segment with one append per number, of so many records; closed if asked. And where the
+    /// records begin.
+    fn segment(appends: &[usize], closed: bool) -> (Vec<u8>, Vec<u64>) {
+        let mut layout = Layout::new(&HEADER);
+        let (mut bytes, mut starts) = (vec![0; 16384], Vec::new());
+        let mut put = |at: u64, header: &[u8]| {
+            let at = at as usize;
+            bytes[at..at + header.len()].copy_from_slice(header);
+        };
+        for &records in appends {
+            for _ in 0..records {
+                let (at, sequence) = (layout.at(), Sequence(starts.len() as u64 + 1));
+                let mark = DurableChange::Mark(Change::CatchUpEnd);
+                let (header, _) = layout.add(MachineKey([1; 16]), sequence, &mark, &[]);
+                put(at, &header);
+                starts.push(at);
+            }
+            layout.synced();
+        }
+        if closed {
+            let at = layout.at();
+            put(at, &layout.end());
+        }
+        (bytes, starts)
+    }
+
+    #[test]
+    fn every_bad_place_is_damage_or_torn_as_the_table_says() {
+        // Appends of 2, 3 and 2 records: each record bad in turn, in each standing.
+        for closed in [false, true] {
+            for followed in [false, true] {
+                for bad in 0..7 {
+                    let (mut bytes, starts) = segment(&[2, 3, 2], closed);
+                    bytes[starts[bad] as usize + 70] ^= 4;
+                    let scan = scan(&bytes, &HEADER);
+                    assert_eq!(scan.records.len(), 6);
+                    let verdict = scan.judge(followed, &[]);
+                    let is_last_append = bad >= 5;
+                    let last_record = bad == 6 && !closed; // nothing valid follows it
+                    let torn = !followed && !closed && is_last_append;
+                    let damaged = match (torn, last_record && !followed) {
+                        (true, _) | (_, true) => 0,
+                        (false, false) => 1,
+                    };
+                    let case = format!("closed {closed}, followed {followed}, record {bad}");
+                    // An unclosed segment that is followed has lost its end record as well.
+                    let lost_end = usize::from(followed && !closed && !last_record);
+                    assert_eq!(verdict.damaged.len(), damaged + lost_end, "{case}");
+                    let expected = (torn && !last_record).then_some(starts[bad]);
+                    assert_eq!(verdict.torn, expected, "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_disk_cannot_read_is_damage_even_in_the_last_append() {
+        let (mut bytes, starts) = segment(&[1, 3], false);
+        let hole = starts[2]..starts[2] + 128;
+        bytes[hole.start as usize..hole.end as usize].fill(0);
+        let verdict = scan(&bytes, &HEADER).judge(false, std::slice::from_ref(&(4096..8192)));
+        assert_eq!(verdict.damaged, [hole]);
+    }
+
+    #[test]
+    fn the_chain_keeps_out_a_record_of_another_history() {
+        let (one, starts) = segment(&[2, 2], false);
+        let (other, _) = segment(&[4], false); // same places, other `durable_before`
+        let mut bytes = one;
+        let at = starts[3] as usize;
+        bytes[at..at + 96].copy_from_slice(&other[at..at + 96]);
+        assert_eq!(scan(&bytes, &HEADER).records.len(), 3);
+    }
+
+    #[test]
+    fn padding_ends_at_the_next_record() {
+        for payload in [0usize, 1, 31, 32, 33, 512, 4096] {
+            let end = RECORD_HEADER_BYTES + payload + padding(payload);
+            assert_eq!(end as u64, record_bytes(payload as u32));
+        }
     }
 }

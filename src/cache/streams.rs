@@ -176,3 +176,106 @@ impl Streams {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, DiskIndex, Extent};
+
+    const MACHINE: MachineKey = MachineKey([1; 16]);
+
+    #[derive(Clone, Copy, Debug)]
+    enum Log {
+        Record(u64),
+        Void(u64),
+        Damage,
+    }
+    use Log::{Damage, Record, Void};
+
+    /// A sequence and its place in the log.
+    type Kept = (u64, u64);
+    /// Missing, first, last, settled.
+    type Gaps = (u64, u64, u64, bool);
+
+    fn counted(log: &[Log]) -> (Vec<Kept>, Vec<Gaps>) {
+        let mut streams = Streams::default();
+        for (at, entry) in log.iter().enumerate() {
+            match *entry {
+                Record(sequence) => streams.record(Found {
+                    machine: MACHINE,
+                    sequence: Sequence(sequence),
+                    change: DurableChange::Mark(Change::CatchUpEnd),
+                    payload: 0..0,
+                    segment: 0,
+                    position: at as u64,
+                }),
+                Void(sequence) => streams.void(MACHINE, Sequence(sequence)),
+                Damage => streams.damage(),
+            }
+        }
+        let counted = streams.finish();
+        let records = counted.records.iter().map(|f| (f.sequence.0, f.position));
+        let gaps = counted.gaps.iter();
+        (records.collect(), gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled)).collect())
+    }
+
+    #[test]
+    fn each_row_of_the_table() {
+        type Rows<'a> = &'a [(&'a str, &'a [Log], &'a [(u64, u64)], &'a [(u64, u64, u64, bool)])];
+        let rows: Rows<'_> = &[
+            ("I", &[Record(5), Record(6)], &[(5, 0), (6, 1)], &[]),
+            ("I", &[Damage, Record(5)], &[(5, 1)], &[]),
+            ("J", &[Record(5), Record(6), Record(7), Record(6)], &[(5, 0), (6, 3)], &[]),
+            ("J", &[Record(5), Record(6), Record(3)], &[(3, 2)], &[]),
+            ("J", &[Record(5), Damage, Record(5)], &[(5, 2)], &[]),
+            ("K", &[Record(1), Record(2), Record(9), Record(10)], &[(9, 2), (10, 3)], &[]),
+            ("K", &[Record(1), Damage, Record(2), Record(9)], &[(9, 3)], &[]),
+            ("L", &[Record(1), Damage, Record(3), Record(4)], &[(1, 0)], &[(2, 3, 4, false)]),
+            (
+                "L, then sent again",
+                &[Record(1), Damage, Record(3), Record(2), Record(3)],
+                &[(1, 0), (2, 3), (3, 4)],
+                &[(2, 3, 3, true)],
+            ),
+            ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
+            ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
+            (
+                "N voids too little",
+                &[Record(1), Damage, Record(3), Void(4)],
+                &[(1, 0)],
+                &[(2, 3, 3, false)],
+            ),
+            (
+                "N brings back what only seemed published (K)",
+                &[Record(1), Record(3), Void(2), Record(2)],
+                &[(1, 0), (2, 3)],
+                &[],
+            ),
+            ("N of a machine not seen", &[Void(4), Record(7)], &[(7, 1)], &[]),
+        ];
+        for (row, log, records, gaps) in rows {
+            let (found, found_gaps) = counted(log);
+            assert_eq!((&found[..], &found_gaps[..]), (*records, *gaps), "{row}: {log:?}");
+        }
+    }
+
+    #[test]
+    fn damage_of_unknown_place_stands_before_every_gap() {
+        let mut streams = Streams::default();
+        streams.damage_anywhere();
+        let extent = Extent::new(0, 512, 512).unwrap();
+        for sequence in [1, 2, 4] {
+            streams.record(Found {
+                machine: MACHINE,
+                sequence: Sequence(sequence),
+                change: DurableChange::Zero { disk: DiskIndex(0), extent },
+                payload: 0..0,
+                segment: 0,
+                position: sequence,
+            });
+        }
+        let counted = streams.finish();
+        assert_eq!(counted.records.len(), 2);
+        assert_eq!(counted.gaps.len(), 1);
+    }
+}

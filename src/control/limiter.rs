@@ -84,8 +84,12 @@ mod tests {
         assert!(limiter.admits(v4(2), start), "others are not concerned");
         assert!(!limiter.admits(v4(1), start + WINDOW - Duration::from_nanos(1)));
         assert!(limiter.admits(v4(1), start + WINDOW));
-        limiter.failed(v4(1), start + WINDOW);
-        assert!(limiter.admits(v4(1), start + WINDOW), "the count began anew");
+        for _ in 0..FAILURES_MAX {
+            let next = start + WINDOW;
+            assert!(limiter.admits(v4(1), next), "the count began anew");
+            limiter.failed(v4(1), next);
+        }
+        assert!(!limiter.admits(v4(1), start + WINDOW), "and ends again");
     }
 
     #[test]

@@ -115,18 +115,23 @@ impl ServerFacts {
             cache_max_bytes: metrics.cache_max_bytes.load(Ordering::Relaxed),
             machines: machines
                 .into_iter()
-                .map(|(machine, metrics)| MachineFacts::of(machine, &metrics))
+                .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics))
                 .collect(),
         }
     }
 }
 
 impl MachineFacts {
-    fn of(machine: MachineId, metrics: &MachineMetrics) -> Self {
+    fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
         let trouble = metrics.trouble.lock();
         let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
+        let cache = process.cache_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = match (trouble, cache) {
+            (Some(own), Some(cache)) => Some(format!("{cache}; {own}")),
+            (own, cache) => own.or(cache),
+        };
         Self {
             machine,
             received: watermarks.received.0,

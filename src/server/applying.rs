@@ -148,6 +148,8 @@ impl TurnError {
     fn class(&self) -> Class {
         match self {
             Self::Apply(source) => source.class(),
+            // The manifest changed hands since it was read: that concerns uploading, not applying.
+            Self::Upload { source, .. } if source.class() == Class::Fence => Class::Retry,
             Self::Upload { source, .. } => source.class(),
             Self::Vault { source, .. } => source.class(),
             Self::Keys { source, .. } => source.class(),

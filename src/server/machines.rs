@@ -102,6 +102,7 @@ impl Routes {
         for record in records {
             let Some(route) = routes.get(&record.machine()) else { continue };
             let bytes = record.payload().len() as u64;
+            route.metrics.source_bytes.fetch_add(bytes, Ordering::Relaxed);
             route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
             newest.insert(record.machine(), record.clone());
             // A pipeline that has ended was fenced: the record is another server's to take.

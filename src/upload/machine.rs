@@ -125,6 +125,7 @@ impl Upload {
                 }
             };
             if let Err(error) = step {
+                uploads.clear(); // unpolled they would keep streams from other machines
                 // A publish under way is waited for: it may be succeeding at this moment, and
                 // what it published must be acknowledged and not handed back.
                 if let Some(last) = publishing.take()

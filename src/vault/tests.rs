@@ -72,11 +72,22 @@ async fn an_altered_or_moved_document_is_named_and_never_used() {
     assert!(matches!(error, VaultError::Altered { .. }));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+/// A vault whose first `count` writes of `part` wait for each other, so that all of them were
+/// decided over the same version.
+fn meeting(count: u64, part: &str) -> (Vault, Arc<Faulty>, Gate, Rule) {
+    let faulty = Arc::new(Faulty::new(Arc::new(Memory::new(System::clock()))));
+    let gate = Gate::new();
+    let rule = Rule::on(Op::Put, Fault::Hold(gate.clone())).named(part).times(count);
+    let vault = Vault::new(Arc::clone(&faulty) as Arc<dyn Store>, [7; 32]);
+    (vault, faulty, gate, rule)
+}
+
+#[tokio::test]
 async fn a_change_is_made_again_over_what_others_wrote() {
-    let vault = vault();
+    let (vault, faulty, gate, rule) = meeting(8, "web");
     let web = machine("web");
     vault.create_machine(&document("web")).await.unwrap();
+    faulty.add(rule);
     let writers = (1..=8).map(|step| {
         let (vault, web) = (vault.clone(), web.clone());
         tokio::spawn(async move {
@@ -87,7 +98,10 @@ async fn a_change_is_made_again_over_what_others_wrote() {
             changed.await.unwrap();
         })
     });
-    for writer in writers.collect::<Vec<_>>() {
+    let writers: Vec<_> = writers.collect();
+    gate.arrived(8).await;
+    gate.open();
+    for writer in writers {
         writer.await.unwrap();
     }
     let document = vault.machine(&web).await.unwrap().unwrap();
@@ -141,18 +155,22 @@ async fn a_token_enrols_one_machine_once_and_in_time() {
     assert_eq!(vault.store().list(names::TOKENS).await.unwrap().len(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test]
 async fn of_many_bearers_of_one_token_one_enrols() {
-    let vault = vault();
+    let (vault, faulty, gate, rule) = meeting(16, "tokens");
     let web = machine("web");
     let token = vault.create_enrolment_token(&web, NOW.plus_seconds(60), &System);
     let token = token.await.unwrap();
+    faulty.add(rule);
     let bearers = (0..16).map(|_| {
         let (vault, web, token) = (vault.clone(), web.clone(), token.clone());
         tokio::spawn(async move { vault.redeem_enrolment_token(&token, &web, NOW).await.is_ok() })
     });
+    let bearers: Vec<_> = bearers.collect();
+    gate.arrived(16).await;
+    gate.open();
     let mut enrolled = 0;
-    for bearer in bearers.collect::<Vec<_>>() {
+    for bearer in bearers {
         enrolled += u32::from(bearer.await.unwrap());
     }
     assert_eq!(enrolled, 1);

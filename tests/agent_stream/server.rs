@@ -205,7 +205,10 @@ impl Server {
                 };
                 (ack, std::mem::take(&mut held.ask), held.refuse.clone())
             };
-            send(writer, &FromServer::Ack(ack)).await?;
+            if send(writer, &FromServer::Ack(ack)).await.is_err() {
+                // The agent hears nothing any more; what it said last is still to be read.
+                return std::future::pending().await;
+            }
             for request in asked {
                 send(writer, &FromServer::BookmarkRequest(request)).await?;
             }

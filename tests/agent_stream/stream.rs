@@ -269,15 +269,15 @@ async fn until_text(machine: &Machine, wanted: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn withheld_credit_is_the_same_and_ends_the_same() {
-    let machine = Machine::new(&[8 << 20], 512 << 10);
-    let server = Server::new(2 << 20);
+    let machine = Machine::new(&[8 << 20], 2 << 20);
+    let server = Server::new(5 << 18); // a largest record fits, a full buffer does not
     let agent = Arc::new(machine.start(Arc::new(Direct(Arc::clone(&server)))).await);
     settled(&agent).await;
     server.stalled.store(true, Ordering::Relaxed);
     let write = |from: u64| {
         let disk = export(&agent, 0);
         blocking(move || {
-            for n in from..from + 40 {
+            for n in from..from + 60 {
                 disk.write(n * CHUNK, noise(CHUNK as usize, n).into(), false).unwrap();
             }
         })

@@ -143,3 +143,34 @@ pub(crate) async fn gone_means_gone(bench: Bench) {
     let write = PageWrite { offset: 0, body };
     store.write_pages(&a, &[write], &guard(1, 0)).await.unwrap();
 }
+
+/// A reader of a snapshot meets a writer at every moment of preserving and overwriting.
+pub(crate) async fn readers_of_a_snapshot_see_no_later_write(bench: Bench) {
+    let a = owned(&bench, "seed/a", 64 * G).await;
+    let store = &bench.store;
+    let write = async |granule: u64, fill| {
+        let writes = [data(granule * G, G as usize, fill)];
+        store.write_pages(&a, &writes, &guard(1, 0)).await.unwrap();
+    };
+    for granule in 0..64 {
+        write(granule, 1).await;
+    }
+    let id = store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (store, a, id) = (std::sync::Arc::clone(store), a.clone(), id.clone());
+            tokio::spawn(async move {
+                for _ in 0..150 {
+                    let content = store.read_pages(&a, Some(&id), 0, 64 * G).await.unwrap();
+                    assert!(content.iter().all(|byte| *byte == 1), "a later write shows");
+                }
+            })
+        })
+        .collect();
+    for granule in 0..64 {
+        write(granule, 2).await;
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}

@@ -60,7 +60,7 @@ impl Workload {
                         std::thread::yield_now(); // std's mutex is not fair
                         continue;
                     }
-                    let _turn = held.lock().unwrap();
+                    let turn = held.lock().unwrap();
                     number += 1;
                     let write = writer.choose(number);
                     history.lock().unwrap().writes.push(write);
@@ -68,6 +68,8 @@ impl Workload {
                     if writer.issue(&write, again) {
                         acknowledged.store(number, Ordering::Release);
                     }
+                    drop(turn);
+                    super::pause(1); // a busy machine, not a flood
                 }
             })
         };

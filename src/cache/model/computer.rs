@@ -17,16 +17,16 @@ const SECTOR: usize = 512;
 
 /// Files, and what happens to them when the power goes.
 #[derive(Debug)]
-pub(super) struct Computer {
+pub(in crate::cache) struct Computer {
     files: BTreeMap<u32, Content>,
     random: StdRng,
     /// Operations until the power goes.
-    pub(super) fuse: Option<u64>,
-    pub(super) powered: bool,
+    pub(in crate::cache) fuse: Option<u64>,
+    pub(in crate::cache) powered: bool,
     /// The next sync fails, and its pages are marked clean all the same.
-    pub(super) fail_sync: bool,
+    pub(in crate::cache) fail_sync: bool,
     /// Syncs that say yes and do nothing: a planted bug.
-    pub(super) lying_sync: bool,
+    pub(in crate::cache) lying_sync: bool,
 }
 
 #[derive(Debug)]
@@ -38,6 +38,17 @@ struct Content {
 }
 
 impl Computer {
+    pub(in crate::cache) fn shared(seed: u64) -> Shared {
+        Shared(Arc::new(Mutex::new(Self {
+            files: BTreeMap::new(),
+            random: StdRng::seed_from_u64(seed),
+            fuse: None,
+            powered: true,
+            fail_sync: false,
+            lying_sync: false,
+        })))
+    }
+
     /// Whether this operation still has its whole effect. `Ok(false)`: the power goes in it.
     fn operate(&mut self) -> io::Result<bool> {
         if !self.powered {
@@ -58,7 +69,7 @@ impl Computer {
     }
 
     /// Each sector keeps one of the versions that it had since the last sync.
-    pub(super) fn power_cut(&mut self) {
+    pub(in crate::cache) fn power_cut(&mut self) {
         for content in self.files.values_mut() {
             let sectors = content.pending.iter().flat_map(|(at, bytes)| {
                 let end = at + bytes.len();
@@ -87,7 +98,7 @@ impl Computer {
     }
 
     /// Flips one bit somewhere, in page cache and on disk.
-    pub(super) fn flip(&mut self) {
+    pub(in crate::cache) fn flip(&mut self) {
         let files = self.files.iter().filter(|(_, content)| !content.disk.is_empty());
         let candidates: Vec<u32> = files.map(|(&number, _)| number).collect();
         if candidates.is_empty() {
@@ -105,21 +116,10 @@ impl Computer {
 
 /// One computer, seen by its processes.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(Arc<Mutex<Computer>>);
+pub(in crate::cache) struct Shared(Arc<Mutex<Computer>>);
 
 impl Shared {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Computer {
-            files: BTreeMap::new(),
-            random: StdRng::seed_from_u64(seed),
-            fuse: None,
-            powered: true,
-            fail_sync: false,
-            lying_sync: false,
-        })))
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Computer> {
+    pub(in crate::cache) fn lock(&self) -> MutexGuard<'_, Computer> {
         self.0.lock().unwrap()
     }
 

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 
-use super::computer::Shared;
+use super::computer::{Computer, Shared};
 use super::oracle::Oracle;
 use crate::budget::Permit;
 use crate::cache::flush::Open;
@@ -25,7 +25,8 @@ use crate::model::{
 use crate::observe::Metrics;
 
 /// Rotation and reuse happen in every history.
-pub(super) const GEOMETRY: Geometry = Geometry { segment_bytes: 4096 + 6144, segments_max: 6 };
+pub(in crate::cache) const GEOMETRY: Geometry =
+    Geometry { segment_bytes: 4096 + 6144, segments_max: 6 };
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
@@ -105,7 +106,7 @@ impl World {
 
     pub(super) fn with(seed: u64, entropy: Arc<dyn Entropy>) -> Self {
         Self {
-            computer: Shared::new(seed),
+            computer: Computer::shared(seed),
             oracle: Oracle::default(),
             process: None,
             entropy,

@@ -4,3 +4,6 @@ mod computer;
 mod history;
 mod oracle;
 mod planted;
+
+pub(super) use computer::{Computer, Shared};
+pub(super) use history::GEOMETRY;

@@ -74,3 +74,45 @@ impl Lock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Readers that overlap without end would starve a writer if later ones could pass it.
+    #[test]
+    fn who_waits_is_not_overtaken() {
+        let directory = tempfile::tempdir().unwrap();
+        let locks = directory.path();
+        let name = &ObjectName::new("a").unwrap();
+        let reader = Lock::shared(locks, name).unwrap();
+        let gate = std::fs::read_dir(locks)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some())
+            .unwrap();
+        let (sender, order) = channel();
+        std::thread::scope(|scope| {
+            let (first, second) = (sender.clone(), sender);
+            scope.spawn(move || {
+                let _lock = Lock::exclusive(locks, name).unwrap();
+                first.send("writer").unwrap();
+            });
+            // The writer waits once it holds the gate.
+            let waits = (0..10_000_000).any(|_| Lock::try_file(&gate).unwrap().is_none());
+            assert!(waits, "the writer does not queue");
+            scope.spawn(move || {
+                let _lock = Lock::shared(locks, name).unwrap();
+                second.send("reader").unwrap();
+            });
+            let early = order.recv_timeout(Duration::from_millis(200));
+            assert!(early.is_err(), "{early:?} passed a waiting writer or a reader");
+            drop(reader);
+            assert_eq!(order.recv(), Ok("writer"));
+            assert_eq!(order.recv(), Ok("reader"));
+        });
+    }
+}

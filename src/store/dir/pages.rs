@@ -263,11 +263,9 @@ impl Blob<'_> {
             from.read(extent.start, &mut content)?;
             let mut at = extent.start;
             for granule in content.chunks(GRANULE as usize) {
-                // Zeros are kept as a hole. Punched even where there should be one already: an
-                // earlier attempt may have left bytes there.
-                if granule.iter().all(|byte| *byte == 0) {
-                    disk.zero(to, at, granule.len() as u64)?;
-                } else {
+                // Zeros are kept as the hole that is there: whatever an interrupted attempt wrote
+                // here was these same bytes.
+                if granule.iter().any(|byte| *byte != 0) {
                     disk.write(to, at, granule)?;
                 }
                 at += granule.len() as u64;

@@ -160,7 +160,7 @@ async fn a_fenced_truncation_deletes_nothing() {
     assert!(matches!(stale, UploadError::Fenced { .. }));
     assert_eq!(rig.deltas().await, before);
     // Taken over between any two of its requests.
-    let mut fenced = 0;
+    let (mut fenced, mut unnamed) = (0, 0);
     for at in 0..40 {
         let rig = Rig::new(8);
         rig.serve(&rig.plain(), "ps-a", 45, |_| ()).await.unwrap();
@@ -184,6 +184,7 @@ async fn a_fenced_truncation_deletes_nothing() {
                 assert_eq!(error.class(), Class::Fence);
                 assert_eq!(rig.deltas().await, there, "request {at}");
                 fenced += 1;
+                unnamed += u32::from(names.truncated > Sequence::ZERO);
             }
         }
         rig.audit().await;
@@ -196,6 +197,7 @@ async fn a_fenced_truncation_deletes_nothing() {
         assert_eq!(rig.pages().await.len(), manifest.pages.len());
     }
     assert!(fenced >= 4, "only {fenced} takeovers came in time");
+    assert_eq!(unnamed, 1, "one came between the names and the objects");
 }
 
 #[tokio::test]

@@ -1,0 +1,74 @@
+//! Admitted → durable on a real disk: append, sync, mint. Says bytes per second by record size; the
+//! queue is as deep as a busy shard's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use holdfast::budget::Permit;
+use holdfast::cache::open;
+use holdfast::clock::{Clock, System};
+use holdfast::ingest::Admitted;
+use holdfast::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use holdfast::observe::Metrics;
+use holdfast::settings::CacheSettings;
+use tokio::sync::mpsc;
+
+/// Time for `count` records of `bytes` to become durable, in segments that were used before.
+fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -> Duration {
+    let settings = CacheSettings {
+        directory: directory.to_owned(),
+        segment_bytes: 64 << 20,
+        bytes_max: 8 * (64 << 20),
+        stop_fill: 0.85,
+    };
+    let metrics = Arc::new(Metrics::default());
+    let opened = open(&settings, 0, 1, System::clock(), System::entropy(), metrics);
+    let writer = opened.expect("a fresh directory opens").writer;
+    let payload = bytes::Bytes::from(vec![0x5A; bytes]);
+    tokio_uring::start(async move {
+        let (sender, receiver) = mpsc::channel(queue);
+        let start = System.monotonic();
+        tokio_uring::spawn(async move {
+            for sequence in 1..=count {
+                let extent = Extent::new(sequence * (1 << 20), payload.len() as u64, 1 << 20);
+                let change = Change::Write {
+                    disk: DiskIndex(0),
+                    extent: extent.expect("aligned"),
+                    payload: payload.clone(),
+                };
+                let record = Record { sequence: Sequence(sequence), change };
+                let admitted = Admitted {
+                    machine: MachineKey([1; 16]),
+                    record,
+                    permit: Permit::none(),
+                    received_at: Duration::ZERO,
+                };
+                if sender.send(admitted).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let ended = writer.run(receiver, drop).await; // dropped: published at once
+        ended.expect("the disk works");
+        System.monotonic() - start
+    })
+}
+
+fn benches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("cache_append");
+    group.sample_size(10).measurement_time(Duration::from_secs(4));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    append(directory.path(), 1 << 20, 600, 64); // every segment was zero-filled and used once
+    for (bytes, queue) in [(4 << 10, 1), (4 << 10, 256), (64 << 10, 1), (64 << 10, 256)] {
+        group.throughput(Throughput::Bytes(bytes as u64));
+        let id = BenchmarkId::new(format!("{}KiB", bytes >> 10), format!("queue {queue}"));
+        group.bench_function(id, |bencher| {
+            bencher.iter_custom(|count| append(directory.path(), bytes, count, queue));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(cache_append, benches);
+criterion_main!(cache_append);

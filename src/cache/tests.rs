@@ -1,0 +1,127 @@
+//! The writer and the pool on the model: what they say when the disk says no.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::mpsc;
+
+use super::error::CacheError;
+use super::file::SegmentDirectory;
+use super::model::{Computer, GEOMETRY, Shared};
+use super::open::{Opened, start};
+use super::pool::{Keeper, Prepared};
+use super::recovery::recover;
+use crate::budget::Budget;
+use crate::clock::System;
+use crate::ingest::Admitted;
+use crate::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use crate::observe::Metrics;
+use crate::store::Class;
+
+fn open(computer: &Shared) -> Opened {
+    let metrics = Arc::new(Metrics::default());
+    let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
+    let recovered = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();
+    start(recovered, GEOMETRY, System::clock(), metrics).unwrap()
+}
+
+fn write(sequence: u64, budget: &Budget) -> Admitted {
+    let payload = vec![sequence as u8; 512];
+    Admitted {
+        machine: MachineKey([1; 16]),
+        record: Record {
+            sequence: Sequence(sequence),
+            change: Change::Write {
+                disk: DiskIndex(0),
+                extent: Extent::new(sequence * 512, 512, 512).unwrap(),
+                payload: payload.into(),
+            },
+        },
+        permit: budget.try_acquire(512).unwrap(),
+        received_at: std::time::Duration::ZERO,
+    }
+}
+
+#[tokio::test]
+async fn a_failed_sync_poisons_the_log_and_nothing_is_acknowledged_after_it() {
+    let computer = Computer::shared(1);
+    let opened = open(&computer);
+    let budget = Budget::new(1 << 20);
+    let (sender, admitted) = mpsc::channel(8);
+    let newest = Arc::new(AtomicU64::new(0));
+    let (seen, shared) = (Arc::clone(&newest), computer.clone());
+    for sequence in 1..=2 {
+        sender.try_send(write(sequence, &budget)).unwrap();
+    }
+    // The first append succeeds; from inside its acknowledgement the next sync is made to fail.
+    let feed = sender.clone();
+    let more = Budget::clone(&budget);
+    let run = opened.writer.run(admitted, move |durable| {
+        let last = durable.last().unwrap().sequence().0;
+        seen.store(last, Ordering::SeqCst);
+        shared.lock().fail_sync = true;
+        for sequence in last + 1..last + 3 {
+            feed.try_send(write(sequence, &more)).unwrap();
+        }
+        std::mem::forget(durable); // held by later stages
+    });
+    let error = run.await.unwrap_err();
+    assert_eq!(error.class(), Class::Poison);
+    let CacheError::Poisoned { path, offset, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(path.ends_with("00000000.segment") || path.ends_with("00000001.segment"), "{error}");
+    assert!(*offset > 4096, "{error}");
+    assert_eq!(newest.load(Ordering::SeqCst), 2);
+    assert_eq!(budget.free(), 1 << 20, "the permits came back");
+}
+
+#[tokio::test]
+async fn permits_come_back_when_durable_and_segments_when_released() {
+    let computer = Computer::shared(1);
+    let opened = open(&computer);
+    let budget = Budget::new(4096);
+    let (sender, admitted) = mpsc::channel(4);
+    let feed = async {
+        for sequence in 1..=200 {
+            let permit = budget.acquire(512).await; // waits for the log to give it back
+            let mut record = write(sequence, &Budget::new(512));
+            record.permit = permit;
+            sender.send(record).await.unwrap();
+        }
+        drop(sender);
+    };
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let fill = Arc::clone(&opened.fill);
+    let run = opened.writer.run(admitted, move |durable| {
+        for record in &durable {
+            assert_eq!(counted.fetch_add(1, Ordering::SeqCst) + 1, record.sequence().0);
+        }
+    });
+    let (ended, ()) = tokio::join!(run, feed);
+    ended.unwrap();
+    assert_eq!(count.load(Ordering::SeqCst), 200);
+    assert!(fill.used_bytes() <= fill.max_bytes());
+}
+
+#[test]
+fn after_a_failed_blanking_nothing_is_recycled_or_prepared() {
+    let computer = Computer::shared(1);
+    let metrics = Metrics::default();
+    let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
+    let recovered = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();
+    let mut keeper: Keeper = recovered.keeper;
+    let slots: Vec<_> = (0..3).map(|_| keeper.prepare().unwrap()).collect();
+    let [first, second, third] = slots.try_into().unwrap();
+    let ordinals = [&first, &second, &third].map(|p: &Prepared| p.header.ordinal);
+    assert_eq!(ordinals, [1, 2, 3]);
+    keeper.take_back(first.slot);
+    let blank = keeper.blank.len();
+    computer.lock().fail_sync = true;
+    keeper.take_back(second.slot);
+    keeper.take_back(third.slot);
+    assert_eq!(keeper.blank.len(), blank);
+    let refusal = keeper.prepare().unwrap_err();
+    assert!(refusal.contains("00000002.segment") || refusal.contains("0000000"), "{refusal}");
+}
