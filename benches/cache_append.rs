@@ -37,10 +37,7 @@ fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -
                     extent: extent.expect("aligned"),
                     payload: payload.clone(),
                 };
-                let record = Record {
-                    sequence: Sequence(sequence),
-                    change,
-                };
+                let record = Record { sequence: Sequence(sequence), change };
                 let admitted = Admitted {
                     machine: MachineKey([1; 16]),
                     record,
@@ -60,9 +57,7 @@ fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -
 
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache_append");
-    group
-        .sample_size(10)
-        .measurement_time(Duration::from_secs(4));
+    group.sample_size(10).measurement_time(Duration::from_secs(4));
     let directory = tempfile::tempdir().expect("a temporary directory");
     append(directory.path(), 1 << 20, 600, 64); // every segment was zero-filled and used once
     // Records of an iteration: enough that preparing the first segment and closing do not count.

@@ -39,10 +39,7 @@ fn write(directory: &std::path::Path) {
                     extent: Extent::new(sequence * RECORD, RECORD, 1 << 20).expect("aligned"),
                     payload: vec![sequence as u8; RECORD as usize].into(),
                 };
-                let record = Record {
-                    sequence: Sequence(sequence),
-                    change,
-                };
+                let record = Record { sequence: Sequence(sequence), change };
                 let admitted = Admitted {
                     machine: MachineKey([1; 16]),
                     record,
@@ -62,9 +59,7 @@ fn write(directory: &std::path::Path) {
 
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache_recover");
-    group
-        .sample_size(10)
-        .measurement_time(Duration::from_secs(4));
+    group.sample_size(10).measurement_time(Duration::from_secs(4));
     group.throughput(Throughput::Bytes(RECORD * RECORDS));
     let directory = tempfile::tempdir().expect("a temporary directory");
     write(directory.path());
@@ -72,9 +67,7 @@ fn benches(criterion: &mut Criterion) {
         bencher.iter_with_large_drop(|| {
             let opened = opened(directory.path());
             assert_eq!(opened.recovered.len() as u64, RECORDS);
-            let Opened {
-                writer, recovered, ..
-            } = opened;
+            let Opened { writer, recovered, .. } = opened;
             drop(writer); // the pool ends first, so the records stay in the log
             drop(recovered);
         });

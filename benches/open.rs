@@ -15,9 +15,7 @@ fn bench(c: &mut Criterion) {
     let content = support::content(64 << 20);
     let machine = support::machine();
     let keys = support::ring(&machine);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let store = Memory::new(System::clock());
     let mut deltas = Vec::new();
     for batch in support::batches(&machine, &content, 64 << 10) {
@@ -26,13 +24,7 @@ fn bench(c: &mut Criterion) {
         let sealed = seal(batch, lineage, keys.newest(), &settings, false, &System);
         let sealed = sealed.expect("the batch is legal");
         let entry = sealed.entry();
-        let name = names::delta(
-            &machine,
-            entry.generation,
-            entry.first,
-            entry.last,
-            entry.id,
-        );
+        let name = names::delta(&machine, entry.generation, entry.first, entry.last, entry.id);
         let put = store.put(&name, sealed.object().clone(), Condition::Absent);
         runtime.block_on(put).expect("the name is free");
         deltas.push((name, Expected::of(&machine, entry, None)));

@@ -47,10 +47,7 @@ fn bench(c: &mut Criterion) {
                 BatchSize::PerIteration,
             );
         });
-        let (gib, ratio) = (
-            source as f64 / f64::from(1 << 30),
-            source as f64 / object as f64,
-        );
+        let (gib, ratio) = (source as f64 / f64::from(1 << 30), source as f64 / object as f64);
         println!("{name}: {:.2} CPU s/GiB, ratio {ratio:.2}", cpu / gib);
     }
 }

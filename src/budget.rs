@@ -25,10 +25,7 @@ impl Budget {
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         let grains = u32::try_from(bytes.div_ceil(GRAIN).max(1)).unwrap_or(u32::MAX >> 3);
-        Self {
-            semaphore: Arc::new(Semaphore::new(grains as usize)),
-            grains,
-        }
+        Self { semaphore: Arc::new(Semaphore::new(grains as usize)), grains }
     }
 
     /// Waits until `bytes` are free. An item larger than the whole budget takes all of it.
@@ -54,9 +51,7 @@ impl Budget {
     }
 
     fn grains_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(GRAIN))
-            .unwrap_or(u32::MAX)
-            .min(self.grains)
+        u32::try_from(bytes.div_ceil(GRAIN)).unwrap_or(u32::MAX).min(self.grains)
     }
 }
 
@@ -100,9 +95,6 @@ mod tests {
         assert!(budget.try_acquire(1).is_none());
         drop(first);
         assert_eq!(budget.free(), 1024);
-        assert!(
-            budget.try_acquire(1 << 40).is_some(),
-            "an oversized item takes the whole budget"
-        );
+        assert!(budget.try_acquire(1 << 40).is_some(), "an oversized item takes the whole budget");
     }
 }

@@ -53,9 +53,8 @@ impl System {
 #[allow(clippy::disallowed_methods, reason = "the one place that may")]
 impl Clock for System {
     fn wall(&self) -> Timestamp {
-        let elapsed = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
+        let elapsed =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
     }
 

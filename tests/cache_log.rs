@@ -47,10 +47,7 @@ fn change(machine: u64, sequence: u64) -> Change {
     let length = 512 * (1 + (sequence * 37 + machine) % 300);
     let offset = sequence * 4096;
     match sequence % 11 {
-        0 => Change::Zero {
-            disk,
-            extent: Extent::new(offset, length, WRITE_BYTES_MAX).unwrap(),
-        },
+        0 => Change::Zero { disk, extent: Extent::new(offset, length, WRITE_BYTES_MAX).unwrap() },
         1 => Change::CatchUpBegin(CatchUp::Dirty),
         _ => {
             let fill = (sequence * 31 + machine) as u8;
@@ -68,10 +65,7 @@ fn change(machine: u64, sequence: u64) -> Change {
 fn admitted(machine_number: u64, sequence: u64, permit: Permit) -> Admitted {
     Admitted {
         machine: machine(machine_number),
-        record: Record {
-            sequence: Sequence(sequence),
-            change: change(machine_number, sequence),
-        },
+        record: Record { sequence: Sequence(sequence), change: change(machine_number, sequence) },
         permit,
         received_at: Duration::ZERO,
     }
@@ -80,19 +74,9 @@ fn admitted(machine_number: u64, sequence: u64, permit: Permit) -> Admitted {
 fn assert_same(found: &Durable, machine_number: u64) {
     let sequence = found.sequence().0;
     match (found.change(), change(machine_number, sequence)) {
-        (
-            DurableChange::Write { disk, extent },
-            Change::Write {
-                disk: d,
-                extent: e,
-                payload,
-            },
-        ) => {
+        (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
             assert_eq!((*disk, *extent), (d, e));
-            assert!(
-                found.payload() == &payload[..],
-                "payload of record {sequence}"
-            );
+            assert!(found.payload() == &payload[..], "payload of record {sequence}");
         }
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             assert_eq!((*disk, *extent), (d, e));
@@ -106,9 +90,7 @@ fn assert_same(found: &Durable, machine_number: u64) {
 fn check(recovered: &[Durable], machines: u64) -> BTreeMap<u64, u64> {
     let mut last = BTreeMap::new();
     for found in recovered {
-        let number = (0..machines)
-            .find(|n| machine(*n) == found.machine())
-            .unwrap();
+        let number = (0..machines).find(|n| machine(*n) == found.machine()).unwrap();
         assert_same(found, number);
         let sequence = found.sequence().0;
         if let Some(before) = last.insert(number, sequence) {
@@ -129,10 +111,7 @@ fn run(opened: Opened, from: &BTreeMap<u64, u64>, machines: u64, count: u64) -> 
             for step in 1..=count {
                 for number in 0..machines {
                     let sequence = from.get(&number).unwrap_or(&0) + step;
-                    sender
-                        .send(admitted(number, sequence, Permit::none()))
-                        .await
-                        .unwrap();
+                    sender.send(admitted(number, sequence, Permit::none())).await.unwrap();
                 }
             }
         });
@@ -159,9 +138,7 @@ fn everything_comes_back_after_a_stop_and_slots_are_reused() {
         last = check(&written, 3);
         assert!(metrics.stage(Stage::Cache).0 > 1 << 20);
     }
-    let files = std::fs::read_dir(directory.path().join("shard-0"))
-        .unwrap()
-        .count();
+    let files = std::fs::read_dir(directory.path().join("shard-0")).unwrap().count();
     assert!(files <= 25, "{files} files for 24 segments and a lock");
 }
 
@@ -173,10 +150,7 @@ fn a_second_open_is_refused_with_the_holder_named() {
         panic!("opened twice");
     };
     let message = refused.to_string();
-    assert!(
-        message.contains(&std::process::id().to_string()),
-        "{message}"
-    );
+    assert!(message.contains(&std::process::id().to_string()), "{message}");
     assert!(message.contains("shard-0"), "{message}");
     drop(first);
     assert!(try_open(directory.path(), 4).is_ok());
@@ -187,10 +161,7 @@ fn the_lock_is_held_as_long_as_a_record_is() {
     let directory = tempfile::tempdir().unwrap();
     let (opened, _) = try_open(directory.path(), 6).unwrap();
     let held = run(opened, &BTreeMap::new(), 1, 5);
-    assert!(matches!(
-        try_open(directory.path(), 6),
-        Err(CacheError::Busy { .. })
-    ));
+    assert!(matches!(try_open(directory.path(), 6), Err(CacheError::Busy { .. })));
     drop(held);
     assert!(try_open(directory.path(), 6).is_ok());
 }
@@ -204,10 +175,7 @@ fn settings_without_room_and_forgotten_shards_are_refused() {
     assert!(error.to_string().contains("at least"), "{error}");
     std::fs::create_dir_all(directory.path().join("shard-1")).unwrap();
     let refused = try_open(directory.path(), 4);
-    assert!(matches!(
-        refused,
-        Err(CacheError::ForeignShard { shards: 1, .. })
-    ));
+    assert!(matches!(refused, Err(CacheError::ForeignShard { shards: 1, .. })));
 }
 
 #[test]
@@ -215,37 +183,22 @@ fn a_flipped_bit_on_the_disk_is_named_and_not_served() {
     let directory = tempfile::tempdir().unwrap();
     let (opened, _) = try_open(directory.path(), 12).unwrap();
     let written = run(opened, &BTreeMap::new(), 1, 60);
-    let victim = written
-        .iter()
-        .find(|r| !r.payload().is_empty() && r.sequence().0 > 10)
-        .unwrap();
+    let victim = written.iter().find(|r| !r.payload().is_empty() && r.sequence().0 > 10).unwrap();
     let sequence = victim.sequence().0;
     let payload = victim.payload().to_vec();
     drop(written);
-    let hit = std::fs::read_dir(directory.path().join("shard-0"))
-        .unwrap()
-        .find_map(|entry| {
-            let path = entry.unwrap().path();
-            let mut bytes = std::fs::read(&path).unwrap();
-            let at = bytes
-                .windows(payload.len())
-                .position(|window| window == payload)?;
-            bytes[at + payload.len() / 2] ^= 0x10;
-            std::fs::write(&path, bytes).unwrap();
-            Some(path)
-        });
+    let hit = std::fs::read_dir(directory.path().join("shard-0")).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(payload.len()).position(|window| window == payload)?;
+        bytes[at + payload.len() / 2] ^= 0x10;
+        std::fs::write(&path, bytes).unwrap();
+        Some(path)
+    });
     let (opened, metrics) = try_open(directory.path(), 12).unwrap();
-    let named = opened
-        .damage
-        .iter()
-        .any(|damage| Some(&damage.path) == hit.as_ref());
+    let named = opened.damage.iter().any(|damage| Some(&damage.path) == hit.as_ref());
     assert!(named, "{:?}", opened.damage);
-    assert!(
-        metrics
-            .cache_damage
-            .load(std::sync::atomic::Ordering::Relaxed)
-            > 0
-    );
+    assert!(metrics.cache_damage.load(std::sync::atomic::Ordering::Relaxed) > 0);
     assert_eq!(check(&opened.recovered, 1)[&0], sequence - 1);
 }
 
@@ -278,10 +231,7 @@ fn a_full_disk_is_back_pressure_and_then_everything_goes_on() {
     let disk = match SmallDisk::mount(directory.path().join("small"), 24 << 20) {
         Ok(disk) => disk,
         Err(cause) => {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "a small file system is needed: {cause}"
-            );
+            assert!(std::env::var_os("CI").is_none(), "a small file system is needed: {cause}");
             println!("skipped: no small file system: {cause}");
             return;
         }
@@ -340,13 +290,7 @@ fn child_that_is_killed() {
     };
     let (opened, _) = try_open(Path::new(&directory), 200).unwrap();
     let last = check(&opened.recovered, 3);
-    println!(
-        "recovered {}",
-        last.values()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(" ")
-    );
+    println!("recovered {}", last.values().map(u64::to_string).collect::<Vec<_>>().join(" "));
     let held = std::cell::RefCell::new(Vec::new());
     let writer = opened.writer;
     tokio_uring::start(async move {
@@ -355,11 +299,7 @@ fn child_that_is_killed() {
             for step in 1u64.. {
                 for number in 0..3 {
                     let sequence = last.get(&number).unwrap_or(&0) + step;
-                    if sender
-                        .send(admitted(number, sequence, Permit::none()))
-                        .await
-                        .is_err()
-                    {
+                    if sender.send(admitted(number, sequence, Permit::none())).await.is_err() {
                         return;
                     }
                 }
@@ -405,17 +345,10 @@ fn killed_at_any_moment_loses_nothing_that_was_acknowledged() {
         child.kill().unwrap();
         child.wait().unwrap();
         let (opened, _) = try_open(directory.path(), 200).unwrap();
-        assert!(
-            opened.damage.is_empty(),
-            "round {round}: {:?}",
-            opened.damage
-        );
+        assert!(opened.damage.is_empty(), "round {round}: {:?}", opened.damage);
         let found = check(&opened.recovered, 3);
         for (machine, sequence) in &acked {
-            assert!(
-                found[machine] >= *sequence,
-                "round {round}: machine {machine}"
-            );
+            assert!(found[machine] >= *sequence, "round {round}: machine {machine}");
         }
         acked = found;
     }

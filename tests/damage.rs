@@ -1,6 +1,8 @@
 //! One flipped bit in a cache segment, a delta, its index, a manifest, a seed disk's footer: found,
 //! named, never served as data.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;
@@ -90,9 +92,9 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
     let site = protect(false).stop(); // without snapshots every point needs the whole log
     let store = site.path("store");
     // A frame (behind the header) and the index (before the trailer) of one delta.
-    let delta = support::delta_paths(&store, "web-1").into_iter().max_by_key(|path| {
-        fs::metadata(path).unwrap().len()
-    });
+    let delta = support::delta_paths(&store, "web-1")
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len());
     let delta = delta.unwrap();
     let name = delta.file_name().unwrap().to_str().unwrap().to_owned();
     let length = fs::metadata(&delta).unwrap().len();
@@ -176,7 +178,11 @@ fn newest_written(folder: &Path) -> PathBuf {
         let first = bytes.get(SEGMENT_HEADER_BYTES as usize..)?.get(..RECORD_HEADER_BYTES)?;
         first.iter().any(|byte| *byte != 0).then_some(header.ordinal)
     };
-    support::files(folder).into_iter().filter(|path| ordinal(path).is_some()).max_by_key(ordinal).unwrap()
+    support::files(folder)
+        .into_iter()
+        .filter(|path| ordinal(path).is_some())
+        .max_by_key(ordinal)
+        .unwrap()
 }
 
 /// Flips a bit in the payload of the segment's first record: many later ones prove it durable.

@@ -1,6 +1,8 @@
 //! A full disk, in the store and in the cache directory: back-pressure, a clear status, and once
 //! there is room again everything goes on with nothing lost.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;
@@ -64,11 +66,8 @@ fn start(site: Site) -> Running {
     agent_site.set("buffer_bytes_max", 4 << 20);
     let server = site.serve();
     let agent = agent_site.start(&["root"]);
-    let target = Target {
-        name: "root",
-        socket: agent_site.socket("root"),
-        sectors: DISK_BYTES / 512,
-    };
+    let target =
+        Target { name: "root", socket: agent_site.socket("root"), sectors: DISK_BYTES / 512 };
     let workload = Workload::start(1, vec![target]);
     Running { site, agent_site, _server: server, _agent: agent, workload }
 }

@@ -5,6 +5,8 @@
 //!
 //! `HOLDFAST_KILLS` sets the number of kills (default 50), `HOLDFAST_SEED` repeats a run.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::ops::RangeInclusive;
@@ -78,17 +80,7 @@ impl Torture {
         let workload = Workload::start(seed, DISKS.iter().map(target).collect());
         let random = StdRng::seed_from_u64(seed);
         let points = Vec::new();
-        Self {
-            site,
-            agent_site,
-            random,
-            victim,
-            server,
-            applier,
-            agent,
-            workload,
-            points,
-        }
+        Self { site, agent_site, random, victim, server, applier, agent, workload, points }
     }
 
     /// Kills the victim at a random moment and starts it again.
@@ -115,19 +107,9 @@ impl Torture {
         let name = format!("b{}", self.points.len());
         let allowed = eventually("a bookmark", 120, || {
             let from = self.workload.acknowledged();
-            let args = [
-                "bookmark",
-                "web-1",
-                "--name",
-                &name,
-                "--wait",
-                "recoverable",
-            ];
+            let args = ["bookmark", "web-1", "--name", &name, "--wait", "recoverable"];
             let output = self.site.try_holdfast(&args);
-            output
-                .status
-                .success()
-                .then(|| from..=self.workload.issued())
+            output.status.success().then(|| from..=self.workload.issued())
         });
         self.points.push((format!("name:{name}"), allowed));
     }
@@ -149,24 +131,16 @@ impl Torture {
         let sockets = Vec::new();
         let idle = Workload::resume(0, sockets, History::default());
         let history = std::mem::replace(&mut self.workload, idle).finish();
-        println!(
-            "{} writes, {} points",
-            history.writes.len(),
-            self.points.len()
-        );
+        println!("{} writes, {} points", history.writes.len(), self.points.len());
         history
     }
 
     fn check(&self, history: &History, point: &str, allowed: RangeInclusive<u64>) -> u64 {
-        let images: Vec<_> = DISKS
-            .iter()
-            .map(|disk| self.site.export("web-1", disk, point))
-            .collect();
+        let images: Vec<_> =
+            DISKS.iter().map(|disk| self.site.export("web-1", disk, point)).collect();
         let paths: Vec<&Path> = images.iter().map(AsRef::as_ref).collect();
         let cut = history.check(&paths, allowed.clone());
-        images
-            .iter()
-            .for_each(|image| std::fs::remove_file(image).unwrap());
+        images.iter().for_each(|image| std::fs::remove_file(image).unwrap());
         cut.unwrap_or_else(|wrong| panic!("point {point}, allowed {allowed:?}: {wrong}"))
     }
 
@@ -182,16 +156,10 @@ impl Torture {
         for _ in 0..8 {
             let point = &points[self.random.next_u32() as usize % points.len()];
             let sequence = point["sequence"].as_u64().unwrap();
-            cuts.push((
-                sequence,
-                self.check(history, &format!("seq:{sequence}"), 0..=last),
-            ));
+            cuts.push((sequence, self.check(history, &format!("seq:{sequence}"), 0..=last)));
         }
         cuts.sort_unstable();
-        assert!(
-            cuts.is_sorted_by_key(|(_, cut)| *cut),
-            "later points hold more: {cuts:?}"
-        );
+        assert!(cuts.is_sorted_by_key(|(_, cut)| *cut), "later points hold more: {cuts:?}");
         self.site.holdfast(&["verify", "web-1"]);
     }
 
@@ -201,10 +169,7 @@ impl Torture {
         eventually("orphans are collected", 60, || {
             let objects = support::delta_objects(&log, "web-1");
             let named = support::named_deltas(&self.site, "web-1");
-            let orphans: Vec<_> = objects
-                .iter()
-                .filter(|name| !named.contains(*name))
-                .collect();
+            let orphans: Vec<_> = objects.iter().filter(|name| !named.contains(*name)).collect();
             orphans.is_empty().then_some(())
         });
     }
@@ -259,17 +224,12 @@ fn the_agent_is_killed_and_resends_only_what_may_have_changed() {
     let bound = written + rest * hot + (1 << 20);
     println!("sent {sent}, written {written}, bound {bound}");
     assert!(sent > 0, "the server counts what it receives");
-    assert!(
-        sent <= bound,
-        "sent {sent} bytes, at most {bound} may have changed"
-    );
+    assert!(sent <= bound, "sent {sent} bytes, at most {bound} may have changed");
     torture.check_points(&history);
     torture.check_orphans();
 }
 
 /// Bytes of writes that the process server ever received (it is not restarted in that test).
 fn source_bytes(site: &Site) -> u64 {
-    site.status("web-1").unwrap()["source_bytes"]
-        .as_u64()
-        .unwrap()
+    site.status("web-1").unwrap()["source_bytes"].as_u64().unwrap()
 }

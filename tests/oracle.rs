@@ -1,5 +1,7 @@
 //! The checker of the kill tests is itself checked: each kind of wrong image must be found.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;
@@ -32,18 +34,10 @@ fn history() -> History {
 
 fn image(history: &History, disk: u16, numbers: &[u64]) -> Vec<u8> {
     let mut bytes = vec![0; (SECTORS * 512) as usize];
-    for write in history
-        .writes
-        .iter()
-        .filter(|w| w.disk == disk && numbers.contains(&w.number))
-    {
+    for write in history.writes.iter().filter(|w| w.disk == disk && numbers.contains(&w.number)) {
         let start = (write.first_sector * 512) as usize;
         let length = (write.sectors * 512) as usize;
-        let payload = if write.zero {
-            vec![0; length]
-        } else {
-            write.payload()
-        };
+        let payload = if write.zero { vec![0; length] } else { write.payload() };
         bytes[start..start + length].copy_from_slice(&payload);
     }
     bytes

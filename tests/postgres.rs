@@ -2,6 +2,8 @@
 //! ext4 → PostgreSQL under pgbench, while the process server is killed and restarted. The newest
 //! point must start, pass pg_amcheck and hold every transaction that was committed before it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -36,8 +38,7 @@ struct Cleanup {
 
 impl Cleanup {
     fn push(&mut self, command: &[&str]) {
-        self.commands
-            .push(command.iter().map(|part| (*part).to_owned()).collect());
+        self.commands.push(command.iter().map(|part| (*part).to_owned()).collect());
     }
 }
 
@@ -76,24 +77,10 @@ struct Cluster {
 
 impl Cluster {
     fn start(&self) {
-        let options = format!(
-            "-p {} -c listen_addresses= -k {}",
-            self.port,
-            text(&self.folder)
-        );
+        let options = format!("-p {} -c listen_addresses= -k {}", self.port, text(&self.folder));
         let data = self.folder.join("data");
         let log = self.folder.join("log");
-        insist(&[
-            "pg_ctl",
-            "-w",
-            "-D",
-            text(&data),
-            "-l",
-            text(&log),
-            "-o",
-            &options,
-            "start",
-        ]);
+        insist(&["pg_ctl", "-w", "-D", text(&data), "-l", text(&log), "-o", &options, "start"]);
     }
 
     fn stop(&self) {
@@ -123,10 +110,7 @@ fn mount(device: &str, folder: &Path, cleanup: &mut Cleanup) {
 
 fn loop_device(file: &Path, cleanup: &mut Cleanup) -> String {
     // Direct I/O over a FUSE export was seen to corrupt data: the page cache stays in between.
-    let output = run(
-        "losetup",
-        &["--find", "--show", "--direct-io=off", text(file)],
-    );
+    let output = run("losetup", &["--find", "--show", "--direct-io=off", text(file)]);
     let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     cleanup.push(&["losetup", "-d", &device]);
     device
@@ -140,10 +124,7 @@ fn fuse_file(site: &Site, socket: &Path, cleanup: &mut Cleanup) -> PathBuf {
         "driver=nbd,node-name=disk,server.type=unix,server.path={},export=root",
         text(socket)
     );
-    let export = format!(
-        "type=fuse,id=file,node-name=disk,mountpoint={},writable=on",
-        text(&file)
-    );
+    let export = format!("type=fuse,id=file,node-name=disk,mountpoint={},writable=on", text(&file));
     let daemon = Command::new("qemu-storage-daemon")
         .args(["--blockdev", &node, "--export", &export])
         .stdout(Stdio::null())
@@ -152,10 +133,7 @@ fn fuse_file(site: &Site, socket: &Path, cleanup: &mut Cleanup) -> PathBuf {
     cleanup.children.push(daemon);
     cleanup.push(&["fusermount3", "-u", "-z", text(&file)]);
     eventually("the FUSE export", 30, || {
-        std::fs::metadata(&file)
-            .ok()
-            .filter(|facts| facts.len() == DISK_BYTES)
-            .map(drop)
+        std::fs::metadata(&file).ok().filter(|facts| facts.len() == DISK_BYTES).map(drop)
     });
     file
 }
@@ -163,19 +141,10 @@ fn fuse_file(site: &Site, socket: &Path, cleanup: &mut Cleanup) -> PathBuf {
 fn initialise(cluster: &Cluster) {
     run("chown", &["postgres:", text(&cluster.folder)]);
     let data = cluster.folder.join("data");
-    insist(&[
-        "initdb",
-        "-D",
-        text(&data),
-        "-A",
-        "trust",
-        "--data-checksums",
-    ]);
+    insist(&["initdb", "-D", text(&data), "-A", "trust", "--data-checksums"]);
     cluster.start();
     insist(&cluster.args("pgbench", &["-i", "-s", "5", "-q", "postgres"]));
-    cluster
-        .sql("create extension amcheck; create table commits (id bigint primary key)")
-        .unwrap();
+    cluster.sql("create extension amcheck; create table commits (id bigint primary key)").unwrap();
 }
 
 /// Inserts numbers one transaction at a time; `last` is the newest committed one.
@@ -187,10 +156,7 @@ fn commit_numbers(
     std::thread::spawn(move || {
         while !stop.load(Ordering::Acquire) {
             let next = last.load(Ordering::Acquire) + 1;
-            if cluster
-                .sql(&format!("insert into commits values ({next})"))
-                .is_some()
-            {
+            if cluster.sql(&format!("insert into commits values ({next})")).is_some() {
                 last.store(next, Ordering::Release);
             }
         }
@@ -218,33 +184,18 @@ fn a_recovered_database_starts_and_has_every_commit_before_its_point() {
     run("mkfs.ext4", &["-q", &device]);
     let source = site.path("source");
     mount(&device, &source, &mut cleanup);
-    let cluster = Arc::new(Cluster {
-        folder: source,
-        port: free_port().to_string(),
-    });
+    let cluster = Arc::new(Cluster { folder: source, port: free_port().to_string() });
     initialise(&cluster);
 
-    let load = cluster
-        .args("pgbench", &["-c", "4", "-T", "600", "-n", "postgres"])
-        .join(" ");
+    let load = cluster.args("pgbench", &["-c", "4", "-T", "600", "-n", "postgres"]).join(" ");
     let pgbench = Command::new("runuser")
-        .args([
-            "-u",
-            "postgres",
-            "--",
-            "sh",
-            "-c",
-            &format!("cd /; exec {load}"),
-        ])
+        .args(["-u", "postgres", "--", "sh", "-c", &format!("cd /; exec {load}")])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     cleanup.children.push(pgbench);
-    let (stop, last) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicU64::new(0)),
-    );
+    let (stop, last) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let committer = commit_numbers(Arc::clone(&cluster), Arc::clone(&stop), Arc::clone(&last));
     for _ in 0..KILLS {
         pause(1500);
@@ -254,24 +205,14 @@ fn a_recovered_database_starts_and_has_every_commit_before_its_point() {
     }
     let committed = eventually("a bookmark", 180, || {
         let before = last.load(Ordering::Acquire);
-        let args = [
-            "bookmark",
-            "db-1",
-            "--name",
-            "checked",
-            "--wait",
-            "recoverable",
-        ];
+        let args = ["bookmark", "db-1", "--name", "checked", "--wait", "recoverable"];
         site.try_holdfast(&args).status.success().then_some(before)
     });
     stop.store(true, Ordering::Release);
     committer.join().unwrap();
     cleanup.children.pop().unwrap().kill().unwrap();
     cluster.stop();
-    assert!(
-        committed > 5,
-        "only {committed} commits: the test had no load"
-    );
+    assert!(committed > 5, "only {committed} commits: the test had no load");
 
     check_recovered(&site, committed, &mut cleanup);
 }
@@ -282,20 +223,11 @@ fn check_recovered(site: &Site, committed: u64, cleanup: &mut Cleanup) {
     let device = loop_device(&image, cleanup);
     let folder = site.path("recovered");
     mount(&device, &folder, cleanup);
-    let recovered = Cluster {
-        folder,
-        port: free_port().to_string(),
-    };
+    let recovered = Cluster { folder, port: free_port().to_string() };
     let _ = std::fs::remove_file(recovered.folder.join("data/postmaster.pid"));
     recovered.start();
-    let count = recovered.sql(&format!(
-        "select count(*) from commits where id <= {committed}"
-    ));
-    assert_eq!(
-        count,
-        Some(committed.to_string()),
-        "every commit before the bookmark is there"
-    );
+    let count = recovered.sql(&format!("select count(*) from commits where id <= {committed}"));
+    assert_eq!(count, Some(committed.to_string()), "every commit before the bookmark is there");
     insist(&recovered.args("pg_amcheck", &["--all", "--heapallindexed"]));
     recovered.stop();
     println!("{committed} commits before the bookmark, all recovered");

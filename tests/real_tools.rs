@@ -1,6 +1,8 @@
 //! The path as its users drive it: unmodified qemu-img, qemu-io, nbdinfo and nbdcopy in front of
 //! the agent and behind a mount, images compared by qemu-img.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::fs;
@@ -15,10 +17,7 @@ const SIZE: u64 = 64 << 20;
 /// An ext4 image made of files of this machine.
 fn ext4(path: &Path, size: u64) {
     fs::File::create(path).unwrap().set_len(size).unwrap();
-    run(
-        "mkfs.ext4",
-        &["-q", "-F", "-d", "/usr/share/doc/apt", text(path)],
-    );
+    run("mkfs.ext4", &["-q", "-F", "-d", "/usr/share/doc/apt", text(path)]);
 }
 
 fn qemu_io(url: &str, commands: &[String]) {
@@ -52,10 +51,7 @@ fn scribble(url: &str, random: &mut StdRng) {
 }
 
 fn identical(a: &Path, format_a: &str, b: &Path, format_b: &str) {
-    let output = run(
-        "qemu-img",
-        &["compare", "-f", format_a, "-F", format_b, text(a), text(b)],
-    );
+    let output = run("qemu-img", &["compare", "-f", format_a, "-F", format_b, text(a), text(b)]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("identical"));
 }
 
@@ -77,46 +73,21 @@ fn protect() -> Protected {
     let server = site.serve();
     let agent = agent_site.start(&["root"]);
     let url = agent_site.url("root");
-    run(
-        "qemu-img",
-        &[
-            "convert",
-            "-n",
-            "-f",
-            "raw",
-            "-O",
-            "raw",
-            text(&image),
-            &url,
-        ],
-    );
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", text(&image), &url]);
     let mut random = StdRng::seed_from_u64(7);
     let mut copies = Vec::new();
     for round in 0..3 {
         scribble(&url, &mut random);
         let name = format!("round-{round}");
         support::eventually("a bookmark", 60, || {
-            let args = [
-                "bookmark",
-                "web-1",
-                "--name",
-                &name,
-                "--wait",
-                "recoverable",
-            ];
+            let args = ["bookmark", "web-1", "--name", &name, "--wait", "recoverable"];
             site.try_holdfast(&args).status.success().then_some(())
         });
         let copy = site.path(&format!("copy-{round}.img"));
         fs::copy(site.disk("web-1", "root"), &copy).unwrap();
         copies.push(copy);
     }
-    Protected {
-        site,
-        agent_site,
-        _server: server,
-        _agent: agent,
-        copies,
-    }
+    Protected { site, agent_site, _server: server, _agent: agent, copies }
 }
 
 #[test]
@@ -131,31 +102,16 @@ fn exports_at_three_bookmarks_equal_copies_taken_then() {
         identical(&raw, "raw", copy, "raw");
     }
     let vhd = site.path("root.vhd");
-    let args = [
-        "export",
-        "web-1",
-        "--disk",
-        "root",
-        "--point",
-        "name:round-1",
-        "--format",
-        "vhd",
-    ];
+    let args = ["export", "web-1", "--disk", "root", "--point", "name:round-1", "--format", "vhd"];
     let mut args = args.to_vec();
     args.extend(["--out", text(&vhd)]);
     site.holdfast(&args);
-    let output = run(
-        "qemu-img",
-        &["info", "--output=json", "-f", "vpc", text(&vhd)],
-    );
+    let output = run("qemu-img", &["info", "--output=json", "-f", "vpc", text(&vhd)]);
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(facts["virtual-size"].as_u64(), Some(SIZE));
     identical(&vhd, "vpc", &protected.copies[1], "raw");
     let sparse = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&vhd).unwrap()) * 512;
-    assert!(
-        sparse < SIZE,
-        "the output is sparse: {sparse} of {SIZE} bytes"
-    );
+    assert!(sparse < SIZE, "the output is sparse: {sparse} of {SIZE} bytes");
     // The seed disk itself is a VHD that qemu opens.
     let seed = support::seed_disk(&site.path("store"), "asrseeddisk-web-1-root-1");
     run("qemu-img", &["info", "-f", "vpc", text(&seed)]);
@@ -165,14 +121,7 @@ fn exports_at_three_bookmarks_equal_copies_taken_then() {
 
 #[test]
 fn nbd_clients_read_a_mount_and_a_writable_mount_leaves_the_point_alone() {
-    if !have(&[
-        "qemu-img",
-        "qemu-io",
-        "nbdinfo",
-        "nbdcopy",
-        "mkfs.ext4",
-        "curl",
-    ]) {
+    if !have(&["qemu-img", "qemu-io", "nbdinfo", "nbdcopy", "mkfs.ext4", "curl"]) {
         return;
     }
     let protected = protect();
@@ -180,28 +129,16 @@ fn nbd_clients_read_a_mount_and_a_writable_mount_leaves_the_point_alone() {
     let config = site.config();
     let mount = |name: &str, writable: bool| {
         let socket = site.path(name);
-        let mut args = vec![
-            "mount",
-            "web-1",
-            "--disk",
-            "root",
-            "--point",
-            "name:round-2",
-        ];
+        let mut args = vec!["mount", "web-1", "--disk", "root", "--point", "name:round-2"];
         args.extend(["--socket", text(&socket), "--config", text(&config)]);
         if writable {
             args.push("--writable");
         }
         let process = Process::spawn(&site.path(&format!("{name}.log")), &args);
         process.ready("the mount", 30, || {
-            std::os::unix::net::UnixStream::connect(&socket)
-                .ok()
-                .map(drop)
+            std::os::unix::net::UnixStream::connect(&socket).ok().map(drop)
         });
-        (
-            process,
-            format!("nbd+unix:///root?socket={}", socket.display()),
-        )
+        (process, format!("nbd+unix:///root?socket={}", socket.display()))
     };
     let (reading, url) = mount("read.sock", false);
     let output = run("nbdinfo", &["--json", &url]);
@@ -220,14 +157,8 @@ fn nbd_clients_read_a_mount_and_a_writable_mount_leaves_the_point_alone() {
         .unwrap();
     assert!(!refused.success(), "a read-only mount takes no writes");
     let (writing, writable) = mount("write.sock", true);
-    qemu_io(
-        &writable,
-        &["write -P 9 1M 3M".to_owned(), "read -P 9 1M 3M".to_owned()],
-    );
-    qemu_io(
-        &writable,
-        &["discard 2M 64k".to_owned(), "flush".to_owned()],
-    );
+    qemu_io(&writable, &["write -P 9 1M 3M".to_owned(), "read -P 9 1M 3M".to_owned()]);
+    qemu_io(&writable, &["discard 2M 64k".to_owned(), "flush".to_owned()]);
     run("nbdcopy", &[url.as_str(), text(&copy)]);
     identical(&copy, "raw", &protected.copies[2], "raw");
     writing.stop();

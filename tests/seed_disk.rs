@@ -22,11 +22,7 @@ fn qemu_img(args: &[&str]) -> Option<Output> {
 }
 
 fn vhd(path: &Path, disk_bytes: u64) {
-    let id = unique_id(
-        &"web-1".parse().unwrap(),
-        &"root".parse().unwrap(),
-        Epoch(1),
-    );
+    let id = unique_id(&"web-1".parse().unwrap(), &"root".parse().unwrap(), Epoch(1));
     let footer = Footer::new(disk_bytes, id).unwrap();
     let file = std::fs::File::create(path).unwrap();
     file.set_len(disk_bytes + 512).unwrap();
@@ -37,9 +33,8 @@ fn vhd(path: &Path, disk_bytes: u64) {
 fn qemu_takes_the_exact_size_whatever_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.vhd");
-    let mut sizes: Vec<u64> = [20, 400, 504, 1024, 127 << 10, 2040 << 10]
-        .map(|mib: u64| mib << 20)
-        .to_vec();
+    let mut sizes: Vec<u64> =
+        [20, 400, 504, 1024, 127 << 10, 2040 << 10].map(|mib: u64| mib << 20).to_vec();
     sizes.extend([1, 3, 63, 2047, 41_943_041, 999_999_937].map(|sectors: u64| sectors * 512));
     sizes.extend([1, 513, 20_000_001, (40 << 30) + 512].map(virtual_bytes));
     for disk_bytes in sizes {
@@ -64,20 +59,9 @@ fn qemu_reads_the_disk_and_nothing_of_the_footer() {
     assert_eq!(size_on_store(5_000_001), disk_bytes + 512);
     vhd(path("disk.vhd").as_ref(), disk_bytes);
     let content: Vec<u8> = (0..disk_bytes).map(|at| (at % 251) as u8).collect();
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(path("disk.vhd"))
-        .unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path("disk.vhd")).unwrap();
     file.write_all_at(&content, 0).unwrap();
-    let convert = [
-        "convert",
-        "-f",
-        "vpc",
-        "-O",
-        "raw",
-        &path("disk.vhd"),
-        &path("raw"),
-    ];
+    let convert = ["convert", "-f", "vpc", "-O", "raw", &path("disk.vhd"), &path("raw")];
     let Some(output) = qemu_img(&convert) else {
         return;
     };

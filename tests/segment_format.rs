@@ -19,9 +19,7 @@ use holdfast::model::{
 const INCARNATION: Incarnation = Incarnation(*b"golden segment 1");
 
 fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden/segment")
-        .join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment").join(name)
 }
 
 fn header(copy_of: Option<u64>) -> SegmentHeader {
@@ -97,11 +95,7 @@ fn records() -> Vec<(&'static str, RecordHeader, Vec<u8>)> {
 fn files() -> Vec<(String, Vec<u8>, String)> {
     let mut files = Vec::new();
     for (name, header) in [("header", header(None)), ("header-copy", header(Some(77)))] {
-        files.push((
-            name.to_owned(),
-            header.encode().to_vec(),
-            format!("{header:#?}\n"),
-        ));
+        files.push((name.to_owned(), header.encode().to_vec(), format!("{header:#?}\n")));
     }
     for (name, header, payload) in records() {
         let mut bytes = header.encode(INCARNATION, &payload).to_vec();
@@ -136,10 +130,7 @@ fn golden_files_decode_to_their_text_and_encode_to_their_bytes() {
         let found = match name.starts_with("record") {
             true => {
                 let (header, crc, _) = RecordHeader::decode(&bytes, INCARNATION, 8192).unwrap();
-                assert_eq!(
-                    crc,
-                    record_crc(bytes[..RECORD_HEADER_BYTES].try_into().unwrap())
-                );
+                assert_eq!(crc, record_crc(bytes[..RECORD_HEADER_BYTES].try_into().unwrap()));
                 format!("{header:#?}\n")
             }
             false => format!("{:#?}\n", SegmentHeader::decode(&bytes).unwrap().unwrap()),
@@ -206,16 +197,10 @@ fn a_record_elsewhere_or_of_another_life_is_none() {
     let elsewhere = RecordHeader::decode(&bytes, INCARNATION, 8192 + 64).map(|_| ());
     assert_eq!(field(elsewhere), "position");
     let other = Incarnation(*b"another segment!");
-    assert_eq!(
-        field(RecordHeader::decode(&bytes, other, 8192).map(|_| ())),
-        "incarnation"
-    );
+    assert_eq!(field(RecordHeader::decode(&bytes, other, 8192).map(|_| ())), "incarnation");
     // A length is refused before anything is read by it.
     bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(
-        field(RecordHeader::decode(&bytes, INCARNATION, 8192).map(|_| ())),
-        "payload_bytes"
-    );
+    assert_eq!(field(RecordHeader::decode(&bytes, INCARNATION, 8192).map(|_| ())), "payload_bytes");
 }
 
 #[test]

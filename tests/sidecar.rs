@@ -1,5 +1,7 @@
 //! The sidecar driven by real curl with the very commands of docs/operations.md.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 mod support;
 
 use std::collections::BTreeMap;

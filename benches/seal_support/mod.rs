@@ -35,11 +35,7 @@ pub fn lineage(machine: &MachineId) -> Lineage {
 }
 
 pub fn seal_settings(level: i32) -> SealSettings {
-    SealSettings {
-        threads: 1,
-        level,
-        frame_bytes: 256 << 10,
-    }
+    SealSettings { threads: 1, level, frame_bytes: 256 << 10 }
 }
 
 /// `bytes` in stripes of 1 MiB from all over the image that `HOLDFAST_BENCH_IMAGE` names, or made
@@ -52,9 +48,7 @@ pub fn content(bytes: usize) -> Vec<u8> {
         let stripes = (bytes >> 20) as u64;
         for (n, stripe) in content.chunks_mut(1 << 20).enumerate() {
             let at = (length / stripes * n as u64) / 4096 * 4096;
-            image
-                .read_exact_at(stripe, at)
-                .expect("an image of at least 128 MiB");
+            image.read_exact_at(stripe, at).expect("an image of at least 128 MiB");
         }
         return content;
     }
@@ -68,27 +62,19 @@ pub fn content(bytes: usize) -> Vec<u8> {
 /// The content as consecutive writes, in batches of 8 MiB.
 pub fn batches(machine: &MachineId, content: &[u8], write_bytes: usize) -> Vec<Batch> {
     let writes = content.chunks(write_bytes).enumerate();
-    collect(
-        machine,
-        writes.map(|(n, bytes)| ((n * write_bytes) as u64, bytes.to_vec())),
-    )
+    collect(machine, writes.map(|(n, bytes)| ((n * write_bytes) as u64, bytes.to_vec())))
 }
 
 /// Writes of 4 KiB of zeros at `places` random places.
 pub fn random_zero_writes(machine: &MachineId, count: usize, places: u64) -> Vec<Batch> {
     let place = |_| u64::from_le_bytes(random16(&System)[..8].try_into().expect("8 of 16"));
-    let writes = (0..count)
-        .map(place)
-        .map(|n| (n % places * 2048, vec![0; 4096]));
+    let writes = (0..count).map(place).map(|n| (n % places * 2048, vec![0; 4096]));
     collect(machine, writes)
 }
 
 fn collect(machine: &MachineId, writes: impl Iterator<Item = (u64, Vec<u8>)>) -> Vec<Batch> {
     let key = MachineKey::of(machine);
-    let settings = BatchSettings {
-        bytes_max: 8 << 20,
-        age_max: Duration::from_secs(1),
-    };
+    let settings = BatchSettings { bytes_max: 8 << 20, age_max: Duration::from_secs(1) };
     let mut batcher = Batcher::new(key, StreamState::BEGINNING, settings);
     let begin = Change::EpochBegin(EpochBegin {
         epoch: Epoch(1),

@@ -106,23 +106,35 @@ impl Figures {
     pub(crate) fn table(&self) -> String {
         let mut rows = Vec::new();
         self.replication.rows(&mut rows, "initial replication");
-        rows.push(["initial replication: durable ack p50, p99".to_owned(), self.replication_ack.words()]);
+        rows.push([
+            "initial replication: durable ack p50, p99".to_owned(),
+            self.replication_ack.words(),
+        ]);
         self.live.rows(&mut rows, "live");
         let ms = |us: u64| us as f64 / 1e3;
         let latency = [self.write_p50_us, self.write_p99_us, self.write_max_us].map(ms);
         let [p50, p99, max] = latency.map(|ms| format!("{ms:.2} ms"));
-        rows.push(["live: write at the agent p50, p99, max".to_owned(), format!("{p50}, {p99}, {max}")]);
+        rows.push([
+            "live: write at the agent p50, p99, max".to_owned(),
+            format!("{p50}, {p99}, {max}"),
+        ]);
         let rpo = self.rpo_under_load_seconds;
         let rpo = rpo.map_or("none could be placed".to_owned(), |rpo| format!("{rpo:.2} s"));
         rows.push(["live: bookmark asked to recoverable".to_owned(), rpo]);
-        rows.push(["live: last byte published after".to_owned(), format!("{:.2} s", self.last_byte_seconds)]);
+        rows.push([
+            "live: last byte published after".to_owned(),
+            format!("{:.2} s", self.last_byte_seconds),
+        ]);
         self.run_rows(&mut rows);
         let width = rows.iter().map(|[name, _]| name.len()).max().unwrap_or(0);
         let line = |[name, value]: &[String; 2]| format!("{name:width$}  {value}");
         let lines: Vec<_> = rows.iter().map(line).collect();
         let disk = holdfast::control::words::bytes(self.disk_bytes);
         let (machines, disks, cores) = (self.machines, self.disks, self.cores);
-        format!("{machines} machine(s) of {disks} disk(s) of {disk}, {cores} cores\n\n{}", lines.join("\n"))
+        format!(
+            "{machines} machine(s) of {disks} disk(s) of {disk}, {cores} cores\n\n{}",
+            lines.join("\n")
+        )
     }
 
     fn run_rows(&self, rows: &mut Vec<[String; 2]>) {

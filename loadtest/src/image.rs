@@ -34,7 +34,8 @@ pub(crate) fn make(
 
 /// A copy of an image: the run writes to it.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), LoadError> {
-    let args = ["--sparse=always".as_ref(), "--reflink=auto".as_ref(), from.as_os_str(), to.as_os_str()];
+    let args =
+        ["--sparse=always".as_ref(), "--reflink=auto".as_ref(), from.as_os_str(), to.as_os_str()];
     output(Path::new("cp"), &args).map(drop)
 }
 

@@ -103,7 +103,8 @@ fn program(any_build: bool) -> Result<PathBuf, LoadError> {
     if cfg!(debug_assertions) && !any_build {
         return Err(LoadError::NotOptimised);
     }
-    let own = std::env::current_exe().map_err(LoadError::file("holdfast-loadtest", "finding it"))?;
+    let own =
+        std::env::current_exe().map_err(LoadError::file("holdfast-loadtest", "finding it"))?;
     let program = own.with_file_name("holdfast");
     if program.is_file() { Ok(program) } else { Err(LoadError::NoProgram(program)) }
 }

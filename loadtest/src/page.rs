@@ -24,7 +24,11 @@ impl Page {
     fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let samples = lines.filter_map(|line| line.rsplit_once(' '));
-        Self(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+        Self(
+            samples
+                .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+                .collect(),
+        )
     }
 
     /// CPU seconds of a stage.

@@ -41,12 +41,7 @@ impl Moment {
     }
 
     /// What happened since `self`: published at `published`, applied now.
-    fn phase(
-        &self,
-        site: &Site,
-        published: Duration,
-        disk_bytes: u64,
-    ) -> Result<Phase, LoadError> {
+    fn phase(&self, site: &Site, published: Duration, disk_bytes: u64) -> Result<Phase, LoadError> {
         let now = Self::now(site)?;
         let spent = |stage| now.page.stage_cpu(stage) - self.page.stage_cpu(stage);
         let [ingest, cache, seal, upload, apply] = Stage::ALL.map(spent);

@@ -66,7 +66,8 @@ impl Site {
         let config = site.join("holdfast.toml");
         let read = fs::read_to_string(&config).map_err(LoadError::file(&config, "reading it"))?;
         // Every other setting stays at its default.
-        let (of, to) = ("# metrics_listen = \"127.0.0.1:9445\"", "metrics_listen = \"127.0.0.1:0\"");
+        let (of, to) =
+            ("# metrics_listen = \"127.0.0.1:9445\"", "metrics_listen = \"127.0.0.1:0\"");
         fs::write(&config, read.replacen(of, to, 1))
             .map_err(LoadError::file(&config, "writing it"))?;
         let args: [OsString; 3] = ["serve".into(), "--config".into(), config.into()];

@@ -105,9 +105,7 @@ impl Stream {
     fn begin_epoch(&self, epoch: Epoch, published: Sequence) -> Result<(), Unwelcome> {
         let _alone = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
         for disk in &self.disks {
-            disk.bitmap
-                .begin_epoch(epoch, published)
-                .map_err(Unwelcome::Bitmap)?;
+            disk.bitmap.begin_epoch(epoch, published).map_err(Unwelcome::Bitmap)?;
         }
         let mut core = self.lock();
         core.epoch = epoch;

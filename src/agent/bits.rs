@@ -19,11 +19,7 @@ impl Bits {
     /// The empty set of numbers below `length`.
     pub(super) fn new(length: u64) -> Self {
         let pages = length.div_ceil(PAGE_CHUNKS) as usize;
-        Self {
-            words: vec![0; pages * PAGE_WORDS],
-            length,
-            count: 0,
-        }
+        Self { words: vec![0; pages * PAGE_WORDS], length, count: 0 }
     }
 
     /// How many numbers are in it.
@@ -129,11 +125,7 @@ impl Bits {
 
 /// The words that a range touches, with the bits it touches in each.
 fn masks(range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
-    let words = if range.is_empty() {
-        0..0
-    } else {
-        range.start / 64..range.end.div_ceil(64)
-    };
+    let words = if range.is_empty() { 0..0 } else { range.start / 64..range.end.div_ceil(64) };
     words.map(move |word| {
         let from = range.start.saturating_sub(word * 64).min(63);
         let to = (range.end - word * 64).min(64);

@@ -29,12 +29,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// An empty one.
     pub(super) fn new(bytes_max: u64) -> Self {
-        Self {
-            records: VecDeque::new(),
-            bytes: 0,
-            bytes_max,
-            waiting_bytes: 0,
-        }
+        Self { records: VecDeque::new(), bytes: 0, bytes_max, waiting_bytes: 0 }
     }
 
     /// Bytes held.
@@ -100,15 +95,12 @@ impl Buffer {
             Some(first) => (sequence.0 + 1).saturating_sub(first.0),
             None => 0,
         };
-        self.records
-            .range((skip as usize).min(self.records.len())..)
+        self.records.range((skip as usize).min(self.records.len())..)
     }
 
     /// Counts as waiting whatever stands after `durable`: another server begins there.
     pub(super) fn rewind(&mut self, durable: Sequence) {
-        let waiting = self
-            .after(durable)
-            .map(|record| cost(record.change.payload_bytes()));
+        let waiting = self.after(durable).map(|record| cost(record.change.payload_bytes()));
         self.waiting_bytes = waiting.sum();
     }
 
@@ -156,11 +148,7 @@ mod tests {
         buffer.durable(Sequence(6), Sequence(8));
         assert_eq!(buffer.waiting_bytes(), 2 * one);
         assert!(buffer.make_room(one, Sequence(8)));
-        assert_eq!(
-            buffer.first(),
-            Some(Sequence(8)),
-            "only as many as needed go"
-        );
+        assert_eq!(buffer.first(), Some(Sequence(8)), "only as many as needed go");
         buffer.published(Sequence(8));
         let left: Vec<u64> = buffer.after(Sequence(0)).map(|r| r.sequence.0).collect();
         assert_eq!(left, [9, 10]);

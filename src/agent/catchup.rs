@@ -43,9 +43,7 @@ pub(super) enum Step {
 fn read_bytes(stream: &Stream) -> u64 {
     let chunk = |disk: &Arc<Disk>| u64::from(disk.bitmap.identity().chunk_bytes);
     let chunk = stream.disks.first().map_or(READ_BYTES, chunk);
-    READ_BYTES
-        .min(stream.lock().buffer.bytes_max() / 4)
-        .max(chunk)
+    READ_BYTES.min(stream.lock().buffer.bytes_max() / 4).max(chunk)
 }
 
 /// Repairs whatever is dirty, for as long as the agent lives.
@@ -90,19 +88,12 @@ pub(super) fn step(stream: &Stream, from: Place, most: u64) -> Result<Step, (Str
     let named = |error| (disk.name.to_string(), error);
     let index = disk.index;
     let hole = hole_end(disk, &run).map_err(named)?;
-    let end = if hole > run.start {
-        hole
-    } else {
-        run.end.min(run.start + most)
-    };
+    let end = if hole > run.start { hole } else { run.end.min(run.start + most) };
     let held = disk.locks.hold(run.start..end);
     // What was a hole may have been written before the range was ours.
     let still = hole_end(disk, &(run.start..end)).map_err(named)?;
-    let range = if still > run.start {
-        run.start..still
-    } else {
-        run.start..end.min(run.start + most)
-    };
+    let range =
+        if still > run.start { run.start..still } else { run.start..end.min(run.start + most) };
     let changes = if still > run.start {
         zeros(index, &range).collect()
     } else {
@@ -151,10 +142,8 @@ fn zeros(disk: DiskIndex, range: &Range<u64>) -> impl Iterator<Item = Change> + 
 fn read(disk: &Disk, range: &Range<u64>) -> io::Result<Vec<Change>> {
     let mut content = vec![0; (range.end - range.start) as usize];
     disk.source.read_at(range.start, &mut content)?;
-    let pieces: Vec<(bool, usize)> = content
-        .chunks(ZERO_PIECE_BYTES)
-        .map(|piece| (is_zero(piece), piece.len()))
-        .collect();
+    let pieces: Vec<(bool, usize)> =
+        content.chunks(ZERO_PIECE_BYTES).map(|piece| (is_zero(piece), piece.len())).collect();
     let mut changes = Vec::new();
     let mut at = 0;
     for run in pieces.chunk_by(|one, next| one.0 == next.0) {
@@ -165,16 +154,14 @@ fn read(disk: &Disk, range: &Range<u64>) -> io::Result<Vec<Change>> {
         } else {
             // Copied, so that a record holds its own bytes and not the whole read.
             let data = Bytes::copy_from_slice(&content[at..at + length]);
-            changes.extend(
-                cut(offset, length as u64, WRITE_BYTES_MAX).map(|extent: Extent| {
-                    let start = (extent.offset() - offset) as usize;
-                    Change::Write {
-                        disk: disk.index,
-                        extent,
-                        payload: data.slice(start..start + extent.length() as usize),
-                    }
-                }),
-            );
+            changes.extend(cut(offset, length as u64, WRITE_BYTES_MAX).map(|extent: Extent| {
+                let start = (extent.offset() - offset) as usize;
+                Change::Write {
+                    disk: disk.index,
+                    extent,
+                    payload: data.slice(start..start + extent.length() as usize),
+                }
+            }));
         }
         at += length;
     }
@@ -183,7 +170,5 @@ fn read(disk: &Disk, range: &Range<u64>) -> io::Result<Vec<Change>> {
 
 /// Whether all bytes are zero, a cache line at a time.
 fn is_zero(bytes: &[u8]) -> bool {
-    bytes
-        .chunks(64)
-        .all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
+    bytes.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -46,9 +46,7 @@ pub(super) fn next(code: Refusal) -> Next {
 /// A random pause up to `PAUSE_MIN` · 2^attempt, at most `PAUSE_MAX`: agents that lost the same
 /// server do not come back together.
 pub(super) fn pause(attempt: u32, entropy: &dyn Entropy) -> Duration {
-    let longest = PAUSE_MIN
-        .saturating_mul(1 << attempt.min(16))
-        .min(PAUSE_MAX);
+    let longest = PAUSE_MIN.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
     longest.mul_f64(fraction(entropy))
 }
 
@@ -105,12 +103,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 return;
             }
         };
-        tracing::warn!(
-            why,
-            pause_ms = pause.as_millis() as u64,
-            attempt,
-            "not connected"
-        );
+        tracing::warn!(why, pause_ms = pause.as_millis() as u64, attempt, "not connected");
         attempt += 1;
         tokio::select! {
             () = shared.clock.sleep(pause) => {}

@@ -63,11 +63,7 @@ struct Content {
 
 impl Fragile {
     fn new(power: &Arc<Power>, bytes: Vec<u8>) -> Arc<Self> {
-        let content = Content {
-            seen: bytes.clone(),
-            synced: bytes,
-            unsynced: Vec::new(),
-        };
+        let content = Content { seen: bytes.clone(), synced: bytes, unsynced: Vec::new() };
         Arc::new(Self {
             power: Arc::clone(power),
             content: Mutex::new(content),
@@ -91,9 +87,7 @@ impl Fragile {
 impl Medium for Arc<Fragile> {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
         let content = self.content.lock().unwrap();
-        let from = content
-            .seen
-            .get(offset as usize..offset as usize + target.len());
+        let from = content.seen.get(offset as usize..offset as usize + target.len());
         target.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -145,14 +139,10 @@ struct Server {
 impl Server {
     fn welcome(&mut self) -> Welcome {
         self.log.truncate(self.durable as usize);
-        let epoch = self
-            .log
-            .iter()
-            .rev()
-            .find_map(|record| match &record.change {
-                Change::EpochBegin(begin) => Some(begin.epoch),
-                _ => None,
-            });
+        let epoch = self.log.iter().rev().find_map(|record| match &record.change {
+            Change::EpochBegin(begin) => Some(begin.epoch),
+            _ => None,
+        });
         Welcome {
             server: "ps-1".parse().unwrap(),
             generation: Generation(1),
@@ -167,11 +157,7 @@ impl Server {
     fn take(&mut self, stream: &Stream) {
         let (records, _) = stream.take(u64::MAX, u64::MAX, |_| HEADER_BYTES as u64);
         for record in records {
-            assert_eq!(
-                record.sequence.0,
-                self.log.len() as u64 + 1,
-                "gap in the stream"
-            );
+            assert_eq!(record.sequence.0, self.log.len() as u64 + 1, "gap in the stream");
             self.log.push(record);
         }
     }
@@ -181,9 +167,7 @@ impl Server {
         let (mut image, mut epoch) = (vec![0; DISK_BYTES as usize], Epoch(0));
         for record in &self.log[..through as usize] {
             match &record.change {
-                Change::Write {
-                    extent, payload, ..
-                } => {
+                Change::Write { extent, payload, .. } => {
                     image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
                 }
                 Change::Zero { extent, .. } => {
@@ -292,11 +276,7 @@ impl Life {
         let disks = vec![Arc::clone(&disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));
         let life = Self {
-            export: Captured {
-                disk,
-                stream: Arc::clone(&stream),
-                mode: AgentMode::Async,
-            },
+            export: Captured { disk, stream: Arc::clone(&stream), mode: AgentMode::Async },
             power,
             source,
             bits,
@@ -375,12 +355,7 @@ impl Life {
 /// Brings a first life to ordered mode with everything published and cleared.
 fn settle(life: &mut Life, server: &mut Server) {
     for _ in 0..2000 {
-        for op in [
-            Op::Repair { pieces: 4 },
-            Op::Take,
-            Op::Durable,
-            Op::Publish { all: true },
-        ] {
+        for op in [Op::Repair { pieces: 4 }, Op::Take, Op::Durable, Op::Publish { all: true }] {
             life.run(&op, server);
         }
         if life.stream.disks[0].bitmap.dirty_bytes() == 0 {
@@ -389,11 +364,7 @@ fn settle(life: &mut Life, server: &mut Server) {
     }
     life.run(&Op::Clear, server);
     life.run(&Op::Clear, server);
-    assert_eq!(
-        life.stream.disks[0].bitmap.set_bytes(),
-        0,
-        "everything is settled"
-    );
+    assert_eq!(life.stream.disks[0].bitmap.set_bytes(), 0, "everything is settled");
 }
 
 fn check(server: &Server, source: &[u8], bits: &[u8]) -> Result<(), TestCaseError> {

@@ -61,17 +61,10 @@ impl Dial for TlsDial {
             action: &'static str,
         ) -> impl FnOnce(E) -> AgentError {
             let server = server.to_owned();
-            move |error| AgentError::Dial {
-                server,
-                action,
-                source: Box::new(error),
-            }
+            move |error| AgentError::Dial { server, action, source: Box::new(error) }
         }
-        let tcp = TcpStream::connect(server)
-            .await
-            .map_err(named(server, "connecting"))?;
-        tcp.set_nodelay(true)
-            .map_err(named(server, "setting TCP_NODELAY"))?;
+        let tcp = TcpStream::connect(server).await.map_err(named(server, "connecting"))?;
+        tcp.set_nodelay(true).map_err(named(server, "setting TCP_NODELAY"))?;
         let tls = self.connector.connect(self.name.clone(), tcp).await;
         let tls = tls.map_err(named(server, "TLS handshake"))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
@@ -87,21 +80,13 @@ impl Dial for TlsDial {
             .header(UPGRADE, PROTOCOL)
             .body(Empty::<bytes::Bytes>::new())
             .map_err(named(server, "HTTP request"))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(named(server, "HTTP request"))?;
+        let response = sender.send_request(request).await.map_err(named(server, "HTTP request"))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let detail = format!(
-                "HTTP status {} instead of 101 for {PATH}",
-                response.status()
-            );
+            let detail = format!("HTTP status {} instead of 101 for {PATH}", response.status());
             let server = server.to_owned();
             return Err(AgentError::Protocol { server, detail });
         }
-        let upgraded = hyper::upgrade::on(response)
-            .await
-            .map_err(named(server, "HTTP upgrade"))?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(named(server, "HTTP upgrade"))?;
         Ok(Box::new(TokioIo::new(upgraded)))
     }
 }

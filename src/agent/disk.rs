@@ -77,12 +77,7 @@ impl Captured {
         if length == 0 {
             return Ok(());
         }
-        let Disk {
-            index,
-            bitmap,
-            locks,
-            ..
-        } = &*self.disk;
+        let Disk { index, bitmap, locks, .. } = &*self.disk;
         let range = offset..offset + length;
         let held = locks.hold(range.clone());
         if self.stream.closed() {
@@ -134,34 +129,18 @@ impl Export for Captured {
             let part = |extent: Extent| {
                 let start = (extent.offset() - offset) as usize;
                 let payload = payload.slice(start..start + extent.length() as usize);
-                Change::Write {
-                    disk,
-                    extent,
-                    payload,
-                }
+                Change::Write { disk, extent, payload }
             };
             cut(offset, length, WRITE_BYTES_MAX).map(part).collect()
         };
-        self.change(
-            offset,
-            length,
-            fua,
-            |source| source.write_at(offset, &payload),
-            changes,
-        )
+        self.change(offset, length, fua, |source| source.write_at(offset, &payload), changes)
     }
 
     fn zero(&self, offset: u64, length: u64, trim: bool, fua: bool) -> io::Result<()> {
         let disk = self.disk.index;
         let zero = |extent| Change::Zero { disk, extent };
         let changes = || cut(offset, length, ZERO_BYTES_MAX).map(zero).collect();
-        self.change(
-            offset,
-            length,
-            fua,
-            |source| source.zero_at(offset, length, trim),
-            changes,
-        )
+        self.change(offset, length, fua, |source| source.zero_at(offset, length, trim), changes)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -178,11 +157,7 @@ impl Export for Captured {
                 true => (data, true),
                 false => (self.disk.source.next_hole(at, end)?.max(at + 1), false),
             };
-            extents.push(BlockStatus {
-                length: until - at,
-                hole,
-                zero: hole,
-            });
+            extents.push(BlockStatus { length: until - at, hole, zero: hole });
             at = until;
         }
         Ok(extents)

@@ -131,11 +131,7 @@ pub enum AgentError {
 impl AgentError {
     pub(super) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         let path = path.into();
-        Self::Io {
-            path,
-            action,
-            source,
-        }
+        Self::Io { path, action, source }
     }
 
     /// What to do about it.

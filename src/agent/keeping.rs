@@ -57,11 +57,7 @@ pub(super) async fn tell(shared: Arc<Shared>) {
         if elapsed >= TELL {
             let bytes = shared.stream.lock().repaired_bytes;
             let latest = (bytes - seen_bytes) as f64 / elapsed.as_secs_f64();
-            rate = if rate == 0.0 {
-                latest
-            } else {
-                0.7 * rate + 0.3 * latest
-            };
+            rate = if rate == 0.0 { latest } else { 0.7 * rate + 0.3 * latest };
             (seen_at, seen_bytes) = (now, bytes);
         }
         let (durable, waits) = {
@@ -73,10 +69,7 @@ pub(super) async fn tell(shared: Arc<Shared>) {
             (moved_at, moved) = (now, durable);
         } else if shared.settings.mode == AgentMode::Sync && now - moved_at > SYNC_STALL_MAX {
             let why = "sync is suspended: the server acknowledged nothing for 5 s";
-            tracing::warn!(
-                why,
-                "writes are acknowledged when they are on the source disk"
-            );
+            tracing::warn!(why, "writes are acknowledged when they are on the source disk");
             shared.stream.give_up_order(why);
         }
         let (stream, status) = (&shared.stream, AgentStatus::of(&shared, rate));

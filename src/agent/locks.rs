@@ -40,25 +40,15 @@ impl RangeLocks {
             .take_while(|(earlier, _)| *earlier != number)
             .any(|(_, other)| other.start < range.end && range.start < other.end)
         {
-            queue = self
-                .released
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.released.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        Held {
-            locks: self,
-            number,
-        }
+        Held { locks: self, number }
     }
 
     /// Every range that is held or waited for now.
     pub(super) fn ranges(&self) -> Vec<Range<u64>> {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue
-            .entries
-            .iter()
-            .map(|(_, range)| range.clone())
-            .collect()
+        queue.entries.iter().map(|(_, range)| range.clone()).collect()
     }
 }
 

@@ -71,12 +71,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
         let said = disk.bitmap.mark_clean(false, Sequence::ZERO);
         said.map_err(action("write the bitmap"))?;
     }
-    let Past {
-        epoch,
-        witnessed,
-        resync,
-        ..
-    } = past;
+    let Past { epoch, witnessed, resync, .. } = past;
     let epoch = epoch.unwrap_or_default();
     let bytes_max = settings.buffer_bytes_max;
     let stream = Stream::new(disks, bytes_max, epoch, witnessed, clean, resync);
@@ -85,11 +80,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
 
 fn check(settings: &AgentSettings) -> Result<(), AgentError> {
     let AgentSettings {
-        bitmap_chunk_bytes: chunk,
-        buffer_bytes_max: buffer,
-        disks,
-        servers,
-        ..
+        bitmap_chunk_bytes: chunk, buffer_bytes_max: buffer, disks, servers, ..
     } = settings;
     let refuse = |text: String| Err(AgentError::Settings(text));
     if !chunk.is_power_of_two() || !(4096..=WRITE_BYTES_MAX).contains(chunk) {
@@ -123,14 +114,8 @@ fn lock(directory: &Path) -> Result<File, AgentError> {
         File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse {
-            path: directory.into(),
-        }),
-        Err(error) => Err(AgentError::io(
-            &path,
-            "lock the state directory",
-            error.into(),
-        )),
+        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse { path: directory.into() }),
+        Err(error) => Err(AgentError::io(&path, "lock the state directory", error.into())),
     }
 }
 
@@ -144,12 +129,7 @@ struct Past {
 
 impl Default for Past {
     fn default() -> Self {
-        Self {
-            epoch: None,
-            witnessed: Sequence::ZERO,
-            clean: true,
-            resync: None,
-        }
+        Self { epoch: None, witnessed: Sequence::ZERO, clean: true, resync: None }
     }
 }
 
@@ -158,10 +138,7 @@ impl Past {
         let (epoch, witnessed, clean) = history;
         let path = path.display();
         match found {
-            Found::Kept {
-                damaged_pages,
-                damaged_header,
-            } => {
+            Found::Kept { damaged_pages, damaged_header } => {
                 if *damaged_pages > 0 || *damaged_header {
                     tracing::error!(%path, damaged_pages, damaged_header,
                         "the bitmap is damaged; the chunks of damaged pages are sent again");

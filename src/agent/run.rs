@@ -54,9 +54,7 @@ struct ConnectionState {
 
 impl Shared {
     fn connection(&self) -> MutexGuard<'_, ConnectionState> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn leaving(&self) -> bool {
@@ -81,11 +79,7 @@ impl Shared {
 
     /// Server, last error, halted.
     pub(super) fn connection_state(&self) -> (Option<String>, Option<String>, bool) {
-        let ConnectionState {
-            server,
-            last_error,
-            halted,
-        } = self.connection().clone();
+        let ConnectionState { server, last_error, halted } = self.connection().clone();
         (server, last_error, halted)
     }
 }
@@ -111,9 +105,7 @@ pub struct Agent {
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let machine = &self.shared.settings.machine;
-        f.debug_struct("Agent")
-            .field("machine", machine)
-            .finish_non_exhaustive()
+        f.debug_struct("Agent").field("machine", machine).finish_non_exhaustive()
     }
 }
 
@@ -155,33 +147,22 @@ impl Agent {
             settings,
             _lock: lock,
         });
-        let mut agent = Self {
-            servers: Vec::new(),
-            replication: None,
-            tasks: Vec::new(),
-            shared,
-        };
+        let mut agent = Self { servers: Vec::new(), replication: None, tasks: Vec::new(), shared };
         for disk in &agent.shared.settings.disks {
             let Capture::Nbd { socket } = &disk.capture;
             let export = agent.export(&disk.name)?;
             let server = nbd::Server::bind(socket, disk.name.as_str(), export);
-            agent
-                .servers
-                .push(server.map_err(|source| AgentError::Serve {
-                    disk: disk.name.clone(),
-                    socket: socket.clone(),
-                    source: Box::new(source),
-                })?);
+            agent.servers.push(server.map_err(|source| AgentError::Serve {
+                disk: disk.name.clone(),
+                socket: socket.clone(),
+                source: Box::new(source),
+            })?);
         }
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
-        agent
-            .tasks
-            .push(tokio::spawn(keeping::clear(Arc::clone(shared))));
-        agent
-            .tasks
-            .push(tokio::spawn(keeping::tell(Arc::clone(shared))));
+        agent.tasks.push(tokio::spawn(keeping::clear(Arc::clone(shared))));
+        agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
         agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
         Ok(agent)
     }
@@ -214,10 +195,7 @@ impl Agent {
         name: &str,
         kind: BookmarkKind,
     ) -> Result<(BookmarkId, Sequence), AgentError> {
-        let refused = |why| AgentError::Bookmark {
-            name: name.chars().take(80).collect(),
-            why,
-        };
+        let refused = |why| AgentError::Bookmark { name: name.chars().take(80).collect(), why };
         if name.len() > BOOKMARK_NAME_BYTES_MAX {
             let why = format!(
                 "the name has {} bytes, at most {BOOKMARK_NAME_BYTES_MAX} are allowed",
@@ -294,10 +272,7 @@ impl Drop for Agent {
 impl Stream {
     /// Whether nothing is left to send or to hear.
     fn settled(&self) -> bool {
-        let busy = self
-            .disks
-            .iter()
-            .any(|disk| !disk.locks.ranges().is_empty());
+        let busy = self.disks.iter().any(|disk| !disk.locks.ranges().is_empty());
         let core = self.lock();
         !busy && core.mode == TrackingMode::Ordered && core.witnessed >= core.last
     }
@@ -315,11 +290,7 @@ impl Stream {
         for disk in &self.disks {
             disk.bitmap.mark_clean(clean, witnessed)?;
         }
-        Ok(if clean {
-            Stopped::Clean
-        } else {
-            Stopped::Unsettled
-        })
+        Ok(if clean { Stopped::Clean } else { Stopped::Unsettled })
     }
 }
 

@@ -76,9 +76,7 @@ pub(super) async fn run(
     let mut reader = BufReader::new(reader);
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let lost = |source| lost(server, source);
-    send(&mut writer, &FromAgent::Hello(hello(shared)))
-        .await
-        .map_err(lost)?;
+    send(&mut writer, &FromAgent::Hello(hello(shared))).await.map_err(lost)?;
     writer.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
@@ -90,10 +88,7 @@ pub(super) async fn run(
         FromServer::Welcome(welcome) => welcome,
         FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => {
-            return Err(protocol(
-                server,
-                "the first message is no Welcome".to_owned(),
-            ));
+            return Err(protocol(server, "the first message is no Welcome".to_owned()));
         }
     };
     match attach(&shared.stream, &welcome).await {
@@ -102,11 +97,7 @@ pub(super) async fn run(
         Err(Unwelcome::Foreign(why)) => return Ok(End::Foreign(why)),
         Err(Unwelcome::Bitmap(source)) => {
             let path = &shared.settings.state_directory;
-            return Err(AgentError::io(
-                path,
-                "write the bitmaps of a new epoch",
-                source,
-            ));
+            return Err(AgentError::io(path, "write the bitmaps of a new epoch", source));
         }
     }
     welcomed(&welcome);
@@ -140,11 +131,7 @@ async fn attach(stream: &Arc<Stream>, welcome: &Welcome) -> Result<(), Unwelcome
 fn hello(shared: &Shared) -> Hello {
     let core = shared.stream.lock();
     // A bitmap that cannot continue its epoch tracks in none.
-    let epoch = if core.resync.is_some() {
-        Epoch(0)
-    } else {
-        core.epoch
-    };
+    let epoch = if core.resync.is_some() { Epoch(0) } else { core.epoch };
     Hello {
         version: VERSION,
         machine: shared.settings.machine.clone(),
@@ -181,10 +168,7 @@ async fn receive<R: AsyncRead + Unpin>(
     server: &str,
 ) -> Result<FromServer, AgentError> {
     let lost = |source| lost(server, source);
-    let message = |source| AgentError::Message {
-        server: server.to_owned(),
-        source,
-    };
+    let message = |source| AgentError::Message { server: server.to_owned(), source };
     let mut header = [0; HEADER_BYTES];
     reader.read_exact(&mut header).await.map_err(lost)?;
     let header = FrameHeader::decode(&header).map_err(message)?;
@@ -202,9 +186,7 @@ fn price(record: &Record) -> u64 {
         Change::Bookmark(_)
         | Change::EpochBegin(_)
         | Change::CatchUpBegin(_)
-        | Change::CatchUpEnd => encode_from_agent(&FromAgent::Record(record.clone()))
-            .payload
-            .len(),
+        | Change::CatchUpEnd => encode_from_agent(&FromAgent::Record(record.clone())).payload.len(),
     };
     (HEADER_BYTES + body) as u64
 }
@@ -224,15 +206,13 @@ impl Session<'_> {
     async fn receive_all<R: AsyncRead + Unpin>(&self, reader: &mut R) -> Result<End, AgentError> {
         loop {
             let message = receive(reader, self.server).await?;
-            self.heard_us
-                .store(micros(self.shared.clock.as_ref()), Ordering::Release);
+            self.heard_us.store(micros(self.shared.clock.as_ref()), Ordering::Release);
             match message {
                 FromServer::Ack(ack) => {
                     let stream = &self.shared.stream;
                     let believed = stream.acked(ack.durable, ack.published);
                     believed.map_err(|detail| protocol(self.server, detail))?;
-                    self.credit_limit
-                        .fetch_max(ack.credit_limit, Ordering::AcqRel);
+                    self.credit_limit.fetch_max(ack.credit_limit, Ordering::AcqRel);
                     self.resume();
                     stream.to_send.notify_one();
                 }
@@ -249,12 +229,7 @@ impl Session<'_> {
     fn ask(&self, request: BookmarkRequest) {
         let BookmarkRequest { id, kind, name } = request;
         let time = self.shared.clock.wall();
-        let bookmark = Bookmark {
-            id,
-            kind,
-            time,
-            name,
-        };
+        let bookmark = Bookmark { id, kind, time, name };
         match self.shared.stream.bookmark(bookmark) {
             Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
             Err(why) => {
@@ -276,9 +251,7 @@ impl Session<'_> {
         loop {
             let now = clock.monotonic();
             if now >= progress_at {
-                send(writer, &FromAgent::Progress(self.progress()))
-                    .await
-                    .map_err(lost)?;
+                send(writer, &FromAgent::Progress(self.progress())).await.map_err(lost)?;
                 progress_at = now + PROGRESS_INTERVAL;
                 self.resume();
             }
@@ -290,14 +263,10 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             let idle = records.is_empty();
             for record in records {
-                send(writer, &FromAgent::Record(record))
-                    .await
-                    .map_err(lost)?;
+                send(writer, &FromAgent::Record(record)).await.map_err(lost)?;
             }
             for reply in self.answers() {
-                send(writer, &FromAgent::Bookmark(reply))
-                    .await
-                    .map_err(lost)?;
+                send(writer, &FromAgent::Bookmark(reply)).await.map_err(lost)?;
             }
             if !idle {
                 continue;
@@ -309,9 +278,7 @@ impl Session<'_> {
                 return Ok(End::Left);
             }
             writer.flush().await.map_err(lost)?;
-            let pause = progress_at
-                .min(bookmark_at)
-                .saturating_sub(clock.monotonic());
+            let pause = progress_at.min(bookmark_at).saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}
                 () = clock.sleep(pause) => {}

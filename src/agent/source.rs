@@ -33,9 +33,7 @@ pub(super) struct FileMedium {
 /// When it is missing, in use, neither file nor block device, or has an impossible size.
 pub(super) fn open_disk(path: &Path) -> Result<(FileMedium, u64), AgentError> {
     let action = |action: &'static str| move |source| AgentError::io(path, action, source);
-    let kind = std::fs::metadata(path)
-        .map_err(action("look at the disk"))?
-        .file_type();
+    let kind = std::fs::metadata(path).map_err(action("look at the disk"))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(AgentError::NoDisk { path: path.into() });
     }
@@ -54,10 +52,7 @@ pub(super) fn open_disk(path: &Path) -> Result<(FileMedium, u64), AgentError> {
     let bytes = seek(&file, SeekFrom::End(0))
         .map_err(|error| AgentError::io(path, "find the size of the disk", error.into()))?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > DISK_BYTES_MAX {
-        return Err(AgentError::DiskSize {
-            path: path.into(),
-            bytes,
-        });
+        return Err(AgentError::DiskSize { path: path.into(), bytes });
     }
     let maps = kind.is_file();
     Ok((FileMedium { file, maps }, bytes))
@@ -166,9 +161,6 @@ mod tests {
         let refused = open_disk(file.path()).unwrap_err();
         assert!(matches!(refused, AgentError::DiskInUse { .. }));
         drop(held);
-        assert!(matches!(
-            open_disk(Path::new("/dev/null")),
-            Err(AgentError::NoDisk { .. })
-        ));
+        assert!(matches!(open_disk(Path::new("/dev/null")), Err(AgentError::NoDisk { .. })));
     }
 }

@@ -164,10 +164,7 @@ impl Stream {
             self.disk(disk).bitmap.lost(range);
             return None;
         }
-        let bytes = changes
-            .iter()
-            .map(|change| cost(change.payload_bytes()))
-            .sum();
+        let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
         if !core.make_room(bytes) {
             self.lose(
                 &mut core,
@@ -211,10 +208,7 @@ impl Stream {
         changes: Vec<Change>,
     ) -> bool {
         let mut core = self.lock();
-        let bytes = changes
-            .iter()
-            .map(|change| cost(change.payload_bytes()))
-            .sum();
+        let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
         if core.mode != TrackingMode::CatchingUp || !core.make_room(bytes) {
             return false;
         }
@@ -243,11 +237,7 @@ impl Stream {
         }
         core.push(Change::CatchUpEnd);
         core.bookmark_due = true;
-        self.enter(
-            &mut core,
-            TrackingMode::Ordered,
-            "every write goes into the stream in order",
-        );
+        self.enter(&mut core, TrackingMode::Ordered, "every write goes into the stream in order");
         self.to_send.notify_one();
         true
     }
@@ -319,10 +309,7 @@ impl Stream {
         let mut core = self.lock();
         core.waiters += 1;
         while core.durable < placed.sequence && core.losses == placed.losses && !self.closed() {
-            core = self
-                .moved
-                .wait(core)
-                .unwrap_or_else(PoisonError::into_inner);
+            core = self.moved.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core.waiters -= 1;
     }
@@ -405,11 +392,7 @@ impl Stream {
 
     fn enter(&self, core: &mut Core, mode: TrackingMode, why: &str) {
         if core.mode != mode {
-            let dirty_bytes: u64 = self
-                .disks
-                .iter()
-                .map(|disk| disk.bitmap.dirty_bytes())
-                .sum();
+            let dirty_bytes: u64 = self.disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum();
             tracing::info!(from = ?core.mode, to = ?mode, why, dirty_bytes, last = %core.last, "tracking mode");
         }
         core.mode = mode;
@@ -432,10 +415,7 @@ impl Core {
     }
 
     fn placed(&self) -> Placed {
-        Placed {
-            sequence: self.last,
-            losses: self.losses,
-        }
+        Placed { sequence: self.last, losses: self.losses }
     }
 
     /// Moves the watermarks of this connection up.

@@ -75,9 +75,7 @@ impl Medium for Arc<Memory> {
     }
     fn next_data(&self, offset: u64, end: u64) -> io::Result<u64> {
         let bytes = self.bytes.lock().unwrap();
-        let found = bytes[offset as usize..end as usize]
-            .iter()
-            .position(|byte| *byte != 0);
+        let found = bytes[offset as usize..end as usize].iter().position(|byte| *byte != 0);
         Ok(found.map_or(end, |found| offset + found as u64))
     }
     fn next_hole(&self, _offset: u64, end: u64) -> io::Result<u64> {
@@ -132,25 +130,15 @@ fn machine(buffer_bytes: u64) -> Machine {
     };
     let disks: Vec<_> = (0..2).map(disk).collect();
     let resync = Some("new".to_owned());
-    let stream = Arc::new(Stream::new(
-        disks,
-        buffer_bytes,
-        Epoch(0),
-        Sequence::ZERO,
-        false,
-        resync,
-    ));
+    let stream =
+        Arc::new(Stream::new(disks, buffer_bytes, Epoch(0), Sequence::ZERO, false, resync));
     let exports = stream.disks.iter().map(|disk| Captured {
         disk: Arc::clone(disk),
         stream: Arc::clone(&stream),
         mode: AgentMode::Async,
     });
     let exports = exports.collect();
-    Machine {
-        sources,
-        exports,
-        stream,
-    }
+    Machine { sources, exports, stream }
 }
 
 /// The same in ordered mode: initial replication ran, everything is published and cleared.
@@ -161,10 +149,7 @@ fn ordered(buffer_bytes: u64) -> Machine {
     machine.publish_all();
     assert_eq!(machine.stream.lock().mode, TrackingMode::Ordered);
     assert_eq!(machine.stream.clear_step().unwrap(), Round::Waits);
-    assert_eq!(
-        machine.stream.clear_step().unwrap(),
-        Round::Cleared(2 * DISK_BYTES)
-    );
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Cleared(2 * DISK_BYTES));
     machine
 }
 
@@ -178,9 +163,7 @@ impl Machine {
 
     fn repair(&self) {
         for _ in 0..100 {
-            catchup::step(&self.stream, Place::default(), 512 << 10)
-                .map_err(|(_, e)| e)
-                .unwrap();
+            catchup::step(&self.stream, Place::default(), 512 << 10).map_err(|(_, e)| e).unwrap();
         }
     }
 
@@ -203,11 +186,7 @@ impl Machine {
     }
 
     fn dirty(&self) -> u64 {
-        self.stream
-            .disks
-            .iter()
-            .map(|disk| disk.bitmap.dirty_bytes())
-            .sum()
+        self.stream.disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum()
     }
 
     fn bookmark(&self) -> Result<Sequence, String> {
@@ -225,10 +204,7 @@ impl Machine {
 fn an_epoch_begins_with_its_disks_and_zeros_are_sent_as_zeros() {
     let machine = machine(1 << 20);
     machine.sources[1].bytes.lock().unwrap()[70_000] = 9;
-    assert!(
-        machine.bookmark().is_err(),
-        "no point before the first copy"
-    );
+    assert!(machine.bookmark().is_err(), "no point before the first copy");
     machine.connect(welcome(0, 0, 0)).unwrap();
     assert!(machine.bookmark().is_err());
     machine.repair();
@@ -239,15 +215,9 @@ fn an_epoch_begins_with_its_disks_and_zeros_are_sent_as_zeros() {
         panic!("{:?}", records[0]);
     };
     assert_eq!((begin.epoch, begin.disks.len()), (Epoch(1), 2));
-    assert_eq!(
-        records[1].change,
-        Change::CatchUpBegin(CatchUp::InitialReplication)
-    );
+    assert_eq!(records[1].change, Change::CatchUpBegin(CatchUp::InitialReplication));
     assert_eq!(records.last().unwrap().change, Change::CatchUpEnd);
-    let payload: u64 = records
-        .iter()
-        .map(|record| record.change.payload_bytes())
-        .sum();
+    let payload: u64 = records.iter().map(|record| record.change.payload_bytes()).sum();
     assert_eq!(payload, 16 << 10, "one piece holds the only byte");
     assert_eq!(machine.bookmark().unwrap().0, records.len() as u64 + 1);
 }
@@ -256,16 +226,11 @@ fn an_epoch_begins_with_its_disks_and_zeros_are_sent_as_zeros() {
 fn a_long_write_is_consecutive_records_and_a_bookmark_cuts_behind_it() {
     let machine = ordered(16 << 20);
     let before = machine.stream.lock().last.0;
-    machine
-        .write(0, 512, &vec![7; 2 * WRITE_BYTES_MAX as usize + 512])
-        .unwrap();
+    machine.write(0, 512, &vec![7; 2 * WRITE_BYTES_MAX as usize + 512]).unwrap();
     machine.write(1, 0, &[8; 512]).unwrap();
     let bookmark = machine.bookmark().unwrap();
     let records = machine.take();
-    let lengths: Vec<u64> = records
-        .iter()
-        .map(|record| record.change.payload_bytes())
-        .collect();
+    let lengths: Vec<u64> = records.iter().map(|record| record.change.payload_bytes()).collect();
     assert_eq!(lengths, [1 << 20, 1 << 20, 512, 512, 0]);
     assert_eq!(records[0].sequence.0, before + 1);
     assert_eq!(bookmark, records[4].sequence);
@@ -279,58 +244,33 @@ fn a_full_buffer_falls_to_the_bitmap_and_the_way_back_is_a_catch_up() {
     let machine = ordered(room);
     let before = machine.stream.lock().last;
     for chunk in 0..3 {
-        machine
-            .write(0, chunk * CHUNK, &vec![1; CHUNK as usize])
-            .unwrap();
+        machine.write(0, chunk * CHUNK, &vec![1; CHUNK as usize]).unwrap();
     }
     assert_eq!(machine.mode(), TrackingMode::Ordered);
     let (taken, _) = machine.stream.take(1, 1, |_| 1);
     assert_eq!(taken.len(), 1, "one was sent");
     machine.write(1, 5 * CHUNK, &[2; 512]).unwrap();
     assert_eq!(machine.mode(), TrackingMode::Bitmap);
-    assert_eq!(
-        machine.dirty(),
-        4 * CHUNK,
-        "all that was held, and the write that found no room"
-    );
-    assert_eq!(
-        machine.stream.lock().last,
-        before.next(),
-        "only what was sent keeps its sequence"
-    );
+    assert_eq!(machine.dirty(), 4 * CHUNK, "all that was held, and the write that found no room");
+    assert_eq!(machine.stream.lock().last, before.next(), "only what was sent keeps its sequence");
     assert!(machine.bookmark().unwrap_err().contains("full"));
     machine.stream.resume(u64::MAX, 0);
-    assert_eq!(
-        machine.mode(),
-        TrackingMode::Bitmap,
-        "what was sent is not durable yet"
-    );
+    assert_eq!(machine.mode(), TrackingMode::Bitmap, "what was sent is not durable yet");
     machine.stream.acked(before.next(), before).unwrap();
     machine.stream.resume(99, 100);
-    assert_eq!(
-        machine.mode(),
-        TrackingMode::Bitmap,
-        "no credit, no way back"
-    );
+    assert_eq!(machine.mode(), TrackingMode::Bitmap, "no credit, no way back");
     machine.stream.resume(100, 100);
     assert_eq!(machine.mode(), TrackingMode::CatchingUp);
     let records = machine.take();
     assert_eq!(records[0].sequence, before.next().next());
     assert_eq!(records[0].change, Change::CatchUpBegin(CatchUp::Dirty));
     machine.write(1, 9 * CHUNK, &[3; 512]).unwrap();
-    assert_eq!(
-        machine.dirty(),
-        4 * CHUNK,
-        "a live write is teed, it needs no second read"
-    );
+    assert_eq!(machine.dirty(), 4 * CHUNK, "a live write is teed, it needs no second read");
     while machine.mode() == TrackingMode::CatchingUp {
         let _full = catchup::step(&machine.stream, Place::default(), CHUNK);
         machine.publish_all();
     }
-    assert_eq!(
-        (machine.mode(), machine.dirty()),
-        (TrackingMode::Ordered, 0)
-    );
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
 }
 
 #[test]
@@ -362,30 +302,16 @@ fn a_reconnect_sends_again_from_the_durable_position_in_order() {
     assert_eq!(machine.take().len(), 10);
     machine.connect(welcome(1, base + 4, base)).unwrap();
     assert_eq!(machine.mode(), TrackingMode::Ordered);
-    let again: Vec<u64> = machine
-        .take()
-        .iter()
-        .map(|record| record.sequence.0)
-        .collect();
+    let again: Vec<u64> = machine.take().iter().map(|record| record.sequence.0).collect();
     assert_eq!(again, (base + 5..=base + 10).collect::<Vec<_>>());
     // Another owner that knows only what is published: the buffer still reaches back.
-    machine
-        .stream
-        .acked(Sequence(base + 8), Sequence(base))
-        .unwrap();
+    machine.stream.acked(Sequence(base + 8), Sequence(base)).unwrap();
     machine.connect(welcome(1, base, base)).unwrap();
     assert_eq!(machine.take().len(), 10);
-    assert!(matches!(
-        machine.connect(welcome(1, base + 11, base)),
-        Err(Unwelcome::Foreign(_))
-    ));
+    assert!(matches!(machine.connect(welcome(1, base + 11, base)), Err(Unwelcome::Foreign(_))));
     machine.connect(welcome(1, base, base - 1)).unwrap();
     let core = machine.stream.lock();
-    assert_eq!(
-        (core.mode, core.epoch),
-        (TrackingMode::CatchingUp, Epoch(2)),
-        "rolled back"
-    );
+    assert_eq!((core.mode, core.epoch), (TrackingMode::CatchingUp, Epoch(2)), "rolled back");
     drop(core);
     assert_eq!(machine.dirty(), 2 * DISK_BYTES);
 }
@@ -399,13 +325,7 @@ fn an_acknowledgement_that_cannot_be_true_is_refused() {
     machine.take();
     assert!(machine.stream.acked(Sequence(last.0 - 1), last).is_err());
     machine.stream.acked(last, last).unwrap();
-    assert!(
-        machine
-            .stream
-            .acked(Sequence(last.0 - 1), Sequence(0))
-            .is_err(),
-        "backwards"
-    );
+    assert!(machine.stream.acked(Sequence(last.0 - 1), Sequence(0)).is_err(), "backwards");
 }
 
 #[test]
@@ -414,26 +334,16 @@ fn a_failed_write_is_told_and_its_chunks_are_read_again() {
     machine.sources[0].broken.store(true, Ordering::Relaxed);
     assert!(machine.write(0, CHUNK, &[7; 1024]).is_err());
     machine.sources[0].broken.store(false, Ordering::Relaxed);
-    assert_eq!(
-        (machine.mode(), machine.dirty()),
-        (TrackingMode::CatchingUp, CHUNK)
-    );
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::CatchingUp, CHUNK));
     machine.repair();
     assert_eq!(machine.mode(), TrackingMode::Ordered);
     let records = machine.take();
     assert_eq!(records[0].change, Change::CatchUpBegin(CatchUp::Dirty));
-    let Change::Write {
-        extent, payload, ..
-    } = &records[1].change
-    else {
+    let Change::Write { extent, payload, .. } = &records[1].change else {
         panic!("{:?}", records[1]);
     };
     assert_eq!(extent.offset(), CHUNK);
-    assert_eq!(
-        (payload[511], payload[512]),
-        (7, 0),
-        "what the disk holds, not what was meant"
-    );
+    assert_eq!((payload[511], payload[512]), (7, 0), "what the disk holds, not what was meant");
 }
 
 #[test]
@@ -527,16 +437,10 @@ fn overtaken(machine: &Machine, first: impl FnOnce()) {
     }));
     first();
     written.recv_timeout(Duration::from_secs(30)).unwrap();
-    let last = machine
-        .take()
-        .into_iter()
-        .rev()
-        .find_map(|record| match record.change {
-            Change::Write {
-                extent, payload, ..
-            } if extent.offset() == 0 => Some(payload[0]),
-            _ => None,
-        });
+    let last = machine.take().into_iter().rev().find_map(|record| match record.change {
+        Change::Write { extent, payload, .. } if extent.offset() == 0 => Some(payload[0]),
+        _ => None,
+    });
     assert_eq!(machine.sources[0].bytes.lock().unwrap()[0], 2);
     assert_eq!(last, Some(2), "the stream ends as the disk does");
 }

@@ -50,9 +50,5 @@ fn unusable<E: std::error::Error + Send + Sync + 'static>(
     what: &'static str,
 ) -> impl FnOnce(E) -> AgentError {
     let path = path.to_owned();
-    move |error| AgentError::Certificate {
-        path,
-        what,
-        source: Box::new(error),
-    }
+    move |error| AgentError::Certificate { path, what, source: Box::new(error) }
 }

@@ -49,9 +49,7 @@ pub(super) enum Decision {
 
 /// Decides. The rows are tried from the top.
 pub(super) fn decide(known: &Known, welcome: &Welcome) -> Decision {
-    let Welcome {
-        durable, published, ..
-    } = *welcome;
+    let Welcome { durable, published, .. } = *welcome;
     if published > durable {
         let text = format!("published {published} lies after durable {durable}");
         return Decision::Nonsense(text);
@@ -127,86 +125,45 @@ mod tests {
     }
 
     fn new_epoch(known: &Known, welcome: &Welcome) -> bool {
-        matches!(
-            decide(known, welcome),
-            Decision::NewEpoch { alarm: false, .. }
-        )
+        matches!(decide(known, welcome), Decision::NewEpoch { alarm: false, .. })
     }
 
     fn alarm(known: &Known, welcome: &Welcome) -> bool {
-        matches!(
-            decide(known, welcome),
-            Decision::NewEpoch { alarm: true, .. }
-        )
+        matches!(decide(known, welcome), Decision::NewEpoch { alarm: true, .. })
     }
 
     #[test]
     fn while_this_life_holds_records() {
-        assert!(matches!(
-            decide(&known(), &welcome(1, 9, 12)),
-            Decision::Nonsense(_)
-        ));
-        assert!(matches!(
-            decide(&known(), &welcome(1, 31, 10)),
-            Decision::Foreign(_)
-        ));
+        assert!(matches!(decide(&known(), &welcome(1, 9, 12)), Decision::Nonsense(_)));
+        assert!(matches!(decide(&known(), &welcome(1, 31, 10)), Decision::Foreign(_)));
         assert!(alarm(&known(), &welcome(1, 20, 9)));
         for durable in 10..=30 {
             assert_eq!(decide(&known(), &welcome(1, durable, 10)), Decision::Resend);
         }
         assert!(new_epoch(&known(), &welcome(2, 20, 10)));
-        let far = Known {
-            held: Some((Sequence(16), Sequence(30))),
-            ..known()
-        };
+        let far = Known { held: Some((Sequence(16), Sequence(30))), ..known() };
         assert_eq!(decide(&far, &welcome(1, 15, 10)), Decision::Resend);
         assert_eq!(decide(&far, &welcome(1, 14, 10)), Decision::CatchUpAll);
-        let rewound = Known {
-            held: Some((Sequence(16), Sequence(22))),
-            ..known()
-        };
+        let rewound = Known { held: Some((Sequence(16), Sequence(22))), ..known() };
         assert_eq!(decide(&rewound, &welcome(1, 25, 10)), Decision::CatchUpAll);
-        let begun = Known {
-            epoch: Epoch(2),
-            epoch_placed: Some(Sequence(25)),
-            ..known()
-        };
+        let begun = Known { epoch: Epoch(2), epoch_placed: Some(Sequence(25)), ..known() };
         assert_eq!(decide(&begun, &welcome(1, 24, 10)), Decision::Resend);
-        assert!(
-            new_epoch(&begun, &welcome(1, 25, 10)),
-            "it should be there and is not"
-        );
-        let resync = Known {
-            resync: Some("new disk".into()),
-            ..known()
-        };
+        assert!(new_epoch(&begun, &welcome(1, 25, 10)), "it should be there and is not");
+        let resync = Known { resync: Some("new disk".into()), ..known() };
         assert!(new_epoch(&resync, &welcome(1, 20, 10)));
     }
 
     #[test]
     fn when_order_was_lost_or_the_life_is_new() {
-        let lost = Known {
-            held: None,
-            ..known()
-        };
+        let lost = Known { held: None, ..known() };
         assert_eq!(decide(&lost, &welcome(1, 20, 10)), Decision::CatchUp);
         assert_eq!(decide(&lost, &welcome(1, 19, 10)), Decision::CatchUpAll);
         assert!(new_epoch(&lost, &welcome(0, 20, 10)));
-        let reborn = Known {
-            highest: Sequence::ZERO,
-            durable: Sequence::ZERO,
-            ..lost.clone()
-        };
+        let reborn = Known { highest: Sequence::ZERO, durable: Sequence::ZERO, ..lost.clone() };
         assert_eq!(decide(&reborn, &welcome(1, 99, 10)), Decision::CatchUp);
         assert!(alarm(&reborn, &welcome(1, 99, 9)));
-        let clean = Known {
-            clean: true,
-            ..reborn
-        };
+        let clean = Known { clean: true, ..reborn };
         assert_eq!(decide(&clean, &welcome(1, 10, 10)), Decision::CatchUp);
-        assert!(
-            alarm(&clean, &welcome(1, 11, 10)),
-            "somebody wrote after we left"
-        );
+        assert!(alarm(&clean, &welcome(1, 11, 10)), "somebody wrote after we left");
     }
 }

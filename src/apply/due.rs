@@ -2,7 +2,7 @@
 
 use crate::format::manifest::{BookmarkEntry, DeltaEntry};
 use crate::model::{Epoch, Sequence, Timestamp};
-use crate::vault::{Policy, PointsDocument};
+use crate::vault::{PointsDocument, Policy};
 
 /// Source bytes of a run at most: bounds the applier's memory (its frames are held while it
 /// writes) and how much is done again after a crash.

@@ -46,7 +46,9 @@ pub enum ApplyError {
         source: VaultError,
     },
     /// Another applier took over.
-    #[error("machine {machine} is applied by another applier now: generation {theirs}, ours is {ours}")]
+    #[error(
+        "machine {machine} is applied by another applier now: generation {theirs}, ours is {ours}"
+    )]
     Fenced {
         /// Whose seed disks.
         machine: MachineId,
@@ -69,7 +71,9 @@ pub enum ApplyError {
         truncated: Sequence,
     },
     /// A delta names a disk or an epoch that the manifest does not.
-    #[error("delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have")]
+    #[error(
+        "delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have"
+    )]
     UnknownDisk {
         /// Whose.
         machine: MachineId,

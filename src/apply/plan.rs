@@ -86,9 +86,7 @@ fn fits(last: &Planned, range: &Range<u64>, source: Source) -> bool {
     if source == Source::Zero {
         return adjacent && last.is_zero();
     }
-    adjacent
-        && !last.is_zero()
-        && range.end - last.range.start <= u64::from(PAGE_WRITE_BYTES_MAX)
+    adjacent && !last.is_zero() && range.end - last.range.start <= u64::from(PAGE_WRITE_BYTES_MAX)
 }
 
 #[cfg(test)]

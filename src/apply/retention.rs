@@ -111,10 +111,8 @@ fn truncation(
         below.map_or(0, |point| point.sequence)
     };
     let pinned_bookmarks = entries.iter().flat_map(|entry| {
-        let pinned = entry
-            .bookmarks
-            .iter()
-            .filter(|b| points.pinned.contains(&b.bookmark.id.to_string()));
+        let pinned =
+            entry.bookmarks.iter().filter(|b| points.pinned.contains(&b.bookmark.id.to_string()));
         pinned.map(|b| base_of(b.sequence.0, entry.epoch.0))
     });
     let running = pins.iter().map(|pin| pin.base);

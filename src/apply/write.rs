@@ -16,6 +16,8 @@ use crate::store::{PageBody, PageWrite, Store, StoreError};
 
 /// Opened frames of a run by (delta, frame).
 type Frames = BTreeMap<(usize, u32), Bytes>;
+/// One of them, just opened.
+type Fetched = Result<((usize, u32), Bytes), SealError>;
 
 /// Writes one batch of page writes of this many bytes at a time.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -87,7 +89,7 @@ async fn fetch(
             Source::Frame { delta, frame, .. } => Some((delta, frame)),
         })
         .collect();
-    let mut fetching: Vec<BoxFuture<'_, Result<((usize, u32), Bytes), SealError>>> = Vec::new();
+    let mut fetching: Vec<BoxFuture<'_, Fetched>> = Vec::new();
     for (delta, frame) in wanted {
         fetching.push(Box::pin(async move {
             let opened = deltas[delta].frame(store.as_ref(), frame).await?;

@@ -29,10 +29,7 @@ impl Drop for InFlight {
 
 impl UringAppender {
     pub(super) fn of(file: std::fs::File) -> Self {
-        Self {
-            file: File::from_std(file),
-            in_flight: InFlight::default(),
-        }
+        Self { file: File::from_std(file), in_flight: InFlight::default() }
     }
 }
 

@@ -59,18 +59,10 @@ impl fmt::Display for Damage {
             Finding::Header(reason) => write!(f, "damaged segment header: {reason}"),
             Finding::Unreadable => f.write_str("the disk cannot read them"),
             Finding::Records => f.write_str("damaged records"),
-            Finding::Body {
-                machine,
-                sequence,
-                reason,
-            } => write!(f, "record {sequence} of machine {machine}: {reason}"),
-            Finding::AfterGap {
-                machine,
-                missing,
-                first,
-                last,
-                records,
-            } => write!(
+            Finding::Body { machine, sequence, reason } => {
+                write!(f, "record {sequence} of machine {machine}: {reason}")
+            }
+            Finding::AfterGap { machine, missing, first, last, records } => write!(
                 f,
                 "machine {machine}: record {missing} is missing, so {records} later records \
                  ({first} to {last}) are not served"

@@ -56,28 +56,15 @@ impl DiskDirectory {
                 return Err(CacheError::io(&lock_path, "locking")(cause.into()));
             }
         }
-        let written = lock
-            .set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.map_err(CacheError::io(&lock_path, "writing the process id"))?;
-        Ok(Self {
-            path: path.to_owned(),
-            lock: Arc::new(lock),
-        })
+        Ok(Self { path: path.to_owned(), lock: Arc::new(lock) })
     }
 
     fn slot(&self, number: u32, path: PathBuf, file: File) -> io::Result<Slot> {
         let bytes = file.metadata()?.len();
-        let file = DiskFile {
-            path,
-            file,
-            bytes,
-            _lock: Arc::clone(&self.lock),
-        };
-        Ok(Slot {
-            number,
-            file: Arc::new(file),
-        })
+        let file = DiskFile { path, file, bytes, _lock: Arc::clone(&self.lock) };
+        Ok(Slot { number, file: Arc::new(file) })
     }
 }
 
@@ -179,9 +166,7 @@ fn zero_fill(file: &File, bytes: u64) -> io::Result<()> {
     let zeros = vec![0; 1 << 20];
     let mut at = 0;
     while at < bytes {
-        let piece = zeros
-            .len()
-            .min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
+        let piece = zeros.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
         file.write_all_at(&zeros[..piece], at)?;
         at += piece as u64;
     }

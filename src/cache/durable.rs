@@ -104,11 +104,9 @@ impl Durable {
     #[must_use]
     pub fn never_written(machine: MachineKey, record: Record) -> Self {
         let (change, bytes) = match record.change {
-            Change::Write {
-                disk,
-                extent,
-                payload,
-            } => (DurableChange::Write { disk, extent }, payload.to_vec()),
+            Change::Write { disk, extent, payload } => {
+                (DurableChange::Write { disk, extent }, payload.to_vec())
+            }
             Change::Zero { disk, extent } => (DurableChange::Zero { disk, extent }, Vec::new()),
             mark => (DurableChange::Mark(mark), Vec::new()),
         };

@@ -13,11 +13,7 @@ use crate::model::{
 /// What a change is once its payload lies in a segment, and that payload.
 pub(super) fn split(change: Change) -> (DurableChange, Bytes) {
     match change {
-        Change::Write {
-            disk,
-            extent,
-            payload,
-        } => {
+        Change::Write { disk, extent, payload } => {
             assert!(
                 payload.len() == extent.length() as usize && extent.length() <= WRITE_BYTES_MAX,
                 "a write of {} bytes to {extent} was admitted",
@@ -37,18 +33,12 @@ pub(super) fn split(change: Change) -> (DurableChange, Bytes) {
 /// Kind code, disk and extent as they stand in a record's header.
 pub(super) fn header_fields(change: &DurableChange) -> (u8, DiskIndex, u64, u32) {
     match change {
-        DurableChange::Write { disk, extent } => (
-            ChangeKind::Write.code(),
-            *disk,
-            extent.offset(),
-            extent.length(),
-        ),
-        DurableChange::Zero { disk, extent } => (
-            ChangeKind::Zero.code(),
-            *disk,
-            extent.offset(),
-            extent.length(),
-        ),
+        DurableChange::Write { disk, extent } => {
+            (ChangeKind::Write.code(), *disk, extent.offset(), extent.length())
+        }
+        DurableChange::Zero { disk, extent } => {
+            (ChangeKind::Zero.code(), *disk, extent.offset(), extent.length())
+        }
         DurableChange::Mark(mark) => (ChangeKind::of(mark).code(), DiskIndex(0), 0, 0),
     }
 }
@@ -72,11 +62,7 @@ pub(super) fn decode(header: &RecordHeader, payload: &[u8]) -> Result<DurableCha
             let extent = extent(header, ZERO_BYTES_MAX)?;
             Ok(DurableChange::Zero { disk, extent })
         }
-        ChangeKind::Zero => Err(FormatError::value(
-            "payload_bytes",
-            payload.len(),
-            "0 for a zero",
-        )),
+        ChangeKind::Zero => Err(FormatError::value("payload_bytes", payload.len(), "0 for a zero")),
         mark => decode_mark(mark, payload).map(DurableChange::Mark),
     }
 }

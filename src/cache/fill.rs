@@ -18,12 +18,7 @@ impl Fill {
     pub(super) fn new(max_bytes: u64, metrics: Arc<Metrics>) -> Self {
         let max = &metrics.cache_max_bytes;
         max.fetch_add(max_bytes, Ordering::Relaxed);
-        Self {
-            used_bytes: AtomicU64::new(0),
-            max_bytes,
-            refusal: Mutex::new(None),
-            metrics,
-        }
+        Self { used_bytes: AtomicU64::new(0), max_bytes, refusal: Mutex::new(None), metrics }
     }
 
     /// Segments that hold records somebody needs, bytes.

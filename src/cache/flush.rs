@@ -51,11 +51,7 @@ impl Open {
     pub(super) async fn commit(&mut self, batch: &mut Batch) -> Result<Vec<Durable>, CacheError> {
         let offset = batch.start;
         let path = self.slot.file.path();
-        let poisoned = |source| CacheError::Poisoned {
-            path: path.to_owned(),
-            offset,
-            source,
-        };
+        let poisoned = |source| CacheError::Poisoned { path: path.to_owned(), offset, source };
         let buffers = batch.take_buffers();
         let appended = self.appender.append(buffers, offset).await;
         appended.map_err(poisoned)?;

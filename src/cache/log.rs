@@ -99,15 +99,8 @@ impl Layout {
         payload: &[u8],
     ) -> ([u8; RECORD_HEADER_BYTES], Range<usize>) {
         let (kind, disk, offset, extent_bytes) = header_fields(change);
-        let header = RecordHeader {
-            kind,
-            disk,
-            extent_bytes,
-            offset,
-            machine,
-            sequence,
-            ..self.blank()
-        };
+        let header =
+            RecordHeader { kind, disk, extent_bytes, offset, machine, sequence, ..self.blank() };
         let start = usize::try_from(self.at).expect("a segment fits the address space")
             + RECORD_HEADER_BYTES;
         (self.put(header, payload), start..start + payload.len())
@@ -119,21 +112,13 @@ impl Layout {
         machine: MachineKey,
         sequence: Sequence,
     ) -> [u8; RECORD_HEADER_BYTES] {
-        let header = RecordHeader {
-            kind: KIND_VOID,
-            machine,
-            sequence,
-            ..self.blank()
-        };
+        let header = RecordHeader { kind: KIND_VOID, machine, sequence, ..self.blank() };
         self.put(header, &[])
     }
 
     /// Places the end record. It says that everything before it is on the disk, so that must be so.
     pub(super) fn end(&mut self) -> [u8; RECORD_HEADER_BYTES] {
-        assert_eq!(
-            self.durable, self.at,
-            "a segment is closed before its records are synced"
-        );
+        assert_eq!(self.durable, self.at, "a segment is closed before its records are synced");
         self.put(self.blank(), &[])
     }
 
@@ -158,10 +143,7 @@ impl Layout {
         let encoded = header.encode(self.incarnation, payload);
         self.previous_crc = record_crc(&encoded);
         self.at += record_bytes(header.payload_bytes);
-        assert!(
-            self.at <= self.segment_bytes,
-            "a record was placed over the segment's end"
-        );
+        assert!(self.at <= self.segment_bytes, "a record was placed over the segment's end");
         encoded
     }
 }

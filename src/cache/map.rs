@@ -18,10 +18,7 @@ pub(super) struct Mapping {
 impl Mapping {
     /// Maps all of `file`; nothing is readable yet.
     pub(super) fn of(file: &File) -> io::Result<Self> {
-        Ok(Self {
-            raw: MmapOptions::new().map_raw_read_only(file)?,
-            readable: AtomicUsize::new(0),
-        })
+        Ok(Self { raw: MmapOptions::new().map_raw_read_only(file)?, readable: AtomicUsize::new(0) })
     }
 
     /// From now on the bytes before `end` can be read. The caller has them on the disk, and nobody

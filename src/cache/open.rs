@@ -93,13 +93,7 @@ pub(super) fn start(
     )?;
     Ok(Opened {
         recovered: durable,
-        writer: Writer {
-            directory,
-            pool,
-            lineage,
-            clock,
-            metrics,
-        },
+        writer: Writer { directory, pool, lineage, clock, metrics },
         damage: recovered.damage,
         fill,
     })
@@ -158,10 +152,7 @@ fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheErro
             format!("at least {least}: {SEGMENTS_MIN} segments of {segment_bytes} for each shard"),
         ));
     }
-    Ok(Geometry {
-        segment_bytes,
-        segments_max: u32::try_from(segments).unwrap_or(u32::MAX),
-    })
+    Ok(Geometry { segment_bytes, segments_max: u32::try_from(segments).unwrap_or(u32::MAX) })
 }
 
 /// Records of a shard that there is none of any more would never be read again.
@@ -171,14 +162,8 @@ fn no_foreign_shards(cache: &Path, shards: u16) -> Result<(), CacheError> {
         let entry = entry.map_err(failed())?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
-        if number
-            .and_then(|n| n.parse::<u16>().ok())
-            .is_some_and(|n| n >= shards)
-        {
-            return Err(CacheError::ForeignShard {
-                directory: entry.path(),
-                shards,
-            });
+        if number.and_then(|n| n.parse::<u16>().ok()).is_some_and(|n| n >= shards) {
+            return Err(CacheError::ForeignShard { directory: entry.path(), shards });
         }
     }
     Ok(())

@@ -162,12 +162,7 @@ impl Pool {
             .name(format!("cache-pool-{}", keeper.shard))
             .spawn(move || runtime.block_on(keep(keeper, stale, returned, sender, &to, &*clock)))
             .map_err(CacheError::io(&directory, action))?;
-        Ok(Self {
-            prepared,
-            freed,
-            thread: Some(thread),
-            fill,
-        })
+        Ok(Self { prepared, freed, thread: Some(thread), fill })
     }
 
     /// Waits for the next segment; `None` if the thread is gone.

@@ -213,11 +213,7 @@ impl Recovery<'_> {
                 voids: Vec::new(),
             });
         }
-        Log {
-            segments,
-            last,
-            last_bytes,
-        }
+        Log { segments, last, last_bytes }
     }
 
     /// Rows E to N: which records count.
@@ -244,17 +240,7 @@ impl Recovery<'_> {
             let range = gap.position..slot.file.bytes();
             let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
             let (first, last) = (gap.first, gap.last);
-            self.damaged(
-                slot,
-                range,
-                Finding::AfterGap {
-                    machine,
-                    missing,
-                    first,
-                    last,
-                    records,
-                },
-            );
+            self.damaged(slot, range, Finding::AfterGap { machine, missing, first, last, records });
         }
         counted.records
     }
@@ -296,11 +282,7 @@ impl Recovery<'_> {
                 Content::Unknown(reason) => {
                     let payload_bytes = u32::try_from(record.payload.len()).unwrap_or(u32::MAX);
                     let range = record.position..record.position + record_bytes(payload_bytes);
-                    let finding = Finding::Body {
-                        machine,
-                        sequence,
-                        reason,
-                    };
+                    let finding = Finding::Body { machine, sequence, reason };
                     self.damaged(&segment.slot, range, finding); // M
                     streams.damage();
                 }
@@ -353,11 +335,7 @@ impl Recovery<'_> {
 
     fn damaged(&mut self, slot: &Slot, range: Range<u64>, finding: Finding) {
         let path = slot.file.path().to_owned();
-        let damage = Damage {
-            path,
-            range,
-            finding,
-        };
+        let damage = Damage { path, range, finding };
         tracing::error!("{damage}");
         self.metrics.cache_damage.fetch_add(1, Ordering::Relaxed);
         self.damage.push(damage);

@@ -95,11 +95,7 @@ impl Recovery<'_> {
         let action = "beginning a segment for recovery";
         let header = header.map_err(CacheError::io(slot.file.path(), action))?;
         let layout = Layout::new(&header);
-        Ok(Rewritten {
-            at: layout.at(),
-            layout,
-            slot,
-        })
+        Ok(Rewritten { at: layout.at(), layout, slot })
     }
 }
 

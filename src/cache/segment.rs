@@ -28,20 +28,12 @@ pub(super) enum SegmentBytes {
 
 impl Segment {
     pub(crate) fn in_memory(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes: SegmentBytes::Memory(bytes),
-            recycle: None,
-            later: OnceLock::new(),
-        }
+        Self { bytes: SegmentBytes::Memory(bytes), recycle: None, later: OnceLock::new() }
     }
 
     /// The segment in `slot`, which goes to `pool` afterwards.
     pub(super) fn in_slot(slot: Slot, pool: UnboundedSender<Slot>) -> std::io::Result<Self> {
-        Ok(Self {
-            bytes: slot.file.view()?,
-            recycle: Some((slot, pool)),
-            later: OnceLock::new(),
-        })
+        Ok(Self { bytes: slot.file.view()?, recycle: Some((slot, pool)), later: OnceLock::new() })
     }
 
     /// From now on `later` is recycled after this one. The first such segment stays: it is held in

@@ -105,15 +105,12 @@ impl Streams {
     /// The next valid record.
     pub(super) fn record(&mut self, found: Found) {
         let (sequence, damage) = (found.sequence, self.damage);
-        let stream = self
-            .machines
-            .entry(found.machine)
-            .or_insert_with(|| Stream {
-                kept: Vec::new(),
-                last: Sequence(sequence.0.saturating_sub(1)),
-                damage,
-                gap: None,
-            });
+        let stream = self.machines.entry(found.machine).or_insert_with(|| Stream {
+            kept: Vec::new(),
+            last: Sequence(sequence.0.saturating_sub(1)),
+            damage,
+            gap: None,
+        });
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
                 return self.keep_back(&found); // L
@@ -219,68 +216,29 @@ mod tests {
         let counted = streams.finish();
         let records = counted.records.iter().map(|f| (f.sequence.0, f.position));
         let gaps = counted.gaps.iter();
-        (
-            records.collect(),
-            gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled))
-                .collect(),
-        )
+        (records.collect(), gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled)).collect())
     }
 
     #[test]
     fn each_row_of_the_table() {
-        type Rows<'a> = &'a [(
-            &'a str,
-            &'a [Log],
-            &'a [(u64, u64)],
-            &'a [(u64, u64, u64, bool)],
-        )];
+        type Rows<'a> = &'a [(&'a str, &'a [Log], &'a [(u64, u64)], &'a [(u64, u64, u64, bool)])];
         let rows: Rows<'_> = &[
             ("I", &[Record(5), Record(6)], &[(5, 0), (6, 1)], &[]),
             ("I", &[Damage, Record(5)], &[(5, 1)], &[]),
-            (
-                "J",
-                &[Record(5), Record(6), Record(7), Record(6)],
-                &[(5, 0), (6, 3)],
-                &[],
-            ),
+            ("J", &[Record(5), Record(6), Record(7), Record(6)], &[(5, 0), (6, 3)], &[]),
             ("J", &[Record(5), Record(6), Record(3)], &[(3, 2)], &[]),
             ("J", &[Record(5), Damage, Record(5)], &[(5, 2)], &[]),
-            (
-                "K",
-                &[Record(1), Record(2), Record(9), Record(10)],
-                &[(9, 2), (10, 3)],
-                &[],
-            ),
-            (
-                "K",
-                &[Record(1), Damage, Record(2), Record(9)],
-                &[(9, 3)],
-                &[],
-            ),
-            (
-                "L",
-                &[Record(1), Damage, Record(3), Record(4)],
-                &[(1, 0)],
-                &[(2, 3, 4, false)],
-            ),
+            ("K", &[Record(1), Record(2), Record(9), Record(10)], &[(9, 2), (10, 3)], &[]),
+            ("K", &[Record(1), Damage, Record(2), Record(9)], &[(9, 3)], &[]),
+            ("L", &[Record(1), Damage, Record(3), Record(4)], &[(1, 0)], &[(2, 3, 4, false)]),
             (
                 "L, then sent again",
                 &[Record(1), Damage, Record(3), Record(2), Record(3)],
                 &[(1, 0), (2, 3), (3, 4)],
                 &[(2, 3, 3, true)],
             ),
-            (
-                "N",
-                &[Record(1), Record(2), Record(3), Void(2)],
-                &[(1, 0)],
-                &[],
-            ),
-            (
-                "N",
-                &[Record(1), Damage, Record(3), Void(2)],
-                &[(1, 0)],
-                &[(2, 3, 3, true)],
-            ),
+            ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
+            ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
             (
                 "N voids too little",
                 &[Record(1), Damage, Record(3), Void(4)],
@@ -293,20 +251,11 @@ mod tests {
                 &[(1, 0), (2, 3)],
                 &[],
             ),
-            (
-                "N of a machine not seen",
-                &[Void(4), Record(7)],
-                &[(7, 1)],
-                &[],
-            ),
+            ("N of a machine not seen", &[Void(4), Record(7)], &[(7, 1)], &[]),
         ];
         for (row, log, records, gaps) in rows {
             let (found, found_gaps) = counted(log);
-            assert_eq!(
-                (&found[..], &found_gaps[..]),
-                (*records, *gaps),
-                "{row}: {log:?}"
-            );
+            assert_eq!((&found[..], &found_gaps[..]), (*records, *gaps), "{row}: {log:?}");
         }
     }
 
@@ -319,10 +268,7 @@ mod tests {
             streams.record(Found {
                 machine: MACHINE,
                 sequence: Sequence(sequence),
-                change: DurableChange::Zero {
-                    disk: DiskIndex(0),
-                    extent,
-                },
+                change: DurableChange::Zero { disk: DiskIndex(0), extent },
                 payload: 0..0,
                 segment: 0,
                 position: sequence,

@@ -70,10 +70,7 @@ async fn a_failed_sync_poisons_the_log_and_nothing_is_acknowledged_after_it() {
     let CacheError::Poisoned { path, offset, .. } = &error else {
         panic!("{error}");
     };
-    assert!(
-        path.ends_with("00000000.segment") || path.ends_with("00000001.segment"),
-        "{error}"
-    );
+    assert!(path.ends_with("00000000.segment") || path.ends_with("00000001.segment"), "{error}");
     assert!(*offset > 4096, "{error}");
     assert_eq!(newest.load(Ordering::SeqCst), 2);
     assert_eq!(budget.free(), 1 << 20, "the permits came back");
@@ -99,10 +96,7 @@ async fn permits_come_back_when_durable_and_segments_when_released() {
     let fill = Arc::clone(&opened.fill);
     let run = opened.writer.run(admitted, move |durable| {
         for record in &durable {
-            assert_eq!(
-                counted.fetch_add(1, Ordering::SeqCst) + 1,
-                record.sequence().0
-            );
+            assert_eq!(counted.fetch_add(1, Ordering::SeqCst) + 1, record.sequence().0);
         }
     });
     let (ended, ()) = tokio::join!(run, feed);
@@ -129,8 +123,5 @@ fn after_a_failed_blanking_nothing_is_recycled_or_prepared() {
     keeper.take_back(third.slot);
     assert_eq!(keeper.blank.len(), blank);
     let refusal = keeper.prepare().unwrap_err();
-    assert!(
-        refusal.contains("00000002.segment") || refusal.contains("0000000"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("00000002.segment") || refusal.contains("0000000"), "{refusal}");
 }

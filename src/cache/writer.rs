@@ -87,9 +87,11 @@ impl Writer {
 
     async fn next_segment(&mut self, first: &Entry) -> Result<Open, CacheError> {
         let directory = self.directory.path();
-        let prepared = self.pool.next().await.ok_or_else(|| CacheError::NoPool {
-            directory: directory.to_owned(),
-        })?;
+        let prepared = self
+            .pool
+            .next()
+            .await
+            .ok_or_else(|| CacheError::NoPool { directory: directory.to_owned() })?;
         let open = Open::begin(prepared.slot, &prepared.header, self.pool.freed.clone())?;
         if !open.layout.fits(first.payload.len()) {
             return Err(CacheError::TooLarge {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::output::{step_spinner, print, print_json, print_table, table};
+use super::output::{print, print_json, print_table, step_spinner, table};
 use super::{Failure, block_on, files};
 use crate::control::words;
 use crate::demo::{self, DemoError, Report, Source};

@@ -11,7 +11,9 @@ use super::{Failure, block_on};
 use crate::clock::System;
 use crate::control::words;
 use crate::model::{DiskName, MachineId};
-use crate::recover::{CACHE_BYTES, DiskReader, ExportFormat, Exported, Pin, PointSpec, Progress, export};
+use crate::recover::{
+    CACHE_BYTES, DiskReader, ExportFormat, Exported, Pin, PointSpec, Progress, export,
+};
 
 /// Write a disk as it was at a recovery point to a file
 #[derive(Debug, clap::Args)]

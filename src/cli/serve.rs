@@ -22,8 +22,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let settings = load_server(&args.config.config)?;
     block_on(async {
-        let mut server =
-            ProcessServer::start(settings, System::clock(), System::entropy()).await?;
+        let mut server = ProcessServer::start(settings, System::clock(), System::entropy()).await?;
         let addresses = server.addresses();
         let (data, metrics) = (addresses.data, addresses.metrics);
         print(&format!("serving on {data}; metrics on http://{metrics}/metrics"))?;

@@ -26,11 +26,7 @@ impl LogStore {
     /// The log of `machine`, opened and sealed under `keys`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, machine: MachineId, keys: KeyRing) -> Self {
-        Self {
-            store,
-            machine,
-            keys,
-        }
+        Self { store, machine, keys }
     }
 
     /// Whose log.
@@ -93,11 +89,7 @@ impl LogStore {
         if after < manifest.truncated {
             let (truncated, asked) = (manifest.truncated, after);
             let machine = self.machine.clone();
-            return Err(CloudLogError::Truncated {
-                machine,
-                truncated,
-                asked,
-            });
+            return Err(CloudLogError::Truncated { machine, truncated, asked });
         }
         let mut entries = Vec::new();
         for page in manifest.pages.iter().filter(|page| page.last > after) {
@@ -143,13 +135,7 @@ impl LogStore {
         entry: &DeltaEntry,
         previous: Option<DeltaId>,
     ) -> Result<OpenDelta, CloudLogError> {
-        let DeltaEntry {
-            generation,
-            first,
-            last,
-            id,
-            ..
-        } = *entry;
+        let DeltaEntry { generation, first, last, id, .. } = *entry;
         let name = names::delta(&self.machine, generation, first, last, id);
         let expected = Expected::of(&self.machine, entry, previous.map(Some));
         let store = self.store.as_ref();
@@ -204,19 +190,12 @@ impl LogStore {
     }
 
     fn missing(&self, name: &ObjectName) -> CloudLogError {
-        CloudLogError::Missing {
-            machine: self.machine.clone(),
-            name: name.clone(),
-        }
+        CloudLogError::Missing { machine: self.machine.clone(), name: name.clone() }
     }
 
     pub(super) fn store_error(&self, name: ObjectName, source: StoreError) -> CloudLogError {
         let machine = self.machine.clone();
-        CloudLogError::Store {
-            machine,
-            name,
-            source: Box::new(source),
-        }
+        CloudLogError::Store { machine, name, source: Box::new(source) }
     }
 
     fn sealed_error(&self, name: &ObjectName, source: SealError) -> CloudLogError {

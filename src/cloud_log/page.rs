@@ -49,10 +49,7 @@ impl LogStore {
         entries: &[DeltaEntry],
         entropy: &dyn Entropy,
     ) -> Result<PageEntry, CloudLogError> {
-        let content = ManifestPage {
-            machine: self.machine.clone(),
-            entries: entries.to_vec(),
-        };
+        let content = ManifestPage { machine: self.machine.clone(), entries: entries.to_vec() };
         let plain = content.encode().map_err(|source| CloudLogError::Next {
             machine: self.machine.clone(),
             source: Box::new(source),
@@ -78,10 +75,9 @@ impl LogStore {
             Err(source @ (StoreError::AlreadyExists { .. } | StoreError::Ambiguous { .. })) => {
                 match self.page(page).await {
                     Ok(_) => Ok(()),
-                    Err(CloudLogError::Missing { machine, .. }) => Err(CloudLogError::Unsettled {
-                        machine,
-                        source: Box::new(source),
-                    }),
+                    Err(CloudLogError::Missing { machine, .. }) => {
+                        Err(CloudLogError::Unsettled { machine, source: Box::new(source) })
+                    }
                     Err(other) => Err(other),
                 }
             }

@@ -15,9 +15,6 @@ fn every_answer_and_every_finding_has_its_letter() {
     for (letter, answer, found, verdict) in rows {
         assert_eq!(judge(answer, &found), verdict, "{letter}");
         let row = format!("| {letter} | {answer:?} | {found:?} | {verdict:?} |");
-        assert!(
-            document.contains(&row),
-            "docs/formats/manifest.md lacks {row}"
-        );
+        assert!(document.contains(&row), "docs/formats/manifest.md lacks {row}");
     }
 }

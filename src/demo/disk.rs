@@ -42,7 +42,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<Vec<Range<u64>>, DemoError>
     tool("cp", args)?;
     let length = fs::metadata(to).map_err(DemoError::file(to, "reading its size"))?.len();
     // Its content means nothing to the demo: any part of the copy may be rewritten.
-    Ok(vec![0..length.min(LIVE_BYTES) / 4096 * 4096])
+    Ok(std::iter::once(0..length.min(LIVE_BYTES) / 4096 * 4096).collect())
 }
 
 /// SHA-256 of a whole file, hexadecimal.

@@ -53,8 +53,7 @@ pub async fn run(work: &Path, source: Source, say: &dyn Fn(&str)) -> Result<Repo
     let config = site.join("holdfast.toml");
     let mut settings = load_server(&config).map_err(setting)?;
     settings.metrics_listen.set_port(0);
-    let server =
-        ProcessServer::start(settings.clone(), System::clock(), System::entropy()).await?;
+    let server = ProcessServer::start(settings.clone(), System::clock(), System::entropy()).await?;
     let agent_directory = work.join("agent");
     let disk = format!("root={}", image.display());
     let out = ["--out", text(&agent_directory), "--disk", &disk, "--config", text(&config)];
@@ -92,8 +91,7 @@ impl Telling<'_> {
         let (machine, disk) = (name::<MachineId>("demo"), name::<DiskName>("root"));
         (self.say)("starting an agent; replicating under live writes");
         let started = System.monotonic();
-        let agent =
-            Agent::start(self.agent_settings.clone(), System::clock(), System::entropy())?;
+        let agent = Agent::start(self.agent_settings.clone(), System::clock(), System::entropy())?;
         let socket = self.agent_settings.state_directory.join("root.sock");
         let live = Live::start(socket, disk.to_string(), self.places.clone());
         replicated(&agent).await?;
@@ -128,7 +126,8 @@ impl Telling<'_> {
 
     async fn recovery(&self, machine: &MachineId) -> Result<Arc<Recovery>, DemoError> {
         let settings = &self.settings;
-        let store = crate::store::open(&settings.store).map_err(crate::server::ServerError::from)?;
+        let store =
+            crate::store::open(&settings.store).map_err(crate::server::ServerError::from)?;
         let kek = KeyEncryptionKey::load(&settings.key_file);
         let kek = kek.map_err(crate::server::ServerError::from)?;
         Ok(Arc::new(Recovery::open(store, &kek, machine).await?))
@@ -199,11 +198,7 @@ impl Telling<'_> {
     }
 }
 
-async fn prepare(
-    source: &Source,
-    work: &Path,
-    image: &Path,
-) -> Result<Vec<Range<u64>>, DemoError> {
+async fn prepare(source: &Source, work: &Path, image: &Path) -> Result<Vec<Range<u64>>, DemoError> {
     let (source, image) = (source.clone(), image.to_owned());
     let staging = work.join("files");
     let made = tokio::task::spawn_blocking(move || match source {
@@ -263,11 +258,7 @@ async fn mounted(
     Ok((compared(taken, found, "mount")?, first))
 }
 
-fn read_all(
-    socket: &Path,
-    export: &str,
-    asked: Duration,
-) -> Result<(String, Duration), DemoError> {
+fn read_all(socket: &Path, export: &str, asked: Duration) -> Result<(String, Duration), DemoError> {
     use sha2::Digest;
     let mut client = Client::connect(socket, export).map_err(DemoError::Writes)?;
     let size = client.size_bytes();

@@ -52,11 +52,7 @@ impl FormatError {
         found: impl std::fmt::Display,
         expected: impl std::fmt::Display,
     ) -> Self {
-        Self::Value {
-            field,
-            found: found.to_string(),
-            expected: expected.to_string(),
-        }
+        Self::Value { field, found: found.to_string(), expected: expected.to_string() }
     }
 }
 
@@ -93,12 +89,7 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], FormatError> {
         if count > self.left() {
             let (at, left) = (self.at, self.left());
-            return Err(FormatError::Short {
-                field,
-                at,
-                needed: count,
-                left,
-            });
+            return Err(FormatError::Short { field, at, needed: count, left });
         }
         let taken = &self.bytes[self.at..self.at + count];
         self.at += count;
@@ -162,11 +153,7 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self, max: usize, field: &'static str) -> Result<&'a str, FormatError> {
         let length = usize::from(self.u16(field)?);
         if length > max {
-            return Err(FormatError::value(
-                field,
-                length,
-                format_args!("at most {max} bytes"),
-            ));
+            return Err(FormatError::value(field, length, format_args!("at most {max} bytes")));
         }
         let bytes = self.take(length, field)?;
         std::str::from_utf8(bytes).map_err(|_| FormatError::value(field, "not UTF-8", "UTF-8 text"))

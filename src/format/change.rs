@@ -191,9 +191,7 @@ pub fn put_disks(disks: &[DiskSpec], to: &mut Writer) {
     let count = u16::try_from(disks.len()).expect("callers keep to DISKS_MAX");
     to.u16(count);
     for disk in disks {
-        to.u16(disk.index.0)
-            .text(disk.name.as_str())
-            .u64(disk.size_bytes);
+        to.u16(disk.index.0).text(disk.name.as_str()).u64(disk.size_bytes);
     }
 }
 
@@ -234,11 +232,7 @@ fn read_disk(from: &mut Reader<'_>) -> Result<DiskSpec, FormatError> {
         let expected = format_args!("a multiple of {SECTOR_BYTES} up to {DISK_BYTES_MAX}");
         return Err(FormatError::value("disk size", size_bytes, expected));
     }
-    Ok(DiskSpec {
-        index,
-        name,
-        size_bytes,
-    })
+    Ok(DiskSpec { index, name, size_bytes })
 }
 
 #[cfg(test)]
@@ -247,11 +241,7 @@ mod tests {
 
     fn disk(index: u16, name: &str, size_bytes: u64) -> DiskSpec {
         let name = name.parse().unwrap();
-        DiskSpec {
-            index: DiskIndex(index),
-            name,
-            size_bytes,
-        }
+        DiskSpec { index: DiskIndex(index), name, size_bytes }
     }
 
     fn encoded(change: &Change) -> Vec<u8> {
@@ -272,10 +262,7 @@ mod tests {
                 time: Timestamp(-5),
                 name: "ü".repeat(64),
             }),
-            Change::EpochBegin(EpochBegin {
-                epoch: Epoch(3),
-                disks: most.collect(),
-            }),
+            Change::EpochBegin(EpochBegin { epoch: Epoch(3), disks: most.collect() }),
             Change::CatchUpBegin(CatchUp::InitialReplication),
             Change::CatchUpBegin(CatchUp::Dirty),
             Change::CatchUpEnd,

@@ -36,9 +36,7 @@ pub fn delta(
     id: DeltaId,
 ) -> ObjectName {
     let (g, f, l) = (generation.0, first.0, last.0);
-    name(format!(
-        "machines/{machine}/log/{g:016x}-{f:016x}-{l:016x}-{id}"
-    ))
+    name(format!("machines/{machine}/log/{g:016x}-{f:016x}-{l:016x}-{id}"))
 }
 
 /// Prefix of all deltas of a machine.
@@ -56,11 +54,7 @@ pub fn parse_delta(
     let rest = object.as_str().strip_prefix(&deltas(machine))?;
     let mut parts = rest.splitn(4, '-');
     let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
-    let (g, f, l) = (
-        Generation(number()?),
-        Sequence(number()?),
-        Sequence(number()?),
-    );
+    let (g, f, l) = (Generation(number()?), Sequence(number()?), Sequence(number()?));
     let id = DeltaId::parse(parts.next()?)?;
     (delta(machine, g, f, l, id) == *object).then_some((g, f, l, id))
 }

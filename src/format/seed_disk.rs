@@ -34,9 +34,7 @@ const CHECKSUM_AT: usize = 64;
 /// The disk inside a seed disk: `disk_bytes` rounded up to 1 MiB; the rest is zeros.
 #[must_use]
 pub fn virtual_bytes(disk_bytes: u64) -> u64 {
-    disk_bytes
-        .div_ceil(SIZE_UNIT_BYTES)
-        .saturating_mul(SIZE_UNIT_BYTES)
+    disk_bytes.div_ceil(SIZE_UNIT_BYTES).saturating_mul(SIZE_UNIT_BYTES)
 }
 
 /// Bytes of the page blob that is the seed disk: disk and footer.
@@ -134,22 +132,14 @@ impl Footer {
         let computed = checksum(&footer);
         if found != computed {
             let what = "footer";
-            return Err(FormatError::Checksum {
-                what,
-                found,
-                computed,
-            });
+            return Err(FormatError::Checksum { what, found, computed });
         }
         exactly(&mut reader, "features", &FEATURES.to_be_bytes())?;
         exactly(&mut reader, "version", &FORMAT_VERSION.to_be_bytes())?;
         exactly(&mut reader, "data offset", &NO_OFFSET.to_be_bytes())?;
         exactly(&mut reader, "time", &TIME.to_be_bytes())?;
         exactly(&mut reader, "creator", CREATOR)?;
-        exactly(
-            &mut reader,
-            "creator version",
-            &CREATOR_VERSION.to_be_bytes(),
-        )?;
+        exactly(&mut reader, "creator version", &CREATOR_VERSION.to_be_bytes())?;
         exactly(&mut reader, "creator system", CREATOR_SYSTEM)?;
         let original: [u8; 8] = reader.array("original size")?;
         exactly(&mut reader, "current size", &original)?;
@@ -179,9 +169,7 @@ fn exactly(
 
 /// One's complement of the sum of all bytes, the checksum's own left out.
 fn checksum(footer: &[u8; FOOTER_BYTES]) -> u32 {
-    let without = footer[..CHECKSUM_AT]
-        .iter()
-        .chain(&footer[CHECKSUM_AT + 4..]);
+    let without = footer[..CHECKSUM_AT].iter().chain(&footer[CHECKSUM_AT + 4..]);
     !without.map(|byte| u32::from(*byte)).sum::<u32>()
 }
 
@@ -218,22 +206,10 @@ mod tests {
 
     /// Made once by an independent encoder, never edited.
     const GOLDEN: [(&[u8], u64); 4] = [
-        (
-            include_bytes!("../../tests/golden/seed_disk/v1-20mib.footer"),
-            20 << 20,
-        ),
-        (
-            include_bytes!("../../tests/golden/seed_disk/v1-odd-sectors.footer"),
-            1_000_000_007 * 512,
-        ),
-        (
-            include_bytes!("../../tests/golden/seed_disk/v1-400mib.footer"),
-            400 << 20,
-        ),
-        (
-            include_bytes!("../../tests/golden/seed_disk/v1-largest.footer"),
-            DISK_BYTES_MAX,
-        ),
+        (include_bytes!("../../tests/golden/seed_disk/v1-20mib.footer"), 20 << 20),
+        (include_bytes!("../../tests/golden/seed_disk/v1-odd-sectors.footer"), 1_000_000_007 * 512),
+        (include_bytes!("../../tests/golden/seed_disk/v1-400mib.footer"), 400 << 20),
+        (include_bytes!("../../tests/golden/seed_disk/v1-largest.footer"), DISK_BYTES_MAX),
     ];
 
     #[test]
@@ -255,13 +231,7 @@ mod tests {
                 damaged[at] ^= change;
                 let error = Footer::decode(&damaged).unwrap_err();
                 let expected = match at {
-                    0..8 => matches!(
-                        error,
-                        FormatError::Value {
-                            field: "cookie",
-                            ..
-                        }
-                    ),
+                    0..8 => matches!(error, FormatError::Value { field: "cookie", .. }),
                     _ => matches!(error, FormatError::Checksum { what: "footer", .. }),
                 };
                 assert!(expected, "byte {at}: {error}");
@@ -276,12 +246,7 @@ mod tests {
 
     #[test]
     fn a_foreign_footer_is_named_by_its_first_field() {
-        for (at, field) in [
-            (11, "features"),
-            (24, "time"),
-            (31, "creator"),
-            (58, "geometry"),
-        ] {
+        for (at, field) in [(11, "features"), (24, "time"), (31, "creator"), (58, "geometry")] {
             let (bytes, _) = GOLDEN[0];
             let mut foreign: [u8; FOOTER_BYTES] = bytes.try_into().unwrap();
             foreign[at] ^= 1;

@@ -137,13 +137,7 @@ impl SegmentHeader {
         let copy_of = Some(from.u64("copy_of")?).filter(|&ordinal| ordinal != 0);
         let left = from.left();
         zeros(&mut from, left)?;
-        Ok(Some(Self {
-            shard,
-            ordinal,
-            incarnation,
-            segment_bytes,
-            copy_of,
-        }))
+        Ok(Some(Self { shard, ordinal, incarnation, segment_bytes, copy_of }))
     }
 }
 
@@ -208,11 +202,7 @@ impl RecordHeader {
         let (found, computed) = (record_crc(&header), crc_of(&header, payload));
         if found != computed {
             let what = "record";
-            return Err(FormatError::Checksum {
-                what,
-                found,
-                computed,
-            });
+            return Err(FormatError::Checksum { what, found, computed });
         }
         let decoded = Self::fields(payload_bytes, position, &mut fields)?;
         Ok((decoded, computed, payload))
@@ -227,11 +217,7 @@ impl RecordHeader {
         let durable_before = from.u64("durable_before")?;
         if durable_before > position {
             let expected = format_args!("at most the record's position, {position}");
-            return Err(FormatError::value(
-                "durable_before",
-                durable_before,
-                expected,
-            ));
+            return Err(FormatError::value("durable_before", durable_before, expected));
         }
         let previous_crc = from.u32("previous_crc")?;
         let extent_bytes = from.u32("extent_bytes")?;
@@ -277,11 +263,7 @@ fn checked(sector: &[u8; SEGMENT_HEADER_SECTOR]) -> Result<Reader<'_>, FormatErr
     let found = Reader::new(crc).u32("checksum")?;
     let computed = crc32fast::hash(content);
     if found != computed {
-        return Err(FormatError::Checksum {
-            what,
-            found,
-            computed,
-        });
+        return Err(FormatError::Checksum { what, found, computed });
     }
     Ok(from)
 }

@@ -30,9 +30,7 @@ use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{
-    BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks,
-};
+use crate::model::{BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks};
 use crate::observe::Stage;
 
 /// How long the last words may take to reach the peer.
@@ -87,11 +85,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let patience = Patience::new(ingest.limits.idle_timeout);
-    let ground = Ground {
-        ingest,
-        agent,
-        patience: &patience,
-    };
+    let ground = Ground { ingest, agent, patience: &patience };
     let (mut inbox, mut outbox) = (Inbox::new(reader), Outbox::new(writer));
     let end = tokio::select! {
         end = converse(ground, &mut inbox, &mut outbox) => end,
@@ -107,10 +101,7 @@ where
         End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
         End::Refuse(refuse) => {
             tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
-            ingest
-                .metrics
-                .connections_refused
-                .fetch_add(1, Ordering::Relaxed);
+            ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             outbox.push(&FromServer::Refuse(refuse));
             let farewell = async {
                 outbox.flush(&patience, &*ingest.clock).await?;
@@ -144,10 +135,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let Agent {
-        machine,
-        certificate,
-    } = ground.agent;
+    let Agent { machine, certificate } = ground.agent;
     let hello = match first_frame(ground, inbox).await {
         Ok(hello) => hello,
         Err(end) => return end,
@@ -171,10 +159,7 @@ async fn first_frame<R: AsyncRead + Unpin>(
     inbox: &mut Inbox<R>,
 ) -> Result<Hello, End> {
     let clock = &*ground.ingest.clock;
-    let bytes = inbox
-        .header(ground.patience, clock)
-        .await?
-        .ok_or(End::Left)?;
+    let bytes = inbox.header(ground.patience, clock).await?.ok_or(End::Left)?;
     let header = header_of(&bytes)?;
     // Nothing is read for a stranger's first frame but a hello, which is small.
     let payload = match header.kind() {
@@ -215,32 +200,15 @@ where
     };
     let link = Arc::clone(&seat.link);
     let full = *link.cache_full().borrow();
-    let begun = Session::begin(
-        hello,
-        &seat.stream,
-        &link.standing(),
-        limits.credit_bytes,
-        full,
-    );
+    let begun = Session::begin(hello, &seat.stream, &link.standing(), limits.credit_bytes, full);
     let (session, welcome) = match begun {
         Ok(begun) => begun,
         Err(refuse) => return End::Refuse(refuse),
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
     outbox.push(&FromServer::Welcome(welcome));
-    let live = Live {
-        ground,
-        link: &link,
-        session: Mutex::new(session),
-        asked: Mutex::default(),
-    };
-    let Seat {
-        stream,
-        durable,
-        published,
-        requests,
-        ..
-    } = &mut seat;
+    let live = Live { ground, link: &link, session: Mutex::new(session), asked: Mutex::default() };
+    let Seat { stream, durable, published, requests, .. } = &mut seat;
     tokio::select! {
         end = live.receive(inbox, stream) => end,
         end = live.send(outbox, durable, published, requests) => end,
@@ -265,26 +233,17 @@ impl Live<'_> {
         inbox: &mut Inbox<R>,
         stream: &mut StreamState,
     ) -> Result<(), End> {
-        let Ground {
-            ingest, patience, ..
-        } = self.ground;
-        let bytes = inbox
-            .header(patience, &*ingest.clock)
-            .await?
-            .ok_or(End::Left)?;
+        let Ground { ingest, patience, .. } = self.ground;
+        let bytes = inbox.header(patience, &*ingest.clock).await?.ok_or(End::Left)?;
         let begun_at = ingest.clock.monotonic();
         let header = header_of(&bytes)?;
         let FrameKind::Record(_) = header.kind() else {
-            let payload = inbox
-                .payload(header.payload_length(), patience, &*ingest.clock)
-                .await?;
+            let payload = inbox.payload(header.payload_length(), patience, &*ingest.clock).await?;
             let event = self.session().handle_frame(stream, &header, payload)?;
             return self.take_message(event);
         };
         let permit = ingest.budget.acquire(header.frame_bytes()).await;
-        let payload = inbox
-            .payload(header.payload_length(), patience, &*ingest.clock)
-            .await?;
+        let payload = inbox.payload(header.payload_length(), patience, &*ingest.clock).await?;
         let room = self.link.reserve().await?;
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;
@@ -305,25 +264,11 @@ impl Live<'_> {
         let (payload_bytes, received_at) =
             (record.change.payload_bytes(), ingest.clock.monotonic());
         let (metrics, received) = (self.link.metrics(), record.sequence);
-        metrics.raise(Watermarks {
-            received,
-            ..Watermarks::default()
-        });
-        metrics
-            .source_bytes
-            .fetch_add(payload_bytes, Ordering::Relaxed);
-        ingest
-            .metrics
-            .moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
-        ingest
-            .metrics
-            .latency(Stage::Ingest, received_at.saturating_sub(begun_at));
-        Admitted {
-            machine: self.link.key(),
-            record,
-            permit,
-            received_at,
-        }
+        metrics.raise(Watermarks { received, ..Watermarks::default() });
+        metrics.source_bytes.fetch_add(payload_bytes, Ordering::Relaxed);
+        ingest.metrics.moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
+        ingest.metrics.latency(Stage::Ingest, received_at.saturating_sub(begun_at));
+        Admitted { machine: self.link.key(), record, permit, received_at }
     }
 
     fn take_message(&self, event: Event) -> Result<(), End> {
@@ -360,15 +305,11 @@ impl Live<'_> {
             );
             // Published is read after durable and may be ahead of it: an ack is never out of order.
             let published_through = published_through.min(durable_through);
-            let ack = self
-                .session()
-                .poll_ack(durable_through, published_through, cache_full);
+            let ack = self.session().poll_ack(durable_through, published_through, cache_full);
             if let Some(ack) = ack {
                 outbox.push(&FromServer::Ack(ack));
             }
-            if let Err(error) = outbox
-                .flush(self.ground.patience, &*self.ground.ingest.clock)
-                .await
+            if let Err(error) = outbox.flush(self.ground.patience, &*self.ground.ingest.clock).await
             {
                 return End::Broken(error);
             }
@@ -413,12 +354,8 @@ fn show(link: &MachineLink, progress: &Progress, now: Timestamp) {
     };
     let metrics = link.metrics();
     metrics.agent_mode.store(mode, Ordering::Relaxed);
-    metrics
-        .agent_dirty_bytes
-        .store(progress.dirty_bytes, Ordering::Relaxed);
-    metrics
-        .agent_total_bytes
-        .store(progress.total_bytes, Ordering::Relaxed);
+    metrics.agent_dirty_bytes.store(progress.dirty_bytes, Ordering::Relaxed);
+    metrics.agent_total_bytes.store(progress.total_bytes, Ordering::Relaxed);
     metrics.heard_time.store(now.0, Ordering::Relaxed);
     // Nothing was written since, so the newest point is as good as one made at that moment.
     let settled = metrics.watermarks().published >= progress.last;

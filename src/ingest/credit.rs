@@ -110,10 +110,7 @@ mod tests {
         }
         assert!(credit.in_flight.len() <= 100_000 * 40 / (RUN_BYTES as usize / 2));
         credit.durable_through(Sequence(99_999));
-        assert!(
-            credit.durable < 4_000_000,
-            "the last run is not wholly durable"
-        );
+        assert!(credit.durable < 4_000_000, "the last run is not wholly durable");
         credit.durable_through(Sequence(100_000));
         assert_eq!(credit.durable, 4_000_000);
     }

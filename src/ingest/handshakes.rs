@@ -30,10 +30,7 @@ pub(super) struct Handshake {
 
 impl Handshakes {
     pub(super) fn new(max: usize) -> Self {
-        Self {
-            waiting: Arc::default(),
-            max: max.max(1),
-        }
+        Self { waiting: Arc::default(), max: max.max(1) }
     }
 
     /// Starts the task of a new connection; whether an older one had to go for it.
@@ -45,10 +42,7 @@ impl Handshakes {
             true => waiting.tasks.pop_first(),
             false => None,
         };
-        let task = start(Handshake {
-            waiting: Arc::clone(&self.waiting),
-            number,
-        });
+        let task = start(Handshake { waiting: Arc::clone(&self.waiting), number });
         waiting.tasks.insert(number, task);
         drop(waiting);
         let evicted = oldest.is_some();

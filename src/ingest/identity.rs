@@ -64,30 +64,19 @@ impl Identity {
     pub fn of(certificate: &[u8], site: &SiteId) -> Result<Self, IdentityError> {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
-        let names = parsed
-            .subject_alternative_name()
-            .map_err(|_| IdentityError::Unreadable)?;
+        let names = parsed.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
         let names = names.map(|names| names.value.general_names.as_slice());
-        let mut uris = names
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) => Some(*uri),
-                _ => None,
-            });
+        let mut uris = names.unwrap_or_default().iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
         let (Some(uri), None) = (uris.next(), uris.next()) else {
             let found = names.unwrap_or_default();
-            let found = found
-                .iter()
-                .filter(|name| matches!(name, GeneralName::URI(_)))
-                .count();
+            let found = found.iter().filter(|name| matches!(name, GeneralName::URI(_))).count();
             return Err(IdentityError::Count { found });
         };
         let digest = sha2::Sha256::digest(certificate);
-        Ok(Self {
-            role: Role::parse(uri, site)?,
-            certificate: Fingerprint(digest.into()),
-        })
+        Ok(Self { role: Role::parse(uri, site)?, certificate: Fingerprint(digest.into()) })
     }
 }
 
@@ -100,14 +89,9 @@ impl Role {
     pub fn parse(uri: &str, site: &SiteId) -> Result<Self, IdentityError> {
         let machine = uri.rsplit('/').next().and_then(|name| name.parse().ok());
         let roles = [Some(Self::Operator), machine.map(Self::Machine)];
-        roles
-            .into_iter()
-            .flatten()
-            .find(|role| role.uri(site) == uri)
-            .ok_or_else(|| IdentityError::Uri {
-                uri: uri.chars().take(200).collect(),
-                site: site.clone(),
-            })
+        roles.into_iter().flatten().find(|role| role.uri(site) == uri).ok_or_else(|| {
+            IdentityError::Uri { uri: uri.chars().take(200).collect(), site: site.clone() }
+        })
     }
 
     /// The URI of this role on a site.

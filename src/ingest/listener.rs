@@ -124,10 +124,7 @@ impl Ingest {
             }
         };
         if within(&*self.clock, DRAIN_MAX, rest).await.is_none() {
-            tracing::warn!(
-                left = tasks.len(),
-                "connections did not end in time and are cut"
-            );
+            tracing::warn!(left = tasks.len(), "connections did not end in time and are cut");
             tasks.shutdown().await;
         }
     }
@@ -147,10 +144,7 @@ impl Ingest {
                 let meter = Meter::new(&ingest.metrics, Stage::Ingest);
                 // TLS, framing and session together.
                 if let Err(error) = meter.run(connection).await {
-                    ingest
-                        .metrics
-                        .connections_refused
-                        .fetch_add(1, Ordering::Relaxed);
+                    ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(%peer, error, "refused");
                 }
@@ -176,24 +170,16 @@ impl Ingest {
             .ok_or(Stranger::TooLong)?
             .map_err(Stranger::Tls)?;
         let certificates = tls.get_ref().1.peer_certificates();
-        let certificate = certificates
-            .and_then(<[_]>::first)
-            .ok_or(IdentityError::Absent)?;
+        let certificate = certificates.and_then(<[_]>::first).ok_or(IdentityError::Absent)?;
         let identity = Identity::of(certificate, &self.site)?;
-        let requests = http::Requests {
-            ingest: self,
-            identity: &identity,
-        };
+        let requests = http::Requests { ingest: self, identity: &identity };
         let upgraded = requests.serve(tls, handshake, deadline).await?;
         let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
             return Ok(());
         };
         let (reader, writer) = tokio::io::split(tls);
         let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
-        let agent = Agent {
-            machine,
-            certificate: &identity.certificate,
-        };
+        let agent = Agent { machine, certificate: &identity.certificate };
         connection::serve(self, agent, reader, writer).await;
         Ok(())
     }

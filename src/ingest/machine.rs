@@ -178,19 +178,13 @@ impl MachineLink {
         );
         let durable = record.sequence();
         raise(&self.durable, durable);
-        self.metrics.raise(Watermarks {
-            durable,
-            ..Watermarks::default()
-        });
+        self.metrics.raise(Watermarks { durable, ..Watermarks::default() });
     }
 
     /// The manifest names its stream through here.
     pub fn published_through(&self, published: Sequence) {
         raise(&self.published, published);
-        self.metrics.raise(Watermarks {
-            published,
-            ..Watermarks::default()
-        });
+        self.metrics.raise(Watermarks { published, ..Watermarks::default() });
     }
 
     /// The policy's interval; an agent learns it with its next welcome; see
@@ -253,31 +247,21 @@ impl MachineLink {
         }
         let way = self.way_to_agent().clone();
         let Some(way) = way else {
-            return Err(BookmarkError::NotConnected {
-                machine: machine(),
-                id,
-            });
+            return Err(BookmarkError::NotConnected { machine: machine(), id });
         };
         let (answer, outcome) = oneshot::channel();
-        way.try_send(Asked { request, answer })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => BookmarkError::Busy { machine: machine() },
-                mpsc::error::TrySendError::Closed(_) => BookmarkError::NotConnected {
-                    machine: machine(),
-                    id,
-                },
-            })?;
+        way.try_send(Asked { request, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BookmarkError::Busy { machine: machine() },
+            mpsc::error::TrySendError::Closed(_) => {
+                BookmarkError::NotConnected { machine: machine(), id }
+            }
+        })?;
         match outcome.await {
             Ok(BookmarkOutcome::Placed(at)) => Ok(at),
-            Ok(BookmarkOutcome::Refused(reason)) => Err(BookmarkError::Refused {
-                machine: machine(),
-                id,
-                reason,
-            }),
-            Err(_) => Err(BookmarkError::NotConnected {
-                machine: machine(),
-                id,
-            }),
+            Ok(BookmarkOutcome::Refused(reason)) => {
+                Err(BookmarkError::Refused { machine: machine(), id, reason })
+            }
+            Err(_) => Err(BookmarkError::NotConnected { machine: machine(), id }),
         }
     }
 
@@ -362,9 +346,7 @@ impl Ticket {
     pub(super) async fn sit(&self) -> Seat {
         let stream = Arc::clone(&self.link.stream).lock_owned().await;
         let mut durable = self.link.durable.subscribe();
-        let settled = durable
-            .wait_for(|durable| *durable >= stream.sequence)
-            .await;
+        let settled = durable.wait_for(|durable| *durable >= stream.sequence).await;
         drop(settled); // the link holds the sender: waiting cannot fail
         let (way, requests) = mpsc::channel(REQUESTS_MAX);
         *self.link.way_to_agent() = Some(way);

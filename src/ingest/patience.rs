@@ -30,18 +30,13 @@ pub(super) enum Overdue {
 
 impl Patience {
     pub(super) fn new(idle: Duration) -> Self {
-        Self {
-            idle,
-            reading: AtomicU64::new(NEVER),
-            writing: AtomicU64::new(NEVER),
-        }
+        Self { idle, reading: AtomicU64::new(NEVER), writing: AtomicU64::new(NEVER) }
     }
 
     /// The peer owes `bytes`: a header, or the payload behind one.
     pub(super) fn expect(&self, now: Duration, bytes: u32) {
         let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
-        self.reading
-            .store(nanos(now + self.idle + slowest), Ordering::Relaxed);
+        self.reading.store(nanos(now + self.idle + slowest), Ordering::Relaxed);
     }
 
     /// The peer owes nothing: what comes next is ours to do.
@@ -51,8 +46,7 @@ impl Patience {
 
     /// The peer must take what we write.
     pub(super) fn offer(&self, now: Duration) {
-        self.writing
-            .store(nanos(now + self.idle), Ordering::Relaxed);
+        self.writing.store(nanos(now + self.idle), Ordering::Relaxed);
     }
 
     /// The peer took it.
@@ -99,10 +93,7 @@ mod tests {
         assert!(patience.look(seconds(1029)).is_ok());
         assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading));
         patience.received();
-        assert!(
-            patience.look(seconds(2000)).is_ok(),
-            "we waited for ourselves"
-        );
+        assert!(patience.look(seconds(2000)).is_ok(), "we waited for ourselves");
         patience.offer(seconds(2000));
         assert_eq!(patience.look(seconds(2031)), Err(Overdue::Writing));
         patience.taken();

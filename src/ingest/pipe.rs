@@ -83,10 +83,7 @@ pub(super) struct Outbox<W> {
 
 impl<W: AsyncWrite + Unpin> Outbox<W> {
     pub(super) fn new(writer: W) -> Self {
-        Self {
-            writer,
-            unsent: BytesMut::new(),
-        }
+        Self { writer, unsent: BytesMut::new() }
     }
 
     pub(super) fn push(&mut self, message: &FromServer) {

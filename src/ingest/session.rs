@@ -119,12 +119,7 @@ impl Session {
             credit_limit: told.credit_limit,
             bookmark_interval_ms: standing.bookmark_interval_ms,
         };
-        let session = Self {
-            disks: hello.disks,
-            must_begin_epoch,
-            credit,
-            told,
-        };
+        let session = Self { disks: hello.disks, must_begin_epoch, credit, told };
         Ok((session, welcome))
     }
 
@@ -245,10 +240,7 @@ fn check_histories(hello: &Hello, stream: &StreamState, published: Sequence) -> 
 
 /// A refusal in words.
 pub(super) fn refuse(code: Refusal, text: impl Display) -> Refuse {
-    Refuse {
-        code,
-        text: text.to_string(),
-    }
+    Refuse { code, text: text.to_string() }
 }
 
 /// An error with its causes, for a peer that has no log of ours to read.

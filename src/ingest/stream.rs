@@ -151,12 +151,7 @@ impl StreamState {
         } else {
             Order::Ordered
         };
-        Self {
-            sequence: manifest.published,
-            epoch: epoch.epoch,
-            disks: epoch.disks.clone(),
-            order,
-        }
+        Self { sequence: manifest.published, epoch: epoch.epoch, disks: epoch.disks.clone(), order }
     }
 
     /// Takes the next record; an error leaves the state as it was.
@@ -171,10 +166,7 @@ impl StreamState {
         // `next` saturates: at the very end the last sequence would be its own successor.
         if sequence != self.sequence.next() || sequence == self.sequence {
             let last = self.sequence;
-            return Err(StreamError::Sequence {
-                found: sequence,
-                last,
-            });
+            return Err(StreamError::Sequence { found: sequence, last });
         }
         match step.into() {
             Step::Mark(Change::EpochBegin(begin)) => {
@@ -227,19 +219,11 @@ impl StreamState {
         let found = self.disks.binary_search_by_key(&disk, |spec| spec.index);
         let Some(spec) = found.ok().and_then(|at| self.disks.get(at)) else {
             let epoch = self.epoch;
-            return Err(StreamError::Disk {
-                sequence,
-                disk,
-                epoch,
-            });
+            return Err(StreamError::Disk { sequence, disk, epoch });
         };
         match extent.within(spec.size_bytes) {
             Ok(_) => Ok(()),
-            Err(source) => Err(StreamError::Extent {
-                sequence,
-                disk,
-                source,
-            }),
+            Err(source) => Err(StreamError::Extent { sequence, disk, source }),
         }
     }
 }
@@ -298,9 +282,6 @@ mod tests {
         for (sequence, change) in (10..).zip(&found) {
             assert_eq!(stream.follow(Sequence(sequence), change), Ok(()));
         }
-        assert_eq!(
-            (stream.sequence, stream.order),
-            (Sequence(12), Order::Ordered)
-        );
+        assert_eq!((stream.sequence, stream.order), (Sequence(12), Order::Ordered));
     }
 }

@@ -94,19 +94,15 @@ pub enum TlsError {
 pub fn server_config(files: &TlsFiles, now: Timestamp) -> Result<Arc<ServerConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.ca_certificate, now)? {
-        roots.add(certificate).map_err(|source| TlsError::Ca {
-            path: files.ca_certificate.clone(),
-            source,
-        })?;
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::Ca { path: files.ca_certificate.clone(), source })?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
-            .map_err(|source| TlsError::Verifier {
-                path: files.ca_certificate.clone(),
-                source,
-            })?;
+            .map_err(|source| TlsError::Verifier { path: files.ca_certificate.clone(), source })?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Provider)?
@@ -131,10 +127,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 fn certificates(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let content = || TlsError::Content {
-        path: path.to_owned(),
-        expected: "certificate",
-    };
+    let content = || TlsError::Content { path: path.to_owned(), expected: "certificate" };
     let found: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?)
         .collect::<Result<_, _>>()
         .map_err(|_| content())?;
@@ -158,21 +151,14 @@ fn check_life(
     let life = certificate.validity();
     let (not_before, not_after) = (moment(life.not_before), moment(life.not_after));
     if now < not_before || now > not_after {
-        return Err(TlsError::Life {
-            path: path.to_owned(),
-            not_before,
-            not_after,
-            now,
-        });
+        return Err(TlsError::Life { path: path.to_owned(), not_before, not_after, now });
     }
     Ok(())
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|_| TlsError::Content {
-        path: path.to_owned(),
-        expected: "private key",
-    })
+    PrivateKeyDer::from_pem_slice(&read(path)?)
+        .map_err(|_| TlsError::Content { path: path.to_owned(), expected: "private key" })
 }
 
 #[cfg(test)]

@@ -53,19 +53,12 @@ impl Extent {
     /// When it is empty, too long or unaligned, or when its end leaves 64 bits.
     pub fn new(offset: u64, length: u64, max: u32) -> Result<Self, ExtentError> {
         if length == 0 || length > u64::from(max) || offset.checked_add(length).is_none() {
-            return Err(ExtentError::Length {
-                offset,
-                length,
-                max,
-            });
+            return Err(ExtentError::Length { offset, length, max });
         }
         if !offset.is_multiple_of(SECTOR_BYTES) || !length.is_multiple_of(SECTOR_BYTES) {
             return Err(ExtentError::Unaligned { offset, length });
         }
-        Ok(Self {
-            offset,
-            length: length as u32,
-        })
+        Ok(Self { offset, length: length as u32 })
     }
 
     /// The same extent, known to lie on a disk of `disk_bytes`.
@@ -75,11 +68,7 @@ impl Extent {
     pub fn within(self, disk_bytes: u64) -> Result<Self, ExtentError> {
         if self.end() > disk_bytes {
             let (offset, length) = (self.offset, u64::from(self.length));
-            return Err(ExtentError::OverEnd {
-                offset,
-                length,
-                disk_bytes,
-            });
+            return Err(ExtentError::OverEnd { offset, length, disk_bytes });
         }
         Ok(self)
     }
@@ -121,26 +110,11 @@ mod tests {
 
     #[test]
     fn only_places_that_a_disk_has() {
-        assert!(matches!(
-            Extent::new(0, 0, 4096),
-            Err(ExtentError::Length { .. })
-        ));
-        assert!(matches!(
-            Extent::new(0, 8192, 4096),
-            Err(ExtentError::Length { .. })
-        ));
-        assert!(matches!(
-            Extent::new(u64::MAX - 511, 512, 4096),
-            Err(ExtentError::Length { .. })
-        ));
-        assert!(matches!(
-            Extent::new(1, 512, 4096),
-            Err(ExtentError::Unaligned { .. })
-        ));
-        assert!(matches!(
-            Extent::new(0, 513, 4096),
-            Err(ExtentError::Unaligned { .. })
-        ));
+        assert!(matches!(Extent::new(0, 0, 4096), Err(ExtentError::Length { .. })));
+        assert!(matches!(Extent::new(0, 8192, 4096), Err(ExtentError::Length { .. })));
+        assert!(matches!(Extent::new(u64::MAX - 511, 512, 4096), Err(ExtentError::Length { .. })));
+        assert!(matches!(Extent::new(1, 512, 4096), Err(ExtentError::Unaligned { .. })));
+        assert!(matches!(Extent::new(0, 513, 4096), Err(ExtentError::Unaligned { .. })));
         let extent = Extent::new(512, 1024, 4096).unwrap();
         assert_eq!(extent.within(1536), Ok(extent));
         assert!(extent.within(1535).is_err());

@@ -20,9 +20,7 @@ pub struct ExtentMap<V> {
 
 impl<V> Default for ExtentMap<V> {
     fn default() -> Self {
-        Self {
-            ranges: BTreeMap::new(),
-        }
+        Self { ranges: BTreeMap::new() }
     }
 }
 
@@ -44,16 +42,14 @@ impl<V: Slice> ExtentMap<V> {
         {
             let value = value.clone();
             if end > range.end {
-                self.ranges
-                    .insert(range.end, (end, value.skip(range.end - start)));
+                self.ranges.insert(range.end, (end, value.skip(range.end - start)));
             }
             self.ranges.insert(start, (range.start, value));
         }
         while let Some((&start, &(end, _))) = self.ranges.range(range.clone()).next() {
             let (_, value) = self.ranges.remove(&start).expect("the key was just seen");
             if end > range.end {
-                self.ranges
-                    .insert(range.end, (end, value.skip(range.end - start)));
+                self.ranges.insert(range.end, (end, value.skip(range.end - start)));
             }
         }
     }
@@ -63,11 +59,7 @@ impl<V: Slice> ExtentMap<V> {
     pub fn read(&self, range: Range<u64>) -> Vec<(Range<u64>, Option<V>)> {
         let mut parts = Vec::new();
         let mut at = range.start;
-        let first = self
-            .ranges
-            .range(..=range.start)
-            .next_back()
-            .map_or(range.start, |(&s, _)| s);
+        let first = self.ranges.range(..=range.start).next_back().map_or(range.start, |(&s, _)| s);
         for (&start, &(end, ref value)) in self.ranges.range(first..range.end.max(first)) {
             if end <= at {
                 continue;
@@ -88,9 +80,7 @@ impl<V: Slice> ExtentMap<V> {
 
     /// All ranges in order.
     pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, &V)> {
-        self.ranges
-            .iter()
-            .map(|(&start, (end, value))| (start..*end, value))
+        self.ranges.iter().map(|(&start, (end, value))| (start..*end, value))
     }
 
     /// Number of ranges.

@@ -20,11 +20,7 @@ impl ObjectName {
                     b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_')
                 })
         };
-        if text.len() <= 512 && text.split('/').all(good) {
-            Ok(Self(text))
-        } else {
-            Err(text)
-        }
+        if text.len() <= 512 && text.split('/').all(good) { Ok(Self(text)) } else { Err(text) }
     }
 
     /// The name as text.
@@ -46,9 +42,7 @@ mod tests {
 
     #[test]
     fn nothing_leaves_the_store() {
-        for bad in [
-            "", "/a", "a//b", "a/", "../a", "a/..", "a/.b", "A", "a b", "a\0b", "a%2e",
-        ] {
+        for bad in ["", "/a", "a//b", "a/", "../a", "a/..", "a/.b", "A", "a b", "a\0b", "a%2e"] {
             assert!(ObjectName::new(bad).is_err(), "{bad:?}");
         }
         assert!(ObjectName::new("log/web-1/000_1.delta").is_ok());

@@ -47,10 +47,8 @@ impl fmt::Display for Timestamp {
 impl std::str::FromStr for Timestamp {
     type Err = TimeError;
     fn from_str(text: &str) -> Result<Self, TimeError> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|source| TimeError {
-            text: text.chars().take(80).collect(),
-            source,
-        })?;
+        let moment = OffsetDateTime::parse(text, &Rfc3339)
+            .map_err(|source| TimeError { text: text.chars().take(80).collect(), source })?;
         let micros = moment.unix_timestamp_nanos() / 1_000;
         Ok(Self(i64::try_from(micros).unwrap_or(i64::MAX)))
     }

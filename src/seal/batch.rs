@@ -71,11 +71,7 @@ pub struct Batcher {
 
 impl StreamState {
     /// Before the first record of a machine.
-    pub const BEGINNING: Self = Self {
-        next: Sequence(1),
-        epoch: Epoch(0),
-        catching_up: false,
-    };
+    pub const BEGINNING: Self = Self { next: Sequence(1), epoch: Epoch(0), catching_up: false };
 
     /// After everything that a manifest names.
     #[must_use]
@@ -92,13 +88,7 @@ impl Batcher {
     /// A batcher that goes on where the stream stands.
     #[must_use]
     pub fn new(machine: MachineKey, state: StreamState, settings: BatchSettings) -> Self {
-        Self {
-            machine,
-            settings,
-            state,
-            open: None,
-            closed: VecDeque::new(),
-        }
+        Self { machine, settings, state, open: None, closed: VecDeque::new() }
     }
 
     /// Where the stream stands after the last record pushed.
@@ -119,11 +109,7 @@ impl Batcher {
             self.close(ClosedBy::EpochBegin);
         }
         let bytes_max = self.settings.bytes_max.min(BATCH_BYTES_MAX);
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.payload_bytes + payload_bytes > bytes_max)
-        {
+        if self.open.as_ref().is_some_and(|open| open.payload_bytes + payload_bytes > bytes_max) {
             self.close(ClosedBy::Bytes);
         }
         let bookmark = matches!(item.change(), DurableChange::Mark(Change::Bookmark(_)));
@@ -141,10 +127,7 @@ impl Batcher {
         open.payload_bytes += payload_bytes;
         open.catch_up |= state.catching_up;
         open.ends_catching_up = state.catching_up;
-        let (full, many) = (
-            open.payload_bytes >= bytes_max,
-            open.items.len() >= BATCH_RECORDS_MAX,
-        );
+        let (full, many) = (open.payload_bytes >= bytes_max, open.items.len() >= BATCH_RECORDS_MAX);
         self.state = state;
         if bookmark {
             self.close(ClosedBy::Bookmark);
@@ -184,26 +167,14 @@ impl Batcher {
 
     fn state_after(&self, item: &Durable) -> Result<StreamState, SealError> {
         let (machine, found) = (self.machine, item.sequence());
-        let order = |rule| SealError::OutOfOrder {
-            machine,
-            sequence: found,
-            rule,
-        };
+        let order = |rule| SealError::OutOfOrder { machine, sequence: found, rule };
         if item.machine() != machine {
             let found = item.machine();
             return Err(SealError::ForeignRecord { machine, found });
         }
-        let StreamState {
-            next: expected,
-            mut epoch,
-            mut catching_up,
-        } = self.state;
+        let StreamState { next: expected, mut epoch, mut catching_up } = self.state;
         if found != expected {
-            return Err(SealError::Gap {
-                machine,
-                expected,
-                found,
-            });
+            return Err(SealError::Gap { machine, expected, found });
         }
         match item.change() {
             DurableChange::Mark(Change::EpochBegin(begin)) => {
@@ -223,11 +194,7 @@ impl Batcher {
             DurableChange::Mark(Change::CatchUpBegin(_)) => catching_up = true,
             DurableChange::Mark(_) | DurableChange::Write { .. } | DurableChange::Zero { .. } => {}
         }
-        Ok(StreamState {
-            next: expected.next(),
-            epoch,
-            catching_up,
-        })
+        Ok(StreamState { next: expected.next(), epoch, catching_up })
     }
 }
 

@@ -20,16 +20,11 @@ fn closes_by_bytes_before_it_is_too_large() {
     let mut batcher = batcher(&stream, 4096);
     batcher.push(stream.epoch(1), SECOND).unwrap();
     for bytes in [2048, 1024, 2048, 4096, 8192, 512] {
-        batcher
-            .push(stream.write(0, 0, vec![1; bytes]), SECOND)
-            .unwrap();
+        batcher.push(stream.write(0, 0, vec![1; bytes]), SECOND).unwrap();
     }
     let bytes = ClosedBy::Bytes;
     let batches = closed(&mut batcher, SECOND);
-    assert_eq!(
-        batches,
-        [(1, 3, bytes), (4, 4, bytes), (5, 5, bytes), (6, 6, bytes)]
-    );
+    assert_eq!(batches, [(1, 3, bytes), (4, 4, bytes), (5, 5, bytes), (6, 6, bytes)]);
     batcher.drain();
     assert_eq!(closed(&mut batcher, SECOND), [(7, 7, ClosedBy::Drain)]);
     batcher.drain();
@@ -42,14 +37,9 @@ fn closes_by_age_of_its_first_record() {
     let mut batcher = batcher(&stream, 1 << 20);
     assert_eq!(batcher.deadline(), None);
     batcher.push(stream.epoch(1), SECOND).unwrap();
-    batcher
-        .push(stream.write(0, 0, vec![1; 512]), SECOND * 19 / 10)
-        .unwrap();
+    batcher.push(stream.write(0, 0, vec![1; 512]), SECOND * 19 / 10).unwrap();
     assert_eq!(batcher.deadline(), Some(2 * SECOND));
-    assert_eq!(
-        closed(&mut batcher, 2 * SECOND - Duration::from_nanos(1)),
-        []
-    );
+    assert_eq!(closed(&mut batcher, 2 * SECOND - Duration::from_nanos(1)), []);
     assert_eq!(closed(&mut batcher, 2 * SECOND), [(1, 2, ClosedBy::Age)]);
     assert_eq!(batcher.deadline(), None);
 }
@@ -73,26 +63,15 @@ fn a_bookmark_ends_and_an_epoch_begins_a_batch() {
     batcher.push(stream.epoch(1), SECOND).unwrap();
     batcher.push(stream.bookmark("a"), SECOND).unwrap();
     batcher.push(stream.bookmark("b"), SECOND).unwrap();
-    batcher
-        .push(stream.write(0, 0, vec![1; 512]), SECOND)
-        .unwrap();
+    batcher.push(stream.write(0, 0, vec![1; 512]), SECOND).unwrap();
     batcher.push(stream.epoch(5), SECOND).unwrap();
-    batcher
-        .push(stream.write(0, 0, vec![1; 512]), SECOND)
-        .unwrap();
+    batcher.push(stream.write(0, 0, vec![1; 512]), SECOND).unwrap();
     assert_eq!(batcher.state().epoch, Epoch(5));
     batcher.drain();
     let batches: Vec<_> = std::iter::from_fn(|| batcher.poll(SECOND)).collect();
     let facts: Vec<_> = batches
         .iter()
-        .map(|batch| {
-            (
-                batch.first().0,
-                batch.last().0,
-                batch.epoch().0,
-                batch.closed_by(),
-            )
-        })
+        .map(|batch| (batch.first().0, batch.last().0, batch.epoch().0, batch.closed_by()))
         .collect();
     assert_eq!(
         facts,
@@ -127,13 +106,7 @@ fn knows_where_a_catch_up_runs() {
         .collect();
     assert_eq!(
         facts,
-        [
-            (2, false, false),
-            (4, true, true),
-            (5, true, true),
-            (8, true, false),
-            (9, false, false),
-        ]
+        [(2, false, false), (4, true, true), (5, true, true), (8, true, false), (9, false, false),]
     );
 }
 
@@ -149,27 +122,12 @@ fn refuses_what_may_not_follow_and_stays_as_it_was() {
         assert_eq!(batcher.state(), before);
     };
     refused(&mut batcher, early, "must begin an epoch");
-    refused(
-        &mut batcher,
-        Stream::new("db").epoch(1),
-        "in the stream of machine",
-    );
+    refused(&mut batcher, Stream::new("db").epoch(1), "in the stream of machine");
     refused(&mut batcher, Stream::new("web").epoch(0), "later epoch");
     batcher.push(stream.epoch(1), SECOND).unwrap();
-    let at = |next| Stream {
-        next,
-        ..Stream::new("web")
-    };
-    refused(
-        &mut batcher,
-        at(1).write(0, 0, vec![1; 512]),
-        "record 1 follows where 2 must",
-    );
-    refused(
-        &mut batcher,
-        at(3).write(0, 0, vec![1; 512]),
-        "record 3 follows where 2 must",
-    );
+    let at = |next| Stream { next, ..Stream::new("web") };
+    refused(&mut batcher, at(1).write(0, 0, vec![1; 512]), "record 1 follows where 2 must");
+    refused(&mut batcher, at(3).write(0, 0, vec![1; 512]), "record 3 follows where 2 must");
     refused(&mut batcher, at(2).epoch(1), "later epoch");
     refused(&mut batcher, at(2).catch_up(false), "did not begin");
     batcher.push(stream.catch_up(true), SECOND).unwrap();

@@ -43,10 +43,9 @@ pub(super) fn coalesce(batch: &Batch, keep_every_write: bool) -> (Vec<Piece<'_>>
     let mut written = Vec::with_capacity(batch.items().len());
     for item in batch.items() {
         match item.change() {
-            DurableChange::Mark(change) => marks.push(Mark {
-                sequence: item.sequence(),
-                change: change.clone(),
-            }),
+            DurableChange::Mark(change) => {
+                marks.push(Mark { sequence: item.sequence(), change: change.clone() })
+            }
             DurableChange::Write { disk, extent } => {
                 written.push(piece(item, *disk, *extent, Some(item.payload())));
             }
@@ -69,21 +68,13 @@ fn piece<'a>(
     extent: Extent,
     bytes: Option<&'a [u8]>,
 ) -> Piece<'a> {
-    Piece {
-        sequence: item.sequence(),
-        disk,
-        extent,
-        bytes,
-    }
+    Piece { sequence: item.sequence(), disk, extent, bytes }
 }
 
 fn last_writer_wins<'a>(written: &[Piece<'a>]) -> Vec<Piece<'a>> {
     let mut disks: BTreeMap<DiskIndex, ExtentMap<Origin<'a>>> = BTreeMap::new();
     for piece in written {
-        let origin = Origin {
-            sequence: piece.sequence,
-            bytes: piece.bytes,
-        };
+        let origin = Origin { sequence: piece.sequence, bytes: piece.bytes };
         let map = disks.entry(piece.disk).or_default();
         map.insert(piece.extent.range(), origin);
     }

@@ -5,9 +5,7 @@ type Kept = Vec<(u64, u16, u64, u32, Option<u8>)>;
 
 fn kept(stream: &Stream, items: Vec<Durable>, keep_every_write: bool) -> Kept {
     let batches = batches(&stream.machine, items, 1 << 20);
-    let [batch] = batches.as_slice() else {
-        panic!()
-    };
+    let [batch] = batches.as_slice() else { panic!() };
     let (pieces, marks) = coalesce(batch, keep_every_write);
     assert_eq!(marks.len(), 1);
     let row = |piece: &Piece<'_>| {
@@ -15,13 +13,7 @@ fn kept(stream: &Stream, items: Vec<Durable>, keep_every_write: bool) -> Kept {
         if let Some(bytes) = piece.bytes {
             assert_eq!(bytes.len(), piece.extent.length() as usize);
         }
-        (
-            piece.sequence.0,
-            piece.disk.0,
-            offset,
-            length,
-            piece.bytes.map(|bytes| bytes[0]),
-        )
+        (piece.sequence.0, piece.disk.0, offset, length, piece.bytes.map(|bytes| bytes[0]))
     };
     pieces.iter().map(row).collect()
 }

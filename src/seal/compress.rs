@@ -73,10 +73,7 @@ pub(super) fn decompress(compressed: &[u8], plain_bytes: usize) -> Result<Vec<u8
         return Err(format!("it does not say that it holds {plain_bytes} bytes"));
     }
     // RFC 8878, 3.1.1.1.1: bit 5 of the descriptor. Then the window is the content, nothing larger.
-    if compressed
-        .get(4)
-        .is_none_or(|descriptor| descriptor & 0x20 == 0)
-    {
+    if compressed.get(4).is_none_or(|descriptor| descriptor & 0x20 == 0) {
         return Err("its window is not bounded by its content".to_owned());
     }
     match zstd_safe::find_frame_compressed_size(compressed) {
@@ -136,10 +133,7 @@ mod tests {
         for level in [-5, 1, 3, 9] {
             let mut bytes = Vec::new();
             assert!(append_compressed(&plain, level, &mut bytes).unwrap());
-            assert!(
-                decompress(&bytes, plain.len()).unwrap() == plain,
-                "level {level}"
-            );
+            assert!(decompress(&bytes, plain.len()).unwrap() == plain, "level {level}");
         }
     }
 
@@ -166,11 +160,7 @@ mod tests {
             std::io::Write::write_all(&mut bomb, &[0; 1 << 20]).unwrap();
         }
         let untold = bomb.finish().unwrap(); // a stream does not know its size
-        assert!(
-            decompress(&untold, 1 << 20)
-                .unwrap_err()
-                .contains("does not say")
-        );
+        assert!(decompress(&untold, 1 << 20).unwrap_err().contains("does not say"));
         let mut lying = compressed(&vec![0; 1 << 20]).0;
         let size_at = 5; // single segment: the content size follows the descriptor
         lying[size_at..size_at + 4].copy_from_slice(&512u32.to_le_bytes());

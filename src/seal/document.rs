@@ -160,10 +160,7 @@ mod tests {
         let with = |at: usize, byte: u8| [&sealed[..at], &[byte], &sealed[at + 1..]].concat();
         assert!(matches!(cause(&with(0, 0)), Disbelief::Layout(_)));
         assert!(matches!(cause(&with(8, 9)), Disbelief::Layout(_)));
-        assert!(matches!(
-            cause(&with(12, 9)),
-            Disbelief::UnknownKey { id: 9, .. }
-        ));
+        assert!(matches!(cause(&with(12, 9)), Disbelief::UnknownKey { id: 9, .. }));
         assert_eq!(cause(&with(20, !sealed[20])), Disbelief::Commitment);
         assert_eq!(cause(&with(81, !sealed[81])), Disbelief::Altered);
     }

@@ -65,9 +65,7 @@ impl ObjectKey {
         aad: &[u8],
         sealed: &'a mut [u8],
     ) -> Result<&'a mut [u8], TagMismatch> {
-        let (body, tag) = sealed
-            .split_last_chunk_mut::<TAG_BYTES>()
-            .ok_or(TagMismatch)?;
+        let (body, tag) = sealed.split_last_chunk_mut::<TAG_BYTES>().ok_or(TagMismatch)?;
         self.cipher
             .decrypt_inout_detached(&nonce.into(), aad, (&mut *body).into(), &(*tag).into())
             .map_err(|_| TagMismatch)?;
@@ -86,10 +84,7 @@ mod tests {
         key.seal([3; 12], b"aad", &mut sealed, 5);
         assert_eq!(sealed.len(), 15 + TAG_BYTES);
         let body = sealed.split_off(5);
-        assert_eq!(
-            key.open([3; 12], b"aad", &mut body.clone()).unwrap(),
-            b"plain text"
-        );
+        assert_eq!(key.open([3; 12], b"aad", &mut body.clone()).unwrap(), b"plain text");
         assert!(key.open([4; 12], b"aad", &mut body.clone()).is_err());
         assert!(key.open([3; 12], b"aae", &mut body.clone()).is_err());
         assert!(key.open([3; 12], b"aad", &mut body[1..].to_vec()).is_err());
@@ -105,10 +100,7 @@ mod tests {
     /// test case 1 pins the derivation that feeds it.
     #[test]
     fn published_vectors() {
-        let key = ObjectKey {
-            cipher: Aes256Gcm::new(&[0; 32].into()),
-            commitment: [0; 32],
-        };
+        let key = ObjectKey { cipher: Aes256Gcm::new(&[0; 32].into()), commitment: [0; 32] };
         let mut sealed = vec![0; 16];
         key.seal([0; 12], b"", &mut sealed, 0);
         assert_eq!(

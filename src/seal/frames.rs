@@ -56,11 +56,7 @@ impl<'a> Frames<'a> {
     ) -> Self {
         let header = header.encode();
         let frame_bytes = frame_bytes(settings) as usize;
-        let plain: usize = pieces
-            .iter()
-            .filter_map(|piece| piece.bytes)
-            .map(<[u8]>::len)
-            .sum();
+        let plain: usize = pieces.iter().filter_map(|piece| piece.bytes).map(<[u8]>::len).sum();
         // Room for everything stored, so that the object is never moved while it grows. Pages
         // that are not reached cost nothing, and the rest is given back at the end.
         let mut object = Vec::with_capacity(plain + plain / 64 + 2 * frame_bytes + HEADER_BYTES);
@@ -122,9 +118,7 @@ impl<'a> Frames<'a> {
             [whole] => whole, // straight from the cache's segment
             parts => {
                 gathered.clear();
-                parts
-                    .iter()
-                    .for_each(|part| gathered.extend_from_slice(part));
+                parts.iter().for_each(|part| gathered.extend_from_slice(part));
                 &gathered
             }
         };
@@ -163,10 +157,7 @@ impl<'a> Frames<'a> {
         self.index.check(header)?;
         let plain = self.index.encode();
         let index = self.seal_bytes(&plain, INDEX_NUMBER)?;
-        let trailer = DeltaTrailer {
-            index,
-            object_bytes: index.end() + TRAILER_BYTES as u64,
-        };
+        let trailer = DeltaTrailer { index, object_bytes: index.end() + TRAILER_BYTES as u64 };
         self.object.extend_from_slice(&trailer.encode());
         self.object.shrink_to_fit();
         Ok(self.object)

@@ -48,10 +48,7 @@ impl KeyEncryptionKey {
     /// # Errors
     /// When the file cannot be read, others may read it, or it holds something else.
     pub fn load(path: &Path) -> Result<Self, SealError> {
-        let failed = |source| SealError::KeyFile {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| SealError::KeyFile { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
         if mode & 0o077 != 0 {
@@ -59,9 +56,7 @@ impl KeyEncryptionKey {
             return Err(SealError::KeyFileMode { path, mode });
         }
         let mut text = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));
-        file.take(KEY_FILE_BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(failed)?;
+        file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
         let digits = text.trim_ascii_end();
         let mut secret = Zeroizing::new([0; 32]);
         hex::decode_to_slice(digits, &mut *secret).map_err(|_| SealError::KeyFileContent {
@@ -83,22 +78,13 @@ impl KeyEncryptionKey {
         line.push('\n');
         let write = || -> std::io::Result<()> {
             let mut options = std::fs::OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)?;
+            let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(line.as_bytes())?;
             file.sync_all()?;
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
         };
-        write().map_err(|source| SealError::KeyFile {
-            path: path.to_owned(),
-            source,
-        })?;
+        write().map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
         Ok(Self::of(secret))
     }
 
@@ -141,8 +127,7 @@ impl KeyEncryptionKey {
         entropy.fill(&mut nonce);
         let mut sealed = Vec::with_capacity(32 + TAG_BYTES); // no reallocation, no stray copy
         sealed.extend_from_slice(&*secret);
-        self.wrapping_key()
-            .seal(nonce, &wrapping_aad(machine, id), &mut sealed, 0);
+        self.wrapping_key().seal(nonce, &wrapping_aad(machine, id), &mut sealed, 0);
         let wrapped = WrappedKey {
             id,
             wrapped_by: self.id.clone(),
@@ -247,14 +232,8 @@ impl KeyRing {
             let found = ids(wrapped.iter().map(|key| key.id));
             return Err(SealError::DataKeys { machine, found });
         }
-        let keys: Result<_, _> = wrapped
-            .iter()
-            .map(|key| kek.unwrap(&machine, key))
-            .collect();
-        Ok(Self {
-            machine,
-            keys: keys?,
-        })
+        let keys: Result<_, _> = wrapped.iter().map(|key| kek.unwrap(&machine, key)).collect();
+        Ok(Self { machine, keys: keys? })
     }
 
     /// A ring of one key, as made by [`KeyEncryptionKey::make_data_key`].
@@ -285,8 +264,7 @@ impl KeyRing {
     /// The same, or why not.
     pub(super) fn find(&self, id: u32) -> Result<&DataKey, Disbelief> {
         let known = || ids(self.keys.iter().map(DataKey::id));
-        self.by_id(id)
-            .ok_or_else(|| Disbelief::UnknownKey { id, known: known() })
+        self.by_id(id).ok_or_else(|| Disbelief::UnknownKey { id, known: known() })
     }
 }
 

@@ -42,18 +42,9 @@ fn a_readable_or_senseless_key_file_is_refused_with_the_cure() {
     for mode in [0o640, 0o604, 0o660, 0o601] {
         write(digits.as_bytes(), mode);
         let message = KeyEncryptionKey::load(&path).unwrap_err().to_string();
-        assert!(
-            message.contains(&format!("chmod 600 {}", path.display())),
-            "{message}"
-        );
+        assert!(message.contains(&format!("chmod 600 {}", path.display())), "{message}");
     }
-    for bad in [
-        &b""[..],
-        &digits.as_bytes()[1..],
-        b"zz",
-        &[0xff; 64],
-        &[b'0'; 5000],
-    ] {
+    for bad in [&b""[..], &digits.as_bytes()[1..], b"zz", &[0xff; 64], &[b'0'; 5000]] {
         write(bad, 0o600);
         let error = KeyEncryptionKey::load(&path).unwrap_err();
         assert!(matches!(error, SealError::KeyFileContent { .. }), "{error}");
@@ -75,30 +66,17 @@ fn a_wrapped_key_opens_for_its_machine_and_id_only() {
 
     let altered = |error| assert!(matches!(error, SealError::WrappedKeyAltered { .. }));
     altered(kek.unwrap(&db, &wrapped).unwrap_err());
-    let other_id = WrappedKey {
-        id: 4,
-        ..wrapped.clone()
-    };
+    let other_id = WrappedKey { id: 4, ..wrapped.clone() };
     altered(kek.unwrap(&web, &other_id).unwrap_err());
     for digit in 0..wrapped.sealed.len() {
         let mut flipped = wrapped.clone();
-        let new = if &wrapped.sealed[digit..=digit] == "0" {
-            "1"
-        } else {
-            "0"
-        };
+        let new = if &wrapped.sealed[digit..=digit] == "0" { "1" } else { "0" };
         flipped.sealed.replace_range(digit..=digit, new);
         altered(kek.unwrap(&web, &flipped).unwrap_err());
     }
-    let short = WrappedKey {
-        nonce: "00".into(),
-        ..wrapped.clone()
-    };
+    let short = WrappedKey { nonce: "00".into(), ..wrapped.clone() };
     let message = kek.unwrap(&web, &short).unwrap_err().to_string();
-    assert!(
-        message.contains("nonce") && message.contains("web"),
-        "{message}"
-    );
+    assert!(message.contains("nonce") && message.contains("web"), "{message}");
 
     let stranger = KeyEncryptionKey::of([2; 32].into());
     let message = stranger.unwrap(&web, &wrapped).unwrap_err().to_string();
@@ -111,9 +89,8 @@ fn a_wrapped_key_opens_for_its_machine_and_id_only() {
 fn a_ring_seals_with_the_newest_and_opens_with_all() {
     let kek = KeyEncryptionKey::of([1; 32].into());
     let web = machine("web");
-    let wrapped: Vec<_> = (1..=3)
-        .map(|id| kek.make_data_key(&web, id, &System, Timestamp(0)).1)
-        .collect();
+    let wrapped: Vec<_> =
+        (1..=3).map(|id| kek.make_data_key(&web, id, &System, Timestamp(0)).1).collect();
     let ring = KeyRing::unwrap(&kek, &document(&web, wrapped.clone())).unwrap();
     assert_eq!(ring.newest().id(), 3);
     assert_eq!(ring.by_id(1).unwrap().id(), 1);
@@ -128,14 +105,8 @@ fn a_ring_seals_with_the_newest_and_opens_with_all() {
 #[test]
 fn purposes_have_keys_of_their_own_and_none_is_printed() {
     let kek = KeyEncryptionKey::of([1; 32].into());
-    assert_eq!(
-        kek.derive("holdfast vault 1"),
-        kek.derive("holdfast vault 1")
-    );
-    assert_ne!(
-        kek.derive("holdfast vault 1"),
-        kek.derive("holdfast vault 2")
-    );
+    assert_eq!(kek.derive("holdfast vault 1"), kek.derive("holdfast vault 1"));
+    assert_ne!(kek.derive("holdfast vault 1"), kek.derive("holdfast vault 2"));
     assert!(!format!("{kek:?}").contains("0101"));
     let (key, _) = kek.make_data_key(&machine("web"), 1, &System, Timestamp(0));
     assert_eq!(format!("{key:?}"), "DataKey(1)");

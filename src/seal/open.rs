@@ -117,9 +117,7 @@ impl OpenDelta {
             return Err(part(Part::Trailer)(error.into()));
         }
         let (head, tail) = ends(store, name, length).await?;
-        let header_bytes = *head
-            .first_chunk()
-            .expect("`fetch` gives as many bytes as asked");
+        let header_bytes = *head.first_chunk().expect("`fetch` gives as many bytes as asked");
         let (header, key) =
             prove_header(&header_bytes, expected, keys).map_err(part(Part::Header))?;
         let trailer = DeltaTrailer::decode(&tail[tail.len() - TRAILER_BYTES..])
@@ -148,13 +146,7 @@ impl OpenDelta {
                 }
             })
             .map_err(part(Part::Index))?;
-        Ok(Self {
-            name: name.clone(),
-            header,
-            header_bytes,
-            index,
-            key,
-        })
+        Ok(Self { name: name.clone(), header, header_bytes, index, key })
     }
 
     /// Which object.
@@ -180,9 +172,7 @@ impl OpenDelta {
     /// # Errors
     /// When it is not there, cut, altered or from somewhere else.
     pub async fn frame(&self, store: &dyn Store, number: u32) -> Result<Bytes, SealError> {
-        let frames = self
-            .frames_range(store, number..number.saturating_add(1))
-            .await?;
+        let frames = self.frames_range(store, number..number.saturating_add(1)).await?;
         Ok(frames.into_iter().next().unwrap_or_default())
     }
 
@@ -201,11 +191,7 @@ impl OpenDelta {
             part: Part::Frame(number),
             source,
         };
-        let Some(entries) = self
-            .index
-            .frames
-            .get(range.start as usize..range.end as usize)
-        else {
+        let Some(entries) = self.index.frames.get(range.start as usize..range.end as usize) else {
             let expected = format_args!("less than {}", self.index.frames.len());
             let missing = range.end.saturating_sub(1);
             let error = FormatError::value("number of a frame", missing, expected);
@@ -301,9 +287,7 @@ fn open_sealed(
     if !entry.compressed {
         return Ok(sealed.freeze());
     }
-    decompress(&sealed, entry.plain_bytes as usize)
-        .map(Bytes::from)
-        .map_err(Disbelief::Compressed)
+    decompress(&sealed, entry.plain_bytes as usize).map(Bytes::from).map_err(Disbelief::Compressed)
 }
 
 #[cfg(test)]

@@ -13,34 +13,17 @@ use crate::store::{Condition, Memory};
 
 fn sealed(batch: Batch, lineage: Lineage, keep: bool, entropy: &dyn Entropy) -> Sealed {
     let keys = ring(&lineage.machine);
-    seal(
-        batch,
-        lineage,
-        keys.newest(),
-        &seal_settings(4096),
-        keep,
-        entropy,
-    )
-    .unwrap()
+    seal(batch, lineage, keys.newest(), &seal_settings(4096), keep, entropy).unwrap()
 }
 
 fn name(expected: &Expected) -> ObjectName {
-    let Expected {
-        machine,
-        generation,
-        first,
-        last,
-        id,
-        ..
-    } = expected;
+    let Expected { machine, generation, first, last, id, .. } = expected;
     names::delta(machine, *generation, *first, *last, *id)
 }
 
 /// Opens `object` as what `expected` says, with all its frames.
 fn read(object: &[u8], expected: &Expected) -> Result<(OpenDelta, Vec<Bytes>), SealError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (store, name) = (Memory::new(System::clock()), name(expected));
         let object = Bytes::copy_from_slice(object);
@@ -176,10 +159,7 @@ fn every_flipped_bit_is_found_and_its_part_is_named() {
     let (delta, _) = read(made.object(), &expected).unwrap();
     let frames = delta.index().frames.clone();
     assert_eq!(
-        frames
-            .iter()
-            .map(|frame| frame.compressed)
-            .collect::<Vec<_>>(),
+        frames.iter().map(|frame| frame.compressed).collect::<Vec<_>>(),
         [false, false, true]
     );
     let index_at = delta.index().frames_end() as usize;
@@ -187,9 +167,7 @@ fn every_flipped_bit_is_found_and_its_part_is_named() {
     // All bits of what is short; of long stored frames every 61st, and their tags.
     for bit in 0..made.object().len() * 8 {
         let byte = bit / 8;
-        let frame = frames
-            .iter()
-            .position(|f| (f.offset..f.end()).contains(&(byte as u64)));
+        let frame = frames.iter().position(|f| (f.offset..f.end()).contains(&(byte as u64)));
         let tag = frame.is_some_and(|n| byte as u64 >= frames[n].end() - u64::from(TAG_BYTES));
         if matches!(frame, Some(0 | 1)) && !tag && bit % 61 != 0 {
             continue;
@@ -208,10 +186,7 @@ fn every_flipped_bit_is_found_and_its_part_is_named() {
             None if byte < trailer_at => assert_eq!(named, Part::Index, "bit {bit}"),
             None => assert_eq!(named, Part::Trailer, "bit {bit}"),
         }
-        assert!(
-            error.to_string().contains(name(&expected).as_str()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(name(&expected).as_str()), "{error}");
         assert!(index_at < trailer_at);
     }
 }
@@ -220,29 +195,14 @@ fn every_flipped_bit_is_found_and_its_part_is_named() {
 fn a_cut_or_prolonged_object_is_refused() {
     let (made, expected) = three("web", 3, 1);
     let object = made.object();
-    for length in (0..object.len())
-        .step_by(7)
-        .chain(object.len() - 50..object.len())
-    {
-        assert!(
-            read(&object[..length], &expected).is_err(),
-            "cut to {length}"
-        );
+    for length in (0..object.len()).step_by(7).chain(object.len() - 50..object.len()) {
+        assert!(read(&object[..length], &expected).is_err(), "cut to {length}");
         // Even when the manifest were to believe it.
-        let believed = Expected {
-            object_bytes: length as u64,
-            ..expected.clone()
-        };
-        assert!(
-            read(&object[..length], &believed).is_err(),
-            "believed to have {length}"
-        );
+        let believed = Expected { object_bytes: length as u64, ..expected.clone() };
+        assert!(read(&object[..length], &believed).is_err(), "believed to have {length}");
     }
     let longer = [&object[..], &[0; 9]].concat();
-    let believed = Expected {
-        object_bytes: longer.len() as u64,
-        ..expected.clone()
-    };
+    let believed = Expected { object_bytes: longer.len() as u64, ..expected.clone() };
     assert!(read(&longer, &believed).is_err());
     read(object, &expected).unwrap();
 }
@@ -266,32 +226,16 @@ fn nothing_can_be_put_in_anothers_place() {
     let e = || expected.clone();
     let next = Sequence(expected.last.0 + 1);
     let elsewhere = [
-        Expected {
-            generation: Generation(2),
-            ..e()
-        },
-        Expected {
-            epoch: Epoch(2),
-            ..e()
-        },
-        Expected {
-            previous: Some(Some(DeltaId([9; 16]))),
-            ..e()
-        },
-        Expected {
-            first: Sequence(2),
-            ..e()
-        },
+        Expected { generation: Generation(2), ..e() },
+        Expected { epoch: Epoch(2), ..e() },
+        Expected { previous: Some(Some(DeltaId([9; 16]))), ..e() },
+        Expected { first: Sequence(2), ..e() },
         Expected { last: next, ..e() },
     ];
     refusals.extend(elsewhere.iter().map(|wrong| read(a.object(), wrong)));
     // Pieces of one object in another: frames among themselves, and every part of a twin.
-    let parts: Vec<_> = delta
-        .index()
-        .frames
-        .iter()
-        .map(|f| f.offset as usize..f.end() as usize)
-        .collect();
+    let parts: Vec<_> =
+        delta.index().frames.iter().map(|f| f.offset as usize..f.end() as usize).collect();
     let end = delta.index().frames_end() as usize;
     let mut swapped = a.object().to_vec();
     swapped.copy_within(parts[1].clone(), parts[0].start);
@@ -323,25 +267,15 @@ fn no_key_meets_a_nonce_twice_whatever_is_sealed_again() {
         // A crash and a retry: same records, same lineage, same key, all state as before.
         let (stream, batch) = three_frames("web", 3);
         let id = if attempt % 2 == 0 { 1 } else { attempt as u8 };
-        let made = sealed(
-            batch,
-            lineage(&stream.machine, id, None),
-            attempt % 3 == 0,
-            &System,
-        );
+        let made = sealed(batch, lineage(&stream.machine, id, None), attempt % 3 == 0, &System);
         let expected = Expected::of(&stream.machine, made.entry(), None);
         let (delta, _) = read(made.object(), &expected).unwrap();
         let header = delta.header();
-        let key = keys
-            .newest()
-            .delta_key(&header.salt, header.machine, header.id);
+        let key = keys.newest().delta_key(&header.salt, header.machine, header.id);
         let numbers = (0..delta.index().frames.len() as u64).chain([INDEX_NUMBER]);
         for number in numbers {
             // One commitment belongs to one key: both are halves of one HKDF output.
-            assert!(
-                seen.insert((key.commitment(), nonce(number))),
-                "attempt {attempt}"
-            );
+            assert!(seen.insert((key.commitment(), nonce(number))), "attempt {attempt}");
         }
     }
     assert_eq!(seen.len(), 800);
@@ -358,10 +292,7 @@ fn zeros_cost_an_entry_and_noise_is_stored() {
         let expected = Expected::of(&stream.machine, made.entry(), None);
         let (delta, _) = read(made.object(), &expected).unwrap();
         let frames = delta.index().frames.iter();
-        (
-            frames.map(|frame| frame.compressed).collect::<Vec<_>>(),
-            made.object().len(),
-        )
+        (frames.map(|frame| frame.compressed).collect::<Vec<_>>(), made.object().len())
     };
     let (frames, bytes) = size(vec![0; 1 << 20]);
     assert!(frames.is_empty() && bytes < 400, "{bytes}");
@@ -375,17 +306,9 @@ fn zeros_cost_an_entry_and_noise_is_stored() {
 /// Version 1 stays readable: an object sealed under a fixed key with a fixed salt.
 #[test]
 fn golden_object() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/golden/delta/v1-object.hex"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/delta/v1-object.hex");
     let (stream, batch) = three_frames("web", 3);
-    let made = sealed(
-        batch,
-        lineage(&stream.machine, 1, None),
-        false,
-        &Seeded::new(77),
-    );
+    let made = sealed(batch, lineage(&stream.machine, 1, None), false, &Seeded::new(77));
     let expected = Expected::of(&stream.machine, made.entry(), Some(None));
     if !std::path::Path::new(path).exists()
         && std::env::var("HOLDFAST_GOLDEN").is_ok_and(|set| set == "new")
@@ -393,25 +316,13 @@ fn golden_object() {
         let lines: Vec<_> = made.object().chunks(64).map(hex::encode).collect();
         std::fs::write(path, lines.join("\n") + "\n").unwrap();
     }
-    let golden: String = std::fs::read_to_string(path)
-        .unwrap()
-        .split_whitespace()
-        .collect();
+    let golden: String = std::fs::read_to_string(path).unwrap().split_whitespace().collect();
     let golden = hex::decode(golden).unwrap();
-    let expected = Expected {
-        object_bytes: golden.len() as u64,
-        ..expected
-    };
+    let expected = Expected { object_bytes: golden.len() as u64, ..expected };
     let (old, frames) = read(&golden, &expected).unwrap();
-    let (new, new_frames) = read(
-        made.object(),
-        &Expected::of(&stream.machine, made.entry(), None),
-    )
-    .unwrap();
-    assert_eq!(
-        old.header_bytes, new.header_bytes,
-        "salt, key and commitment are the same"
-    );
+    let (new, new_frames) =
+        read(made.object(), &Expected::of(&stream.machine, made.entry(), None)).unwrap();
+    assert_eq!(old.header_bytes, new.header_bytes, "salt, key and commitment are the same");
     assert_eq!(frames, new_frames);
     assert_eq!(
         (&old.index().entries, &old.index().marks),

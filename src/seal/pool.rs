@@ -74,10 +74,7 @@ impl SealPool {
             let thread = std::thread::Builder::new()
                 .name(format!("seal-{number}"))
                 .spawn(move || work(&queue, &settings, &metrics, &*entropy))
-                .map_err(|source| SealError::Threads {
-                    threads: wanted,
-                    source,
-                })?;
+                .map_err(|source| SealError::Threads { threads: wanted, source })?;
             pool.threads.push(thread);
         }
         Ok(pool)

@@ -17,10 +17,7 @@ fn many(count: usize) -> (MachineId, Vec<Batch>) {
     let mut stream = Stream::new("web");
     let mut items = vec![stream.epoch(1)];
     items.extend((1..count).map(|n| stream.write(0, n as u64 * 64, vec![n as u8; 16 << 10])));
-    (
-        stream.machine.clone(),
-        batches(&stream.machine, items, 16 << 10),
-    )
+    (stream.machine.clone(), batches(&stream.machine, items, 16 << 10))
 }
 
 #[tokio::test]
@@ -34,33 +31,20 @@ async fn many_batches_at_once_come_back_as_their_own_deltas_within_the_budget() 
         async move {
             let first = batch.first();
             let sealed = pool.run(batch, lineage, key.clone(), false).await.unwrap();
-            assert_eq!(
-                (sealed.entry().first, sealed.entry().id.0[0]),
-                (first, n as u8)
-            );
+            assert_eq!((sealed.entry().first, sealed.entry().id.0[0]), (first, n as u8));
             assert_eq!(sealed.object().len() as u64, sealed.entry().object_bytes);
             sealed
         }
     });
     let sealed = futures_util::future::join_all(jobs).await;
-    let objects: u64 = sealed
-        .iter()
-        .map(|sealed| sealed.entry().object_bytes)
-        .sum();
+    let objects: u64 = sealed.iter().map(|sealed| sealed.entry().object_bytes).sum();
     let held = 200_192 - budget.free();
-    assert!(
-        held >= objects && held < objects + 20 * 512,
-        "{held} for {objects} bytes"
-    );
+    assert!(held >= objects && held < objects + 20 * 512, "{held} for {objects} bytes");
     let (bytes_in, bytes_out, cpu, latency) = metrics.stage(Stage::Seal);
     assert_eq!((bytes_in, bytes_out), (19 * (16 << 10), objects));
     assert!(cpu > 0.0 && latency.len() == sealed.len() as u64);
     drop(sealed);
-    assert_eq!(
-        budget.free(),
-        200_192,
-        "memory comes back with the last of them"
-    );
+    assert_eq!(budget.free(), 200_192, "memory comes back with the last of them");
 }
 
 /// Panics on the first use, then is the system's.
@@ -84,10 +68,7 @@ async fn a_panic_is_an_error_that_gives_the_batch_back_and_the_thread_lives_on()
     let run = |batch| pool.run(batch, lineage.clone(), keys.newest().clone(), false);
     let unsealed = run(batch).await.unwrap_err();
     let message = unsealed.to_string();
-    assert!(
-        message.contains("no entropy today") && message.contains("web"),
-        "{message}"
-    );
+    assert!(message.contains("no entropy today") && message.contains("web"), "{message}");
     assert_eq!(unsealed.batch.items().len(), batches[0].items().len());
     assert_eq!(budget.free(), 1 << 20, "a failed job keeps no memory");
     for _ in 0..4 {
@@ -101,9 +82,7 @@ async fn a_batch_of_another_machine_is_refused_and_given_back() {
     let (_, mut batches) = many(2);
     let other: MachineId = "db".parse().unwrap();
     let key = ring(&other).newest().clone();
-    let unsealed = pool
-        .run(batches.remove(0), lineage(&other, 1, None), key, false)
-        .await
-        .unwrap_err();
+    let unsealed =
+        pool.run(batches.remove(0), lineage(&other, 1, None), key, false).await.unwrap_err();
     assert!(matches!(unsealed.source, SealError::ForeignRecord { .. }));
 }

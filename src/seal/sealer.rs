@@ -196,10 +196,9 @@ pub(super) fn make(
     let (header, object_key) = begin(batch, lineage, key, entropy);
     let (pieces, marks) = coalesce(batch, keep_every_write);
     let bookmarks = marks.iter().filter_map(|mark| match &mark.change {
-        Change::Bookmark(bookmark) => Some(BookmarkEntry {
-            sequence: mark.sequence,
-            bookmark: bookmark.clone(),
-        }),
+        Change::Bookmark(bookmark) => {
+            Some(BookmarkEntry { sequence: mark.sequence, bookmark: bookmark.clone() })
+        }
         _ => None,
     });
     let bookmarks = bookmarks.collect();
@@ -226,11 +225,7 @@ pub(super) fn make(
         catch_up: batch.catch_up(),
         bookmarks,
     };
-    Ok(Made {
-        object,
-        entry,
-        epoch_begin,
-    })
+    Ok(Made { object, entry, epoch_begin })
 }
 
 /// Draws the salt and derives the key: the only place where either happens for a delta.
@@ -267,19 +262,10 @@ fn refused(
 ) -> SealError {
     let (machine, first, last) = (lineage.machine.clone(), header.first, header.last);
     match error {
-        FrameError::Compress(source) => SealError::Compress {
-            machine,
-            first,
-            last,
-            level: settings.level,
-            source,
-        },
-        FrameError::Rule(source) => SealError::Unwritable {
-            machine,
-            first,
-            last,
-            source,
-        },
+        FrameError::Compress(source) => {
+            SealError::Compress { machine, first, last, level: settings.level, source }
+        }
+        FrameError::Rule(source) => SealError::Unwritable { machine, first, last, source },
     }
 }
 

@@ -104,10 +104,7 @@ impl Stream {
 }
 
 pub(super) fn batch_settings(bytes_max: u64) -> BatchSettings {
-    BatchSettings {
-        bytes_max,
-        age_max: Duration::from_secs(1),
-    }
+    BatchSettings { bytes_max, age_max: Duration::from_secs(1) }
 }
 
 /// All records as batches, closed by `bytes_max`, bookmarks, epochs and the end.
@@ -128,11 +125,7 @@ pub(super) fn batches(machine: &MachineId, items: Vec<Durable>, bytes_max: u64) 
 }
 
 pub(super) fn seal_settings(frame_bytes: u32) -> SealSettings {
-    SealSettings {
-        threads: 2,
-        level: 1,
-        frame_bytes,
-    }
+    SealSettings { threads: 2, level: 1, frame_bytes }
 }
 
 pub(super) fn ring(machine: &MachineId) -> KeyRing {

@@ -167,7 +167,8 @@ impl Work<'_> {
             return Ok(());
         };
         if self.context.is_none() {
-            self.context = Some(self.open(&document)?);
+            let keys = |source| TurnError::Keys { machine: machine.clone(), source };
+            self.context = Some(self.open(&document).map_err(keys)?);
         }
         let context = self.context.clone().expect("made in the line above");
         let log = |source| TurnError::Log { machine: machine.clone(), source };
@@ -264,10 +265,12 @@ impl Work<'_> {
         Ok(over)
     }
 
-    fn open(&self, document: &crate::vault::MachineDocument) -> Result<UploadContext, TurnError> {
+    fn open(
+        &self,
+        document: &crate::vault::MachineDocument,
+    ) -> Result<UploadContext, crate::seal::SealError> {
         let applying = self.applying;
-        let keys = KeyRing::unwrap(&applying.kek, document)
-            .map_err(|source| TurnError::Keys { machine: self.machine.clone(), source })?;
+        let keys = KeyRing::unwrap(&applying.kek, document)?;
         let store = Arc::clone(applying.vault.store());
         Ok(UploadContext {
             log: Arc::new(LogStore::new(store, self.machine.clone(), keys)),

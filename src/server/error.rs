@@ -28,7 +28,9 @@ pub enum ServerError {
     #[error("certificates of the data port")]
     Tls(#[from] TlsError),
     /// A port cannot be opened.
-    #[error("address {address} cannot be listened on; is another server running, or is the port below 1024?")]
+    #[error(
+        "address {address} cannot be listened on; is another server running, or is the port below 1024?"
+    )]
     Listen {
         /// Which.
         address: SocketAddr,

@@ -51,6 +51,12 @@ pub(super) struct ShardQueue {
     pub(super) cache_full: watch::Receiver<bool>,
 }
 
+impl ShardQueue {
+    fn appends(&self) -> Option<mpsc::Sender<Admitted>> {
+        self.appends.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// One claimed machine.
 pub(super) struct Served {
     pub(super) link: Arc<MachineLink>,
@@ -224,11 +230,7 @@ impl Registry {
         }
         let metrics = shared.metrics.machine(machine);
         let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];
-        let appends = queue.appends.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(appends) = appends else {
-            let reason = "the server drains".to_owned();
-            return Err(OpenError::NotOwner { machine: machine.clone(), reason });
-        };
+        let appends = queue.appends().ok_or_else(|| draining(machine))?;
         let link = MachineLink::new(LinkSetup {
             machine: machine.clone(),
             server: shared.server.clone(),
@@ -244,10 +246,7 @@ impl Registry {
         let (pipeline, durable) = mpsc::unbounded_channel();
         let routes = Routes(Arc::clone(&self.routes));
         let route = Route { link: Arc::downgrade(&link), pipeline, metrics: Arc::clone(&metrics) };
-        self.routes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(machine_key, route);
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(machine_key, route);
         routes.durable(records);
         let work = Pipeline {
             context,
@@ -291,8 +290,7 @@ impl Machines for Registry {
         certificate: &Fingerprint,
     ) -> Result<Arc<MachineLink>, OpenError> {
         if *self.shared.drain.borrow() {
-            let reason = "the server drains".to_owned();
-            return Err(OpenError::NotOwner { machine: machine.clone(), reason });
+            return Err(draining(machine));
         }
         let document = match self.shared.vault.machine(machine).await {
             Ok(Some(document)) => document,
@@ -310,6 +308,10 @@ impl Machines for Registry {
         served.follow(&document.policy);
         Ok(Arc::clone(&served.link))
     }
+}
+
+fn draining(machine: &MachineId) -> OpenError {
+    OpenError::NotOwner { machine: machine.clone(), reason: "the server drains".to_owned() }
 }
 
 fn unreadable(machine: &MachineId, error: VaultError) -> OpenError {

@@ -80,14 +80,8 @@ impl ProcessServer {
             pid: std::process::id(),
         };
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
-        let mut server = Building {
-            settings,
-            clock,
-            entropy,
-            metrics,
-            vault,
-            drain: watch::Sender::new(false),
-        };
+        let mut server =
+            Building { settings, clock, entropy, metrics, vault, drain: watch::Sender::new(false) };
         server.run(kek, tls, opened, data, observed, addresses)
     }
 
@@ -199,10 +193,9 @@ impl Building {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             let (ended, log) = oneshot::channel();
             let (routes, ingest) = (registry.routes(), Arc::clone(&ingest));
-            let listener = data.try_clone().map_err(|source| ServerError::Listen {
-                address: addresses.data,
-                source,
-            })?;
+            let listener = data
+                .try_clone()
+                .map_err(|source| ServerError::Listen { address: addresses.data, source })?;
             let shard = Shard { number, writer, admitted, routes, ingest, listener, ended };
             shards.push((number, shard.start()?));
             logs.push(log);
@@ -260,7 +253,11 @@ impl Building {
         })
     }
 
-    fn endpoint(&self, listener: TcpListener, address: SocketAddr) -> Result<Task<()>, ServerError> {
+    fn endpoint(
+        &self,
+        listener: TcpListener,
+        address: SocketAddr,
+    ) -> Result<Task<()>, ServerError> {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|source| ServerError::Listen { address, source })?;
         let router = observe::endpoint::router(Arc::clone(&self.metrics), Arc::clone(&self.clock));
@@ -358,9 +355,8 @@ async fn open_logs(
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
         let metrics = Arc::clone(metrics);
         let open = move || cache::open(&cache, shard, shards, clock, entropy, metrics);
-        let log = tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|_| ServerError::Shard { shard })??;
+        let log =
+            tokio::task::spawn_blocking(open).await.map_err(|_| ServerError::Shard { shard })??;
         for damage in &log.damage {
             tracing::error!(shard, %damage, "damage in the cache log");
         }
@@ -388,7 +384,7 @@ async fn announce(
     vault.record_server(&document).await?;
     let path = settings.run_directory.join("addresses.json");
     let body = serde_json::to_vec_pretty(addresses).expect("plain values are JSON");
-    let written = std::fs::create_dir_all(&settings.run_directory)
-        .and_then(|()| std::fs::write(&path, body));
+    let written =
+        std::fs::create_dir_all(&settings.run_directory).and_then(|()| std::fs::write(&path, body));
     written.map_err(|source| ServerError::Io { path, action: "writing it", source })
 }

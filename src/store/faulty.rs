@@ -122,22 +122,13 @@ impl Rule {
     /// Every call of one kind.
     #[must_use]
     pub fn on(op: Op, fault: Fault) -> Self {
-        Self {
-            op: Some(op),
-            ..Self::any(fault)
-        }
+        Self { op: Some(op), ..Self::any(fault) }
     }
 
     /// Every call.
     #[must_use]
     pub fn any(fault: Fault) -> Self {
-        Self {
-            op: None,
-            part: String::new(),
-            skip: 0,
-            left: u64::MAX,
-            fault,
-        }
+        Self { op: None, part: String::new(), skip: 0, left: u64::MAX, fault }
     }
 
     /// Only of objects whose name contains `part` (for a listing: its prefix).
@@ -241,10 +232,7 @@ impl Faulty {
     #[must_use]
     pub fn calls(&self, op: Op, part: &str) -> u64 {
         let plan = self.plan();
-        let matching = plan
-            .calls
-            .iter()
-            .filter(|((of, name), _)| *of == op && name.contains(part));
+        let matching = plan.calls.iter().filter(|((of, name), _)| *of == op && name.contains(part));
         matching.map(|(_, count)| count).sum()
     }
 
@@ -374,10 +362,7 @@ mod tests {
         assert_eq!(class, Err(Class::Retry));
         store.heal();
         assert_eq!(store.read(&name).await.unwrap().0, "x");
-        assert_eq!(
-            (store.calls(Op::Put, ""), store.calls(Op::Read, "b")),
-            (3, 3)
-        );
+        assert_eq!((store.calls(Op::Put, ""), store.calls(Op::Read, "b")), (3, 3));
     }
 
     #[tokio::test]
@@ -404,12 +389,7 @@ mod tests {
             store.shake(seed, 300);
             let mut failed = Vec::new();
             for _ in 0..200 {
-                failed.push(
-                    store
-                        .put(&name, Bytes::new(), Condition::Always)
-                        .await
-                        .is_err(),
-                );
+                failed.push(store.put(&name, Bytes::new(), Condition::Always).await.is_err());
             }
             failed
         };

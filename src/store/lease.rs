@@ -97,9 +97,9 @@ impl Ownership {
         now: Timestamp,
     ) -> Result<()> {
         if !LEASE_SECONDS.contains(&seconds) {
-            return Err(about.refused(format!(
-                "a lease of {seconds} s; {LEASE_SECONDS:?} s are allowed"
-            )));
+            return Err(
+                about.refused(format!("a lease of {seconds} s; {LEASE_SECONDS:?} s are allowed"))
+            );
         }
         let asked = text(id);
         if let Some(lease) = self.running(now)
@@ -107,11 +107,7 @@ impl Ownership {
         {
             return Err(about.fenced(format!("lease {} holds it, not {asked}", lease.id)));
         }
-        self.lease = Some(Lease {
-            id: asked,
-            seconds,
-            since: now,
-        });
+        self.lease = Some(Lease { id: asked, seconds, since: now });
         Ok(())
     }
 

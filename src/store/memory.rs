@@ -100,10 +100,7 @@ impl State {
     fn check_place(&self, name: &ObjectName) -> Result<()> {
         let text = name.as_str();
         let under = format!("{text}/");
-        let below = self
-            .objects
-            .keys()
-            .any(|other| other.as_str().starts_with(&under));
+        let below = self.objects.keys().any(|other| other.as_str().starts_with(&under));
         let above = text.match_indices('/').any(|(at, _)| {
             ObjectName::new(&text[..at]).is_ok_and(|path| self.objects.contains_key(&path))
         });
@@ -122,11 +119,7 @@ impl State {
     ) -> Result<ETag> {
         self.check_write(name, condition)?;
         let etag = content_etag(&content);
-        let blocks = Blocks {
-            content,
-            etag: etag.clone(),
-            modified,
-        };
+        let blocks = Blocks { content, etag: etag.clone(), modified };
         self.objects.insert(name.clone(), Object::Blocks(blocks));
         Ok(etag)
     }
@@ -145,10 +138,7 @@ impl Memory {
     /// An empty store. Leases run by `clock`.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            state: Mutex::default(),
-        }
+        Self { clock, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -191,11 +181,7 @@ impl Store for Memory {
         about(name).check_block(body.len())?;
         let mut state = self.state();
         state.blocks(name)?;
-        state
-            .staged
-            .entry(name.clone())
-            .or_default()
-            .insert(block, body);
+        state.staged.entry(name.clone()).or_default().insert(block, body);
         Ok(())
     }
 
@@ -248,21 +234,12 @@ impl Store for Memory {
 
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let state = self.state();
-        let rows = state
-            .objects
-            .iter()
-            .filter(|(name, _)| name.as_str().starts_with(prefix));
+        let rows = state.objects.iter().filter(|(name, _)| name.as_str().starts_with(prefix));
         Ok(rows
             .map(|(name, object)| {
-                let Properties {
-                    length, modified, ..
-                } = object.properties();
+                let Properties { length, modified, .. } = object.properties();
                 let name = name.clone();
-                Listed {
-                    name,
-                    length,
-                    modified,
-                }
+                Listed { name, length, modified }
             })
             .collect())
     }
@@ -296,9 +273,7 @@ impl Store for Memory {
             snapshots_made: 0,
             snapshots: BTreeMap::new(),
         };
-        state
-            .objects
-            .insert(name.clone(), Object::Pages(Box::new(blob)));
+        state.objects.insert(name.clone(), Object::Pages(Box::new(blob)));
         Ok(())
     }
 
@@ -348,10 +323,7 @@ impl Store for Memory {
         let mut state = self.state();
         let snapshots = state.blob(name)?.snapshots.iter();
         Ok(snapshots
-            .map(|(id, (label, _))| SnapshotInfo {
-                id: id.clone(),
-                label: label.clone(),
-            })
+            .map(|(id, (label, _))| SnapshotInfo { id: id.clone(), label: label.clone() })
             .collect())
     }
 

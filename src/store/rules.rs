@@ -38,18 +38,9 @@ pub(crate) fn io_error(
     let full = matches!(source.kind(), StorageFull | QuotaExceeded);
     let source = Arc::new(source);
     if full {
-        return StoreError::Full {
-            store,
-            name,
-            source,
-        };
+        return StoreError::Full { store, name, source };
     }
-    StoreError::Io {
-        store,
-        name,
-        action,
-        source,
-    }
+    StoreError::Io { store, name, action, source }
 }
 
 /// The object that a call is about: makes its errors.
@@ -86,31 +77,19 @@ impl<'a> About<'a> {
     pub(crate) fn fenced(self, detail: impl Into<String>) -> StoreError {
         let (store, name) = self.names();
         let detail = detail.into();
-        StoreError::Fenced {
-            store,
-            name,
-            detail,
-        }
+        StoreError::Fenced { store, name, detail }
     }
 
     pub(crate) fn refused(self, detail: impl Into<String>) -> StoreError {
         let (store, name) = self.names();
         let detail = detail.into();
-        StoreError::Refused {
-            store,
-            name,
-            detail,
-        }
+        StoreError::Refused { store, name, detail }
     }
 
     pub(crate) fn damaged(self, detail: impl Into<String>) -> StoreError {
         let (store, name) = self.names();
         let detail = detail.into();
-        StoreError::Damaged {
-            store,
-            name,
-            detail,
-        }
+        StoreError::Damaged { store, name, detail }
     }
 
     /// No room, or an error of the operating system.
@@ -161,10 +140,9 @@ impl<'a> About<'a> {
 
     pub(crate) fn check_block_list(self, blocks: &[BlockId]) -> Result<()> {
         if blocks.len() > BLOCKS_MAX {
-            return Err(self.refused(format!(
-                "{} blocks, at most {BLOCKS_MAX} are allowed",
-                blocks.len()
-            )));
+            return Err(
+                self.refused(format!("{} blocks, at most {BLOCKS_MAX} are allowed", blocks.len()))
+            );
         }
         Ok(())
     }
@@ -188,13 +166,7 @@ impl<'a> About<'a> {
             return Ok(());
         }
         let (store, name) = self.names();
-        Err(StoreError::OutOfRange {
-            store,
-            name,
-            length,
-            offset,
-            wanted,
-        })
+        Err(StoreError::OutOfRange { store, name, length, offset, wanted })
     }
 
     pub(crate) fn check_page_blob_size(self, size: u64) -> Result<()> {

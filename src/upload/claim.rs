@@ -41,10 +41,7 @@ async fn attempt(context: &UploadContext, owner: &ServerId) -> Result<Claim, Clo
     let present = context.log.manifest().await?;
     let (manifest, expected) = next(context.log.machine(), owner, present);
     let entropy = context.entropy.as_ref();
-    let etag = context
-        .log
-        .replace(&manifest, expected.as_ref(), entropy)
-        .await?;
+    let etag = context.log.replace(&manifest, expected.as_ref(), entropy).await?;
     Ok(Claim { manifest, etag })
 }
 

@@ -46,21 +46,14 @@ pub(super) struct Patience<'a> {
 
 impl<'a> Patience<'a> {
     pub(super) fn new(context: &'a UploadContext) -> Self {
-        Self {
-            context,
-            attempts: 0,
-            said: None,
-        }
+        Self { context, attempts: 0, said: None }
     }
 
     /// Waits before the next attempt: exponential with full jitter, so that a thousand machines
     /// do not come back to a recovering store in step.
     pub(super) async fn wait(&mut self, error: &UploadError) {
         let context = self.context;
-        context
-            .metrics
-            .store_retries
-            .fetch_add(1, Ordering::Relaxed);
+        context.metrics.store_retries.fetch_add(1, Ordering::Relaxed);
         self.attempts = self.attempts.saturating_add(1);
         if error.is_full() || self.attempts >= QUIET_ATTEMPTS {
             let text = chain(error);
@@ -82,10 +75,7 @@ impl Drop for Patience<'_> {
     fn drop(&mut self) {
         let Some(said) = self.said.take() else { return };
         let machine = self.context.metrics.machine(self.context.log.machine());
-        let mut trouble = machine
-            .trouble
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut trouble = machine.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if trouble.as_ref() == Some(&said) {
             *trouble = None;
         }
@@ -94,9 +84,7 @@ impl Drop for Patience<'_> {
 
 /// A wait between 0 and the attempt's ceiling.
 fn jitter(attempts: u32, random: u64) -> Duration {
-    let factor = 1_u32
-        .checked_shl(attempts.saturating_sub(1))
-        .unwrap_or(u32::MAX);
+    let factor = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
     let ceiling = WAIT_FIRST.saturating_mul(factor).min(WAIT_MAX);
     let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
     Duration::from_nanos(random % nanos.saturating_add(1))
@@ -124,16 +112,8 @@ mod tests {
             let ceiling = jitter(attempts, u64::MAX / 3).max(jitter(attempts, 59_999_999_999));
             assert!(ceiling <= WAIT_MAX, "{attempts}");
         }
-        assert_eq!(
-            jitter(1, 100_000_000),
-            WAIT_FIRST,
-            "the ceiling itself can be drawn"
-        );
-        assert_eq!(
-            jitter(1, 100_000_001),
-            Duration::ZERO,
-            "and so can no wait at all"
-        );
+        assert_eq!(jitter(1, 100_000_000), WAIT_FIRST, "the ceiling itself can be drawn");
+        assert_eq!(jitter(1, 100_000_001), Duration::ZERO, "and so can no wait at all");
         assert_eq!(jitter(60, 60_000_000_000), WAIT_MAX);
     }
 }

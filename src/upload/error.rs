@@ -137,9 +137,6 @@ impl UploadError {
 
     /// About the manifest or a page of `machine`.
     pub(super) fn log(machine: &MachineId, source: CloudLogError) -> Self {
-        Self::Log {
-            machine: machine.clone(),
-            source: Box::new(source),
-        }
+        Self::Log { machine: machine.clone(), source: Box::new(source) }
     }
 }

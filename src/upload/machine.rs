@@ -159,11 +159,8 @@ impl Upload {
                 ours: self.generation,
             });
         }
-        let delta = Waiting {
-            sealed,
-            uploaded: false,
-            accepted_at: self.context.clock.monotonic(),
-        };
+        let delta =
+            Waiting { sealed, uploaded: false, accepted_at: self.context.clock.monotonic() };
         let admitted = match first > self.published {
             true => self.queue.admit(delta),
             false => Err(Box::new(delta)),

@@ -124,10 +124,7 @@ async fn named(
     let machine = &manifest.machine;
     let entries = context.log.entries(manifest, manifest.truncated).await;
     let entries = entries.map_err(|source| UploadError::log(machine, source))?;
-    let pages = manifest
-        .pages
-        .iter()
-        .map(|page| names::manifest_page(machine, page.id));
+    let pages = manifest.pages.iter().map(|page| names::manifest_page(machine, page.id));
     let deltas = entries.iter().map(|entry| delta_name(machine, entry));
     Ok(pages.chain(deltas).collect())
 }
@@ -135,11 +132,7 @@ async fn named(
 fn store_error(context: &UploadContext, source: StoreError) -> UploadError {
     let machine = context.log.machine().clone();
     let name = names::manifest(&machine);
-    UploadError::Store {
-        machine,
-        name,
-        source: Box::new(source),
-    }
+    UploadError::Store { machine, name, source: Box::new(source) }
 }
 
 /// What an object is to a manifest.
@@ -163,15 +156,9 @@ fn verdict(manifest: &Manifest, named: &HashSet<ObjectName>, object: &ObjectName
     if let Some((generation, _, last, _)) = names::parse_delta(machine, object) {
         let dead = generation < manifest.generation
             || (generation == manifest.generation && last <= manifest.published);
-        return if dead {
-            Verdict::Orphan
-        } else {
-            Verdict::InFlight
-        };
+        return if dead { Verdict::Orphan } else { Verdict::InFlight };
     }
-    let page = object
-        .as_str()
-        .strip_prefix(&names::manifest_pages(machine));
+    let page = object.as_str().strip_prefix(&names::manifest_pages(machine));
     match page.and_then(DeltaId::parse) {
         Some(_) => Verdict::Orphan,
         None => Verdict::Stranger,

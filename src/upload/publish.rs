@@ -70,9 +70,7 @@ pub(super) async fn publish(context: UploadContext, claim: Claim, run: Vec<Waiti
 
 /// Only after [`name`] returned the manifest that names all of `run`.
 fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
-    let through = run
-        .last()
-        .map_or(Sequence::ZERO, |delta| delta.place().last);
+    let through = run.last().map_or(Sequence::ZERO, |delta| delta.place().last);
     assert!(through <= claim.manifest.published, "named before minted");
     let machine = context.metrics.machine(context.log.machine());
     let now = context.clock.monotonic();
@@ -88,16 +86,10 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
             machine.recoverable_time.fetch_max(time, Ordering::AcqRel);
         }
     }
-    machine.raise(Watermarks {
-        published: through,
-        ..Watermarks::default()
-    });
+    machine.raise(Watermarks { published: through, ..Watermarks::default() });
     Published {
         through,
-        entries: run
-            .iter()
-            .map(|delta| delta.sealed.entry().clone())
-            .collect(),
+        entries: run.iter().map(|delta| delta.sealed.entry().clone()).collect(),
         version: claim.manifest.version,
         etag: claim.etag.clone(),
     }
@@ -148,10 +140,7 @@ async fn attempt(
     paged.map_err(failed)?;
     let etag = log.replace(&next, Some(&present.etag), entropy).await;
     let etag = etag.map_err(failed)?;
-    Ok(Some(Claim {
-        manifest: next,
-        etag,
-    }))
+    Ok(Some(Claim { manifest: next, etag }))
 }
 
 /// What an earlier attempt named must be named as what it is; a published watermark beyond it is
@@ -168,10 +157,7 @@ async fn check_named(
     let entries = context.log.entries(manifest, after).await;
     let failed = |source| UploadError::log(&manifest.machine, source);
     let entries = entries.map_err(failed)?;
-    for delta in run
-        .iter()
-        .filter(|delta| delta.place().last > manifest.truncated)
-    {
+    for delta in run.iter().filter(|delta| delta.place().last > manifest.truncated) {
         let at = entries.partition_point(|entry| entry.last < delta.place().last);
         let entry = delta.sealed.entry();
         if entries.get(at) != Some(entry) {
@@ -210,12 +196,11 @@ fn extend(manifest: &Manifest, run: &[Waiting]) -> Result<Manifest, UploadError>
                 expected: next.last_delta,
             });
         }
-        next.epochs
-            .extend(sealed.epoch_begin().map(|begin| EpochEntry {
-                epoch: begin.epoch,
-                first: entry.first,
-                disks: begin.disks.clone(),
-            }));
+        next.epochs.extend(sealed.epoch_begin().map(|begin| EpochEntry {
+            epoch: begin.epoch,
+            first: entry.first,
+            disks: begin.disks.clone(),
+        }));
         if next.epochs.last().map(|epoch| epoch.epoch) != Some(entry.epoch) {
             return Err(UploadError::Epoch {
                 machine: machine.clone(),

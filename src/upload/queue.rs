@@ -22,11 +22,7 @@ pub(super) struct Waiting {
 impl Waiting {
     pub(super) fn place(&self) -> Place {
         let entry = self.sealed.entry();
-        Place {
-            first: entry.first,
-            last: entry.last,
-            uploaded: self.uploaded,
-        }
+        Place { first: entry.first, last: entry.last, uploaded: self.uploaded }
     }
 }
 
@@ -84,10 +80,7 @@ impl Queue {
     pub(super) fn retire(&mut self, published: Sequence) -> Vec<Waiting> {
         let places = self.waiting.values().map(Waiting::place);
         let count = publishable(published, places);
-        (0..count)
-            .filter_map(|_| self.waiting.pop_first())
-            .map(|(_, delta)| delta)
-            .collect()
+        (0..count).filter_map(|_| self.waiting.pop_first()).map(|(_, delta)| delta).collect()
     }
 
     /// Takes back what was taken out and could not be published.
@@ -115,11 +108,7 @@ mod tests {
 
     fn place(first: u64, last: u64, uploaded: bool) -> Place {
         let (first, last) = (Sequence(first), Sequence(last));
-        Place {
-            first,
-            last,
-            uploaded,
-        }
+        Place { first, last, uploaded }
     }
 
     /// Every subset of uploaded among five deltas, with and without one missing: what is published

@@ -66,24 +66,16 @@ async fn write(context: &UploadContext, name: &ObjectName, body: &Bytes) -> Resu
     let store = context.log.store();
     let block_bytes = context.block_bytes.clamp(1, BLOCK_BYTES_MAX) as usize;
     if body.len() <= block_bytes {
-        return store
-            .put(name, body.clone(), Condition::Absent)
-            .await
-            .map(|_| ());
+        return store.put(name, body.clone(), Condition::Absent).await.map(|_| ());
     }
     let blocks = pieces(body.len(), block_bytes).zip(0..).map(|(range, id)| {
         let piece = body.slice(range);
         async move { store.stage_block(name, BlockId(id), piece).await }
     });
     let staged = stream::iter(blocks).buffer_unordered(BLOCKS_IN_FLIGHT);
-    let count = staged
-        .try_fold(0_u32, async |count, ()| Ok(count + 1))
-        .await?;
+    let count = staged.try_fold(0_u32, async |count, ()| Ok(count + 1)).await?;
     let ids: Vec<_> = (0..count).map(BlockId).collect();
-    store
-        .commit_blocks(name, &ids, Condition::Absent)
-        .await
-        .map(|_| ())
+    store.commit_blocks(name, &ids, Condition::Absent).await.map(|_| ())
 }
 
 /// Whether exactly `body` stands under `name`; `false` when nothing does. Compared byte for byte,
@@ -121,9 +113,7 @@ async fn stands(
 }
 
 fn pieces(length: usize, piece: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    (0..length)
-        .step_by(piece)
-        .map(move |start| start..(start + piece).min(length))
+    (0..length).step_by(piece).map(move |start| start..(start + piece).min(length))
 }
 
 fn store_error(context: &UploadContext, name: &ObjectName, source: StoreError) -> UploadError {
@@ -139,11 +129,7 @@ fn lost(answer: StoreError) -> StoreError {
     match answer {
         StoreError::AlreadyExists { store, name } | StoreError::Precondition { store, name } => {
             let source = std::io::Error::other("refused, and yet nothing stands there");
-            StoreError::Ambiguous {
-                store,
-                name,
-                source: std::sync::Arc::new(source),
-            }
+            StoreError::Ambiguous { store, name, source: std::sync::Arc::new(source) }
         }
         other => other,
     }

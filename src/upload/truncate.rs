@@ -139,10 +139,7 @@ pub(super) async fn delete(
             }),
         }
     });
-    stream::iter(deletions)
-        .buffered(DELETIONS_IN_FLIGHT)
-        .try_collect()
-        .await
+    stream::iter(deletions).buffered(DELETIONS_IN_FLIGHT).try_collect().await
 }
 
 pub(super) fn delta_name(machine: &MachineId, entry: &DeltaEntry) -> ObjectName {
@@ -156,14 +153,8 @@ fn shorten(manifest: &Manifest, cut: Cut) -> Option<Manifest> {
     let gone = next.pages.drain(..pages).map(|page| page.last).next_back();
     next.truncated = gone.unwrap_or(next.truncated);
     if next.pages.is_empty() {
-        let entries = next
-            .entries
-            .partition_point(|entry| entry.last <= cut.through);
-        let gone = next
-            .entries
-            .drain(..entries)
-            .map(|entry| entry.last)
-            .next_back();
+        let entries = next.entries.partition_point(|entry| entry.last <= cut.through);
+        let gone = next.entries.drain(..entries).map(|entry| entry.last).next_back();
         next.truncated = gone.unwrap_or(next.truncated);
     }
     // An epoch is over when the next one begins at or before the first record that is left.

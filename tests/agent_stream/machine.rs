@@ -49,9 +49,7 @@ impl Machine {
             AgentDisk {
                 name: format!("disk{n}").parse().unwrap(),
                 path: disk,
-                capture: Capture::Nbd {
-                    socket: path(format!("disk{n}.sock")),
-                },
+                capture: Capture::Nbd { socket: path(format!("disk{n}.sock")) },
             }
         };
         let settings = AgentSettings {
@@ -67,10 +65,7 @@ impl Machine {
             bitmap_chunk_bytes: 65536,
             disks: disks.iter().enumerate().map(disk).collect(),
         };
-        Self {
-            directory,
-            settings,
-        }
+        Self { directory, settings }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -134,10 +129,7 @@ pub(crate) async fn until(
 
 /// Waits until everything is published and every bit is cleared.
 pub(crate) async fn settled(agent: &Agent) -> AgentStatus {
-    until(agent, "settled", |status| {
-        status.mode == "ordered" && status.unsettled_bytes == 0
-    })
-    .await
+    until(agent, "settled", |status| status.mode == "ordered" && status.unsettled_bytes == 0).await
 }
 
 /// Runs blocking calls of an export beside the agent's tasks.

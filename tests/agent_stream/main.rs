@@ -1,9 +1,6 @@
 //! The agent against a process server that checks the stream: kills, reconnects, overflow, restart.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on shall say where"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
 
 mod machine;
 mod server;

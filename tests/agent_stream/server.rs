@@ -119,9 +119,7 @@ impl Server {
     ) -> std::io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(transport);
         let (FromAgent::Hello(hello), _) = receive(&mut reader).await? else {
-            self.held()
-                .violations
-                .push("the first frame is no hello".into());
+            self.held().violations.push("the first frame is no hello".into());
             return Ok(());
         };
         let window = self.window.load(Ordering::Relaxed);
@@ -266,23 +264,15 @@ impl Held {
 
     fn follow(&mut self, record: &Record) {
         let at = record.sequence;
-        let after_begin = matches!(
-            self.log.last().map(|r| &r.change),
-            Some(Change::EpochBegin(_))
-        );
-        let initial = matches!(
-            record.change,
-            Change::CatchUpBegin(CatchUp::InitialReplication)
-        );
+        let after_begin = matches!(self.log.last().map(|r| &r.change), Some(Change::EpochBegin(_)));
+        let initial = matches!(record.change, Change::CatchUpBegin(CatchUp::InitialReplication));
         if self.log.len() as u64 + 1 == at.0 && after_begin && !initial {
-            self.violations
-                .push(format!("record {at} stands before its initial replication"));
+            self.violations.push(format!("record {at} stands before its initial replication"));
         }
         match &record.change {
             Change::EpochBegin(begin) => {
                 if begin.epoch.0 != self.epoch.0 + 1 {
-                    self.violations
-                        .push(format!("record {at} begins {:?}", begin.epoch));
+                    self.violations.push(format!("record {at} begins {:?}", begin.epoch));
                 }
                 self.epoch = begin.epoch;
             }
@@ -291,13 +281,11 @@ impl Held {
             }
             Change::CatchUpBegin(_) => self.catching_up = true,
             Change::CatchUpEnd if !self.catching_up => {
-                self.violations
-                    .push(format!("record {at} ends no catch-up"));
+                self.violations.push(format!("record {at} ends no catch-up"));
             }
             Change::CatchUpEnd => self.catching_up = false,
             Change::Bookmark(_) if self.catching_up => {
-                self.violations
-                    .push(format!("record {at} is a bookmark in a catch-up"));
+                self.violations.push(format!("record {at} is a bookmark in a catch-up"));
             }
             Change::Bookmark(_) | Change::Write { .. } | Change::Zero { .. } => {}
         }
@@ -326,11 +314,7 @@ impl Held {
                         .map(|disk| (disk.index, vec![0; disk.size_bytes as usize]))
                         .collect();
                 }
-                Change::Write {
-                    disk,
-                    extent,
-                    payload,
-                } => {
+                Change::Write { disk, extent, payload } => {
                     let image: &mut Vec<u8> = images.get_mut(disk).unwrap();
                     image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
                 }

@@ -39,8 +39,7 @@ async fn the_first_copy_runs_beside_live_writes_within_its_buffer() {
     let disk = export(&agent, 0);
     let writer = blocking(move || {
         for n in 0..400u64 {
-            disk.write((n * 7919 % 6144) * 4096, noise(4096, n).into(), false)
-                .unwrap();
+            disk.write((n * 7919 % 6144) * 4096, noise(4096, n).into(), false).unwrap();
         }
     });
     let watched = async {
@@ -61,16 +60,9 @@ async fn the_first_copy_runs_beside_live_writes_within_its_buffer() {
     no_violations(&server);
     equals_source(&server, &machine);
     let held = server.held();
-    assert!(matches!(
-        held.log[1].change,
-        Change::CatchUpBegin(CatchUp::InitialReplication)
-    ));
+    assert!(matches!(held.log[1].change, Change::CatchUpBegin(CatchUp::InitialReplication)));
     let begins = |record: &&Record| matches!(record.change, Change::CatchUpBegin(_));
-    assert_eq!(
-        held.log.iter().filter(begins).count(),
-        1,
-        "the copy never lost its order"
-    );
+    assert_eq!(held.log.iter().filter(begins).count(), 1, "the copy never lost its order");
     // Live writes before the Welcome are not teed, they are read with the rest.
     let live = held.received_bytes - (25 << 20);
     assert!(live <= 400 * 4096, "the disk is read once, {live} more");
@@ -95,9 +87,7 @@ async fn bookmarks_are_prefixes_whatever_is_killed() {
                 let (disk, at) = ((n % 2) as usize, (n * 2_654_435_761 % 4000) as usize * 512);
                 let bytes = noise((n as usize % 8 + 1) * 512, n);
                 images[disk][at..at + bytes.len()].copy_from_slice(&bytes);
-                disks[disk]
-                    .write(at as u64, bytes.into(), n.is_multiple_of(64))
-                    .unwrap();
+                disks[disk].write(at as u64, bytes.into(), n.is_multiple_of(64)).unwrap();
                 if n.is_multiple_of(50) {
                     let name = format!("n{n}");
                     if let Ok((_, at)) = agent.bookmark(&name, BookmarkKind::CrashConsistent) {
@@ -133,19 +123,12 @@ async fn bookmarks_are_prefixes_whatever_is_killed() {
         if held.bookmarks().contains(&(*sequence, name.clone())) {
             let found = held.images(*sequence);
             for (disk, image) in images.iter().enumerate() {
-                assert!(
-                    found[&DiskIndex(disk as u16)] == *image,
-                    "bookmark {name}, disk {disk}"
-                );
+                assert!(found[&DiskIndex(disk as u16)] == *image, "bookmark {name}, disk {disk}");
             }
             checked += 1;
         }
     }
-    assert!(
-        checked >= 10,
-        "{checked} of {} bookmarks could be compared",
-        points.len()
-    );
+    assert!(checked >= 10, "{checked} of {} bookmarks could be compared", points.len());
     assert!(held.hellos.len() > 20, "{} connections", held.hellos.len());
 }
 
@@ -179,10 +162,7 @@ async fn a_bookmark_cuts_all_disks_at_one_number() {
     let mut points = Vec::new();
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(3)).await;
-        let before: Vec<u64> = acknowledged
-            .iter()
-            .map(|n| n.load(Ordering::Acquire))
-            .collect();
+        let before: Vec<u64> = acknowledged.iter().map(|n| n.load(Ordering::Acquire)).collect();
         let (_, sequence) = agent.bookmark("", BookmarkKind::CrashConsistent).unwrap();
         points.push((sequence.0, before));
     }
@@ -229,9 +209,7 @@ async fn overlapping_writers_end_as_the_source_does() {
                     let at = (n * 13 + writer) % 40 * 512;
                     match n % 5 {
                         4 => disk.zero(at, 2048, true, false).unwrap(),
-                        _ => disk
-                            .write(at, noise(2048, n * 4 + writer).into(), false)
-                            .unwrap(),
+                        _ => disk.write(at, noise(2048, n * 4 + writer).into(), false).unwrap(),
                     }
                 }
             }))
@@ -261,8 +239,7 @@ async fn a_server_away_costs_the_bitmap_and_not_the_workload() {
     let disk = export(&agent, 0);
     blocking(move || {
         for n in 0..20u64 {
-            disk.write(n * 3 * CHUNK, noise(CHUNK as usize, n).into(), false)
-                .unwrap();
+            disk.write(n * 3 * CHUNK, noise(CHUNK as usize, n).into(), false).unwrap();
         }
     })
     .await;
@@ -276,11 +253,7 @@ async fn a_server_away_costs_the_bitmap_and_not_the_workload() {
     settled(&agent).await;
     no_violations(&server);
     equals_source(&server, &machine);
-    assert_eq!(
-        server.held().received_bytes - before,
-        20 * CHUNK,
-        "only what was dirty"
-    );
+    assert_eq!(server.held().received_bytes - before, 20 * CHUNK, "only what was dirty");
 }
 
 async fn until_text(machine: &Machine, wanted: &str) -> String {
@@ -305,8 +278,7 @@ async fn withheld_credit_is_the_same_and_ends_the_same() {
         let disk = export(&agent, 0);
         blocking(move || {
             for n in from..from + 60 {
-                disk.write(n * CHUNK, noise(CHUNK as usize, n).into(), false)
-                    .unwrap();
+                disk.write(n * CHUNK, noise(CHUNK as usize, n).into(), false).unwrap();
             }
         })
     };
@@ -348,10 +320,7 @@ async fn a_killed_agent_sends_again_only_what_may_have_changed() {
             }
         })
         .await;
-        until(&agent, "five chunks", |status| {
-            status.unsettled_bytes == 5 * CHUNK
-        })
-        .await;
+        until(&agent, "five chunks", |status| status.unsettled_bytes == 5 * CHUNK).await;
         if life % 2 == 1 {
             until(&agent, "sent", |status| status.durable == status.last).await;
         }
@@ -393,10 +362,7 @@ async fn an_agent_killed_in_its_first_copy_sends_the_rest() {
     equals_source(&server, &machine);
     let received = server.held().received_bytes;
     assert!(lives > 2, "{lives} lives");
-    assert!(
-        received < (32 << 20) + lives * (9 << 20),
-        "{received} bytes in {lives} lives"
-    );
+    assert!(received < (32 << 20) + lives * (9 << 20), "{received} bytes in {lives} lives");
     assert_eq!(server.held().epoch.0, 1);
 }
 
@@ -411,11 +377,7 @@ async fn after_an_orderly_stop_nothing_is_sent_again() {
     let late = Arc::clone(&disk);
     blocking(move || disk.write(0, noise(1 << 20, 3).into(), false).unwrap()).await;
     assert_eq!(agent.stop().await, Stopped::Clean);
-    assert!(
-        blocking(move || late.write(0, vec![1; 512].into(), false))
-            .await
-            .is_err()
-    );
+    assert!(blocking(move || late.write(0, vec![1; 512].into(), false)).await.is_err());
     server.goodbye().await;
     let (records, bytes) = {
         let held = server.held();
@@ -437,10 +399,7 @@ async fn after_an_orderly_stop_nothing_is_sent_again() {
     server.kill(false);
     let disk = export(&agent, 0);
     blocking(move || disk.write(0, noise(512, 5).into(), false).unwrap()).await;
-    assert_eq!(
-        agent.stop_within(Duration::from_secs(2)).await,
-        Stopped::Unsettled
-    );
+    assert_eq!(agent.stop_within(Duration::from_secs(2)).await, Stopped::Unsettled);
     no_violations(&server);
 }
 
@@ -473,18 +432,12 @@ async fn a_stream_that_somebody_else_writes_stops_replication_and_not_the_worklo
     let server = Server::new(4 << 20);
     let agent = machine.start(Arc::new(Direct(Arc::clone(&server)))).await;
     settled(&agent).await;
-    server.held().refuse = Some(Refuse {
-        code: Refusal::Foreign,
-        text: "somebody else".into(),
-    });
+    server.held().refuse = Some(Refuse { code: Refusal::Foreign, text: "somebody else".into() });
     let status = until(&agent, "halted", |status| status.halted).await;
     assert!(status.last_error.unwrap().contains("somebody else"));
     let disk = export(&agent, 0);
     blocking(move || disk.write(0, noise(512, 9).into(), true).unwrap()).await;
-    until(&agent, "bitmap", |status| {
-        status.mode == "bitmap" && status.dirty_bytes == CHUNK
-    })
-    .await;
+    until(&agent, "bitmap", |status| status.mode == "bitmap" && status.dirty_bytes == CHUNK).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -505,31 +458,18 @@ async fn requested_and_periodic_bookmarks_are_placed_or_refused_in_words() {
     let BookmarkOutcome::Placed(sequence) = outcome else {
         panic!("{outcome:?}");
     };
-    assert!(
-        server
-            .held()
-            .bookmarks()
-            .contains(&(sequence.0, "before upgrade".into()))
-    );
+    assert!(server.held().bookmarks().contains(&(sequence.0, "before upgrade".into())));
     let count = server.held().bookmarks().len();
     tokio::time::sleep(Duration::from_millis(100)).await; // ten of the policy's intervals
-    assert_eq!(
-        server.held().bookmarks().len(),
-        count,
-        "nothing was written, nothing is marked"
-    );
+    assert_eq!(server.held().bookmarks().len(), count, "nothing was written, nothing is marked");
     let disk = export(&agent, 0);
     blocking(move || disk.write(0, noise(512, 9).into(), false).unwrap()).await;
-    until(&agent, "marked", |_| {
-        server.held().bookmarks().len() == count + 1
-    })
-    .await;
+    until(&agent, "marked", |_| server.held().bookmarks().len() == count + 1).await;
     server.stalled.store(true, Ordering::Relaxed);
     let disk = export(&agent, 0);
     blocking(move || {
         for n in 0..200u64 {
-            disk.write(n % 16 * CHUNK, noise(CHUNK as usize, n).into(), false)
-                .unwrap();
+            disk.write(n % 16 * CHUNK, noise(CHUNK as usize, n).into(), false).unwrap();
         }
     })
     .await;
@@ -538,22 +478,13 @@ async fn requested_and_periodic_bookmarks_are_placed_or_refused_in_words() {
     assert!(
         matches!(reply(&server, 2).await, BookmarkOutcome::Refused(why) if why.contains("full"))
     );
-    assert!(
-        agent
-            .bookmark(&"x".repeat(129), BookmarkKind::CrashConsistent)
-            .is_err()
-    );
+    assert!(agent.bookmark(&"x".repeat(129), BookmarkKind::CrashConsistent).is_err());
     no_violations(&server);
 }
 
 async fn reply(server: &Server, id: u8) -> BookmarkOutcome {
     for _ in 0..2000 {
-        let found = server
-            .held()
-            .replies
-            .iter()
-            .find(|reply| reply.id.0[0] == id)
-            .cloned();
+        let found = server.held().replies.iter().find(|reply| reply.id.0[0] == id).cloned();
         if let Some(reply) = found {
             return reply.outcome;
         }
@@ -586,10 +517,7 @@ async fn in_mode_sync_a_write_is_durable_when_it_is_answered() {
     let disk = export(&agent, 0);
     blocking(move || disk.write(0, noise(512, 99).into(), false).unwrap()).await; // bounded
     let status = agent.status();
-    assert_eq!(
-        (status.mode, status.acknowledge),
-        ("bitmap", "sync-suspended")
-    );
+    assert_eq!((status.mode, status.acknowledge), ("bitmap", "sync-suspended"));
     server.stalled.store(false, Ordering::Relaxed);
     settled(&agent).await;
     assert_eq!(agent.status().acknowledge, "sync");

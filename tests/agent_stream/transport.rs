@@ -83,18 +83,13 @@ async fn nbd_in_tls_out() {
     let acceptor = certificates(&machine);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     // The first server does not exist: the next one is tried.
-    machine.settings.servers = vec![
-        "127.0.0.1:1".into(),
-        listener.local_addr().unwrap().to_string(),
-    ];
+    machine.settings.servers =
+        vec!["127.0.0.1:1".into(), listener.local_addr().unwrap().to_string()];
     let server = Server::new(4 << 20);
     let listening = tokio::spawn(listen(listener, acceptor, Arc::clone(&server)));
     let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
     let again = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
-    assert!(
-        matches!(again, Err(AgentError::StateInUse { .. })),
-        "{again:?}"
-    );
+    assert!(matches!(again, Err(AgentError::StateInUse { .. })), "{again:?}");
     settled(&agent).await;
     let socket = machine.path("disk0.sock");
     blocking(move || {
@@ -116,21 +111,10 @@ async fn nbd_in_tls_out() {
     server.goodbye().await;
     let held = server.held();
     assert!(held.violations.is_empty(), "{:?}", held.violations);
-    let image = held
-        .images(held.log.len() as u64)
-        .remove(&DiskIndex(0))
-        .unwrap();
+    let image = held.images(held.log.len() as u64).remove(&DiskIndex(0)).unwrap();
     assert!(image == machine.source(0));
-    assert!(
-        image[1 << 20..(1 << 20) + 65536]
-            .iter()
-            .all(|byte| *byte == 0)
-    );
-    assert!(
-        image[2 << 20..(2 << 20) + 65536]
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(image[1 << 20..(1 << 20) + 65536].iter().all(|byte| *byte == 0));
+    assert!(image[2 << 20..(2 << 20) + 65536].iter().all(|byte| *byte == 0));
     listening.abort();
 }
 

@@ -21,11 +21,7 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn disks() -> Vec<DiskSpec> {
-    vec![DiskSpec {
-        index: DiskIndex(0),
-        name: "root".parse().unwrap(),
-        size_bytes: 64 << 20,
-    }]
+    vec![DiskSpec { index: DiskIndex(0), name: "root".parse().unwrap(), size_bytes: 64 << 20 }]
 }
 
 pub(crate) fn hello(machine: &str) -> Hello {
@@ -110,10 +106,8 @@ impl Agent {
 
     pub(crate) async fn begin_epoch(&mut self, epoch: u32) {
         let (epoch, disks) = (Epoch(epoch), disks());
-        self.record(Change::EpochBegin(EpochBegin { epoch, disks }))
-            .await;
-        self.record(Change::CatchUpBegin(CatchUp::InitialReplication))
-            .await;
+        self.record(Change::EpochBegin(EpochBegin { epoch, disks })).await;
+        self.record(Change::CatchUpBegin(CatchUp::InitialReplication)).await;
         self.record(Change::CatchUpEnd).await;
     }
 
@@ -127,8 +121,7 @@ impl Agent {
     pub(crate) async fn record(&mut self, change: Change) -> u64 {
         let sequence = Sequence(self.next);
         self.next += 1;
-        self.say(&FromAgent::Record(Record { sequence, change }))
-            .await;
+        self.say(&FromAgent::Record(Record { sequence, change })).await;
         sequence.0
     }
 

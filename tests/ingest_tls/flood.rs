@@ -30,12 +30,7 @@ fn half_a_hello() -> Vec<u8> {
     let record = |content: Vec<u8>| [&[0x16, 3, 1, 0x3a, 0x98][..], &content[..]].concat();
     let mut first = vec![0; 15_000];
     first[..6].copy_from_slice(&[1, 0, 0xea, 0x60, 3, 3]);
-    [
-        record(first),
-        record(vec![0; 15_000]),
-        record(vec![0; 15_000]),
-    ]
-    .concat()
+    [record(first), record(vec![0; 15_000]), record(vec![0; 15_000])].concat()
 }
 
 /// One of the things that strangers do; all end by themselves or by the server's bounds.
@@ -152,15 +147,8 @@ async fn sitting_strangers_do_not_keep_an_agent_out() {
         agent.durable(3).await;
         ended(&mut sitting[0]).await;
         drop(agent);
-        let (mut agent, _) = Agent::welcomed(
-            &server,
-            &pair,
-            Hello {
-                epoch: Epoch(1),
-                ..hello("web-1")
-            },
-        )
-        .await;
+        let (mut agent, _) =
+            Agent::welcomed(&server, &pair, Hello { epoch: Epoch(1), ..hello("web-1") }).await;
         let sequence = agent.record(write(0, 512)).await;
         agent.durable(sequence).await;
     })
@@ -177,9 +165,7 @@ async fn a_stranger_has_the_handshakes_time_and_no_more() {
         };
         let server = Server::start(hasty).await;
         // Says nothing; and through TLS, but asks nothing.
-        let mut silent = TcpStream::connect(("127.0.0.1", server.port))
-            .await
-            .unwrap();
+        let mut silent = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
         let connector = server.ca.client(Some(&server.ca.machine("web-1")));
         let mut idle = connect(&connector, server.port).await.unwrap();
         ended(&mut silent).await;
@@ -191,19 +177,12 @@ async fn a_stranger_has_the_handshakes_time_and_no_more() {
 #[tokio::test]
 async fn more_connections_than_allowed_are_closed_at_once() {
     bounded(async {
-        let one = holdfast::settings::LimitSettings {
-            connections_max: 1,
-            ..limits()
-        };
+        let one = holdfast::settings::LimitSettings { connections_max: 1, ..limits() };
         let server = Server::start(one).await;
         let pair = server.ca.machine("web-1");
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
         agent.durable(3).await;
-        assert!(
-            connect(&server.ca.client(Some(&pair)), server.port)
-                .await
-                .is_err()
-        );
+        assert!(connect(&server.ca.client(Some(&pair)), server.port).await.is_err());
         let sequence = agent.record(write(0, 512)).await;
         agent.durable(sequence).await;
     })

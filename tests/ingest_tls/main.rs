@@ -15,7 +15,5 @@ use std::time::Duration;
 /// Nothing here may hang: each test has this long.
 pub(crate) async fn bounded<T>(test: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(120);
-    tokio::time::timeout(limit, test)
-        .await
-        .expect("the test hangs")
+    tokio::time::timeout(limit, test).await.expect("the test hangs")
 }

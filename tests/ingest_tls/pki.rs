@@ -28,10 +28,7 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         let issuer = Issuer::new(params, key);
-        Self {
-            issuer,
-            certificate,
-        }
+        Self { issuer, certificate }
     }
 
     pub(crate) fn issue(&self, names: Vec<SanType>, last_year: i32) -> Pair {

@@ -40,15 +40,9 @@ async fn only_certificates_of_this_site_that_name_one_role_get_in() {
         let other = Ca::new().machine("web-1");
         assert!(!answered(&server, ca, Some(&other)).await, "another CA");
         let two = ["spiffe://lab/machine/web-1", "spiffe://lab/machine/web-2"].map(uri);
-        assert!(
-            !answered(&server, ca, Some(&ca.issue(two.into(), 2999))).await,
-            "two names"
-        );
+        assert!(!answered(&server, ca, Some(&ca.issue(two.into(), 2999))).await, "two names");
         let dns = SanType::DnsName("web-1".try_into().unwrap());
-        assert!(
-            !answered(&server, ca, Some(&ca.issue(vec![dns], 2999))).await,
-            "no URI"
-        );
+        assert!(!answered(&server, ca, Some(&ca.issue(vec![dns], 2999))).await, "no URI");
         for bad in [
             "spiffe://other/machine/web-1",
             "spiffe://lab/machine/../web-1",
@@ -98,10 +92,7 @@ async fn each_role_has_its_paths() {
         ];
         for (pair, head, status) in cases {
             let (answer, _) = request(&server, pair, head).await;
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{head}: {answer}"
-            );
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
         }
         let long = format!("GET /{} HTTP/1.1", "x".repeat(64 << 10));
         let (answer, _) = request(&server, &machine, &long).await;
@@ -140,11 +131,7 @@ async fn tls_1_2_is_refused() {
             let output = tokio::task::spawn_blocking(openssl).await.unwrap();
             let output = output.expect("openssl is installed");
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(
-                text.contains("CONNECTION ESTABLISHED"),
-                good,
-                "{version}: {text}"
-            );
+            assert_eq!(text.contains("CONNECTION ESTABLISHED"), good, "{version}: {text}");
         }
     })
     .await;
@@ -154,13 +141,8 @@ async fn tls_1_2_is_refused() {
 async fn plain_http_is_refused() {
     bounded(async {
         let server = Server::start(limits()).await;
-        let mut socket = TcpStream::connect(("127.0.0.1", server.port))
-            .await
-            .unwrap();
-        socket
-            .write_all(b"GET /healthz HTTP/1.1\r\n\r\n")
-            .await
-            .unwrap();
+        let mut socket = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+        socket.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         let _ = socket.read_to_end(&mut answer).await;
         assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
@@ -175,10 +157,7 @@ async fn a_length_of_4_gib_is_refused_before_it_is_read() {
         let pair = server.ca.machine("web-1");
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
         let frame = holdfast::format::wire::encode_from_agent(&FromAgent::Record(
-            holdfast::model::Record {
-                sequence: Sequence(4),
-                change: write(0, 512),
-            },
+            holdfast::model::Record { sequence: Sequence(4), change: write(0, 512) },
         ));
         let mut header = frame.header;
         header[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -207,19 +186,13 @@ async fn trickling_and_silent_agents_are_cut_off() {
         let mut silent = Agent::tracking(&server, &pair, "web-1").await;
         assert!(silent.refused().await.text.contains("in time"));
         // One byte at a time is not faster than silence, in the header and in the payload.
-        let record = holdfast::model::Record {
-            sequence: Sequence(1),
-            change: write(0, 4096),
-        };
+        let record = holdfast::model::Record { sequence: Sequence(1), change: write(0, 4096) };
         let frame = holdfast::format::wire::encode_from_agent(&FromAgent::Record(record));
         for whole_header in [false, true] {
             let mut agent = Agent::upgraded(&server, &pair).await;
             let epoch = holdfast::model::Epoch(1);
             agent
-                .say(&FromAgent::Hello(holdfast::format::wire::Hello {
-                    epoch,
-                    ..hello("web-1")
-                }))
+                .say(&FromAgent::Hello(holdfast::format::wire::Hello { epoch, ..hello("web-1") }))
                 .await;
             let head = if whole_header { 40 } else { 1 };
             agent.tls.write_all(&frame.header[..head]).await.unwrap();
@@ -240,10 +213,7 @@ async fn trickling_and_silent_agents_are_cut_off() {
                 () = trickle => {}
             }
             let text = String::from_utf8_lossy(&heard);
-            assert!(
-                text.contains("in time"),
-                "header whole: {whole_header}, {text:?}"
-            );
+            assert!(text.contains("in time"), "header whole: {whole_header}, {text:?}");
         }
     })
     .await;

@@ -81,16 +81,8 @@ impl Machines for Log {
         certificate: &Fingerprint,
     ) -> Result<Arc<MachineLink>, OpenError> {
         let (machine, certificate) = (machine.clone(), *certificate);
-        if self
-            .revoked
-            .lock()
-            .unwrap()
-            .contains(&certificate.to_string())
-        {
-            return Err(OpenError::Revoked {
-                machine,
-                certificate,
-            });
+        if self.revoked.lock().unwrap().contains(&certificate.to_string()) {
+            return Err(OpenError::Revoked { machine, certificate });
         }
         let links = self.links.lock().unwrap();
         let link = links.get(&machine).cloned();
@@ -124,8 +116,7 @@ impl Server {
         };
         std::fs::write(&files.ca_certificate, ca.certificate.pem()).unwrap();
         let name = SanType::DnsName("holdfast".try_into().unwrap());
-        ca.issue(vec![name], 2999)
-            .write(&files.certificate, &files.key);
+        ca.issue(vec![name], 2999).write(&files.certificate, &files.key);
         let clock = System::clock();
         let tls = server_config(&files, clock.wall()).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
@@ -162,16 +153,7 @@ impl Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(ingest.serve(listener));
-        Self {
-            ca,
-            port,
-            metrics,
-            log,
-            cache_full,
-            running,
-            drain,
-            serving,
-        }
+        Self { ca, port, metrics, log, cache_full, running, drain, serving }
     }
 }
 

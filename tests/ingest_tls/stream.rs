@@ -23,16 +23,10 @@ async fn writes_arrive_as_they_were_and_are_acknowledged() {
         let changes: Vec<_> = (0..40).map(|n| write(n, 1 << 20 >> (n % 12))).collect();
         for change in changes.clone() {
             let sequence = agent.record(change).await;
-            agent
-                .acked(|ack| ack.durable.0 >= sequence && ack.published.0 >= sequence)
-                .await;
+            agent.acked(|ack| ack.durable.0 >= sequence && ack.published.0 >= sequence).await;
         }
         let kept = server.log.records("web-1");
-        let kept: Vec<_> = kept
-            .into_iter()
-            .skip(3)
-            .map(|record| record.change)
-            .collect();
+        let kept: Vec<_> = kept.into_iter().skip(3).map(|record| record.change).collect();
         assert_eq!(kept, changes);
         let (bytes_in, bytes_out, ..) = server.metrics.stage(holdfast::observe::Stage::Ingest);
         assert!(bytes_in > bytes_out && bytes_out > 1 << 20);
@@ -40,16 +34,7 @@ async fn writes_arrive_as_they_were_and_are_acknowledged() {
         assert_eq!(agent.hear().await, None);
         let (mut again, welcome) = {
             let (epoch, last) = (Epoch(1), Sequence(43));
-            Agent::welcomed(
-                &server,
-                &pair,
-                Hello {
-                    epoch,
-                    last,
-                    ..hello("web-1")
-                },
-            )
-            .await
+            Agent::welcomed(&server, &pair, Hello { epoch, last, ..hello("web-1") }).await
         };
         assert_eq!((welcome.durable.0, welcome.published.0), (43, 43));
         let sequence = again.record(write(0, 512)).await;
@@ -67,10 +52,7 @@ async fn repetitions_and_gaps_are_refused() {
         agent.next = 3;
         agent.record(write(0, 512)).await;
         assert_eq!(agent.refused().await.code, Refusal::Protocol);
-        let known = || Hello {
-            epoch: Epoch(1),
-            ..hello("web-1")
-        };
+        let known = || Hello { epoch: Epoch(1), ..hello("web-1") };
         let (mut agent, _) = Agent::welcomed(&server, &pair, known()).await;
         agent.next += 1;
         agent.record(write(0, 512)).await;
@@ -98,11 +80,7 @@ async fn a_newer_connection_waits_until_the_older_ones_records_are_durable() {
         while metrics.watermarks().received < Sequence(8) {
             tokio::task::yield_now().await;
         }
-        let known = Hello {
-            epoch: Epoch(1),
-            last: Sequence(8),
-            ..hello("web-1")
-        };
+        let known = Hello { epoch: Epoch(1), last: Sequence(8), ..hello("web-1") };
         let mut newer = Agent::upgraded(&server, &pair).await;
         newer.say(&FromAgent::Hello(known)).await;
         assert_eq!(older.refused().await.code, Refusal::Superseded);
@@ -120,12 +98,7 @@ async fn a_newer_connection_waits_until_the_older_ones_records_are_durable() {
         newer.next = 9;
         let sequence = newer.record(write(9, 4096)).await;
         newer.durable(sequence).await;
-        let sequences: Vec<_> = server
-            .log
-            .records("web-1")
-            .iter()
-            .map(|r| r.sequence.0)
-            .collect();
+        let sequences: Vec<_> = server.log.records("web-1").iter().map(|r| r.sequence.0).collect();
         assert_eq!(sequences, (1..=9).collect::<Vec<_>>());
     })
     .await;
@@ -138,11 +111,8 @@ async fn a_bookmark_travels_to_the_agent_and_back() {
         let pair = server.ca.machine("web-1");
         let link = server.log.link("web-1");
         let id = BookmarkId([4; 16]);
-        let request = || BookmarkRequest {
-            id,
-            kind: BookmarkKind::CrashConsistent,
-            name: "now".into(),
-        };
+        let request =
+            || BookmarkRequest { id, kind: BookmarkKind::CrashConsistent, name: "now".into() };
         let nobody = link.bookmark(request()).await;
         assert!(matches!(nobody, Err(BookmarkError::NotConnected { .. })));
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
@@ -152,29 +122,18 @@ async fn a_bookmark_travels_to_the_agent_and_back() {
             assert_eq!(asked, request());
             let at = Sequence(agent.record(bookmark(asked.id, &asked.name)).await);
             let outcome = BookmarkOutcome::Placed(at);
-            agent
-                .say(&FromAgent::Bookmark(BookmarkReply { id, outcome }))
-                .await;
+            agent.say(&FromAgent::Bookmark(BookmarkReply { id, outcome })).await;
             agent.durable(at.0).await;
         });
         assert_eq!(placed, Ok(Sequence(4)));
         let (refused, ()) = tokio::join!(link.bookmark(request()), async {
             agent.hear_request().await;
             let outcome = BookmarkOutcome::Refused("catching up".into());
-            agent
-                .say(&FromAgent::Bookmark(BookmarkReply { id, outcome }))
-                .await;
+            agent.say(&FromAgent::Bookmark(BookmarkReply { id, outcome })).await;
         });
         let reason = "catching up".to_owned();
         let machine = link.machine().clone();
-        assert_eq!(
-            refused,
-            Err(BookmarkError::Refused {
-                machine,
-                id,
-                reason
-            })
-        );
+        assert_eq!(refused, Err(BookmarkError::Refused { machine, id, reason }));
         let (gone, ()) = tokio::join!(link.bookmark(request()), async {
             agent.hear_request().await;
             agent.tls.shutdown().await.unwrap();
@@ -213,10 +172,8 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
 #[tokio::test]
 async fn what_the_receive_budget_does_not_cover_stays_with_the_agent() {
     bounded(async {
-        let small = holdfast::settings::LimitSettings {
-            receive_bytes_max: (2 << 20) + 4096,
-            ..limits()
-        };
+        let small =
+            holdfast::settings::LimitSettings { receive_bytes_max: (2 << 20) + 4096, ..limits() };
         let server = Server::start(small).await;
         let pair = server.ca.machine("web-1");
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
@@ -226,10 +183,7 @@ async fn what_the_receive_budget_does_not_cover_stays_with_the_agent() {
         let (mut reader, mut writer) = tokio::io::split(agent.tls);
         let sending = async {
             for n in 4..7 {
-                let record = Record {
-                    sequence: Sequence(n),
-                    change: write(n, 1 << 20),
-                };
+                let record = Record { sequence: Sequence(n), change: write(n, 1 << 20) };
                 let frame = encode_from_agent(&FromAgent::Record(record));
                 writer.write_all(&frame.header).await.unwrap();
                 writer.write_all(&frame.payload).await.unwrap();
@@ -267,13 +221,7 @@ async fn a_draining_server_says_so_and_ends() {
         assert_eq!(agent.refused().await.code, Refusal::NotOwner);
         drop(agent);
         (&mut server.serving).await.unwrap();
-        assert_eq!(
-            server
-                .metrics
-                .connections
-                .load(std::sync::atomic::Ordering::Relaxed),
-            0
-        );
+        assert_eq!(server.metrics.connections.load(std::sync::atomic::Ordering::Relaxed), 0);
     })
     .await;
 }
@@ -284,18 +232,12 @@ async fn a_disconnected_agent_may_come_again_and_one_whose_machine_ended_may_not
         let server = Server::start(limits()).await;
         let pair = server.ca.machine("web-1");
         let link = server.log.link("web-1");
-        let why = |code| Refuse {
-            code,
-            text: "for a reason".into(),
-        };
+        let why = |code| Refuse { code, text: "for a reason".into() };
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
         agent.durable(3).await;
         link.disconnect(why(Refusal::Busy));
         assert_eq!(agent.refused().await, why(Refusal::Busy));
-        let known = || Hello {
-            epoch: Epoch(1),
-            ..hello("web-1")
-        };
+        let known = || Hello { epoch: Epoch(1), ..hello("web-1") };
         let (mut agent, _) = Agent::welcomed(&server, &pair, known()).await;
         link.end(why(Refusal::NotOwner));
         assert_eq!(agent.refused().await, why(Refusal::NotOwner));

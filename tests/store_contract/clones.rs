@@ -42,19 +42,10 @@ async fn moved(mounted: &Mounted, bench: Bench) {
             assert!(copied.unwrap().success());
         }
         let here = bench.get_or_insert_with(|| within(&copy));
-        let writes = [
-            data(0, 512, round),
-            data(u64::from(round + 1) * G, 4096, round),
-        ];
-        here.store
-            .write_pages(&a, &writes, &guard(1, 0))
-            .await
-            .unwrap();
+        let writes = [data(0, 512, round), data(u64::from(round + 1) * G, 4096, round)];
+        here.store.write_pages(&a, &writes, &guard(1, 0)).await.unwrap();
         let id = here.store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
-        kept.push((
-            id,
-            here.store.read_pages(&a, None, 0, 16 * G).await.unwrap(),
-        ));
+        kept.push((id, here.store.read_pages(&a, None, 0, 16 * G).await.unwrap()));
     }
     let here = bench.unwrap();
     let shown = std::fs::read_to_string(copy.join(".pages/seed/a/state")).unwrap();
@@ -63,11 +54,7 @@ async fn moved(mounted: &Mounted, bench: Bench) {
         let (id, _) = kept.remove(gone);
         here.store.delete_snapshot(&a, &id).await.unwrap();
         for (id, content) in &kept {
-            let read = here
-                .store
-                .read_pages(&a, Some(id), 0, 16 * G)
-                .await
-                .unwrap();
+            let read = here.store.read_pages(&a, Some(id), 0, 16 * G).await.unwrap();
             assert!(read == content, "snapshot {id:?} changed");
         }
     }

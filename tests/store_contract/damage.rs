@@ -14,15 +14,9 @@ async fn blob(path: &Path) -> Dir {
     let a = name("seed/a");
     store.create_pages(&a, SIZE).await.unwrap();
     store.acquire_lease(&a, lease(1), 60).await.unwrap();
-    store
-        .write_pages(&a, &[data(0, 4096, 1)], &guard(1, 0))
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 4096, 1)], &guard(1, 0)).await.unwrap();
     store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
-    store
-        .write_pages(&a, &[data(0, 4096, 2)], &guard(1, 0))
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 4096, 2)], &guard(1, 0)).await.unwrap();
     store
 }
 
@@ -31,10 +25,7 @@ fn damaged<T>(result: Result<T, StoreError>, path: &str) {
         panic!("{path}: damage was not found");
     };
     assert_eq!(error.class(), Class::Poison, "{error}");
-    assert!(
-        error.to_string().contains(path),
-        "{error} does not name {path}"
-    );
+    assert!(error.to_string().contains(path), "{error} does not name {path}");
 }
 
 #[tokio::test]
@@ -69,19 +60,14 @@ async fn each_damaged_file_is_named() {
         harm(&directory.path().join(&file));
         damaged(store.read_pages(&a, Some(&first), 0, SIZE).await, &file);
         // Writing needs the map; it needs the snapshot's bytes only to keep more of them.
-        let write = store
-            .write_pages(&a, &[data(65536, 512, 3)], &guard(1, 0))
-            .await;
+        let write = store.write_pages(&a, &[data(65536, 512, 3)], &guard(1, 0)).await;
         damaged(write, &file);
         let base = store.read_pages(&a, None, 0, SIZE).await;
         assert_eq!(base.is_ok(), base_is_readable, "{file}");
         // Others stay usable, now and after opening again.
         drop(store);
         let store = Dir::open(directory.path(), System::clock()).unwrap();
-        store
-            .put(&name("b"), bytes("x"), Condition::Absent)
-            .await
-            .unwrap();
+        store.put(&name("b"), bytes("x"), Condition::Absent).await.unwrap();
     }
 }
 
@@ -95,18 +81,7 @@ async fn strangers_in_the_directory_are_left_alone() {
     std::os::unix::fs::symlink("/etc/hostname", stranger.join("link")).unwrap();
     let store = Dir::open(directory.path(), System::clock()).unwrap();
     assert!(store.list("").await.unwrap().is_empty());
-    assert_ne!(
-        kind(store.read(&name("vault/link")).await),
-        "ok",
-        "a link was followed"
-    );
-    assert_eq!(
-        kind(
-            store
-                .put(&name("vault"), bytes("x"), Condition::Always)
-                .await
-        ),
-        "refused"
-    );
+    assert_ne!(kind(store.read(&name("vault/link")).await), "ok", "a link was followed");
+    assert_eq!(kind(store.put(&name("vault"), bytes("x"), Condition::Always).await), "refused");
     assert!(stranger.join("Not Ours").exists());
 }

@@ -25,16 +25,8 @@ pub(crate) async fn the_table(bench: Bench) {
     let store = &*bench.store;
     // Leased by 1, number 0.
     assert_eq!(guarded(store, guard(1, 0)).await, ["ok"; 4]);
-    assert_eq!(
-        guarded(store, guard(2, 0)).await,
-        ["fenced"; 4],
-        "wrong lease"
-    );
-    assert_eq!(
-        guarded(store, guard(1, 1)).await,
-        ["fenced"; 4],
-        "number too high"
-    );
+    assert_eq!(guarded(store, guard(2, 0)).await, ["fenced"; 4], "wrong lease");
+    assert_eq!(guarded(store, guard(1, 1)).await, ["fenced"; 4], "number too high");
     assert_eq!(raise(store, 5, lease(2)).await, "fenced");
     assert_eq!(kind(store.delete_pages(&a, None).await), "fenced");
     assert_eq!(kind(store.delete_pages(&a, Some(lease(2))).await), "fenced");
@@ -52,17 +44,9 @@ pub(crate) async fn the_table(bench: Bench) {
     assert_eq!(guarded(store, guard(1, 0)).await, ["fenced"; 4], "broken");
     assert_eq!(kind(store.renew_lease(&a, lease(1)).await), "fenced");
     store.acquire_lease(&a, lease(2), 15).await.unwrap();
-    assert_eq!(
-        guarded(store, guard(1, 0)).await,
-        ["fenced"; 4],
-        "leased by another"
-    );
+    assert_eq!(guarded(store, guard(1, 0)).await, ["fenced"; 4], "leased by another");
     assert_eq!(raise(store, 7, lease(2)).await, "ok");
-    assert_eq!(
-        guarded(store, guard(2, 0)).await,
-        ["fenced"; 4],
-        "number too low"
-    );
+    assert_eq!(guarded(store, guard(2, 0)).await, ["fenced"; 4], "number too low");
     assert_eq!(guarded(store, guard(2, 7)).await, ["ok"; 4]);
     // The old one comes back after the new one's lease ran out: the number still fences it.
     bench.clock.move_seconds(15);
@@ -70,11 +54,7 @@ pub(crate) async fn the_table(bench: Bench) {
     assert_eq!(guarded(store, guard(1, 0)).await, ["fenced"; 4]);
     store.release_lease(&a, lease(1)).await.unwrap();
     store.release_lease(&a, lease(1)).await.unwrap(); // its first answer may have been lost
-    assert_eq!(
-        guarded(store, guard(1, 7)).await,
-        ["fenced"; 4],
-        "given back"
-    );
+    assert_eq!(guarded(store, guard(1, 7)).await, ["fenced"; 4], "given back");
     store.delete_pages(&a, None).await.unwrap();
 }
 
@@ -84,16 +64,10 @@ pub(crate) async fn a_lease_is_taken_twice_by_its_holder(bench: Bench) {
     store.acquire_lease(&a, lease(1), 15).await.unwrap();
     assert_eq!(kind(store.acquire_lease(&a, lease(2), 15).await), "fenced");
     for seconds in [0, 14, 61, u32::MAX] {
-        assert_eq!(
-            kind(store.acquire_lease(&a, lease(1), seconds).await),
-            "refused"
-        );
+        assert_eq!(kind(store.acquire_lease(&a, lease(1), seconds).await), "refused");
     }
     let nobody = name("nobody");
-    assert_eq!(
-        kind(store.acquire_lease(&nobody, lease(1), 15).await),
-        "not found"
-    );
+    assert_eq!(kind(store.acquire_lease(&nobody, lease(1), 15).await), "not found");
 }
 
 pub(crate) async fn a_lease_runs_out(bench: Bench) {

@@ -45,31 +45,19 @@ pub(crate) struct Bench {
 
 pub(crate) fn memory() -> Bench {
     let clock = Hands::new();
-    Bench {
-        store: Arc::new(Memory::new(Arc::clone(&clock) as _)),
-        clock,
-        _directory: None,
-    }
+    Bench { store: Arc::new(Memory::new(Arc::clone(&clock) as _)), clock, _directory: None }
 }
 
 pub(crate) fn dir() -> Bench {
     let clock = Hands::new();
     let directory = tempfile::tempdir().unwrap();
-    Bench {
-        store: open(directory.path(), &clock),
-        clock,
-        _directory: Some(directory),
-    }
+    Bench { store: open(directory.path(), &clock), clock, _directory: Some(directory) }
 }
 
 /// A store in a directory that somebody else removes.
 pub(crate) fn within(path: &Path) -> Bench {
     let clock = Hands::new();
-    Bench {
-        store: open(path, &clock),
-        clock,
-        _directory: None,
-    }
+    Bench { store: open(path, &clock), clock, _directory: None }
 }
 
 pub(crate) fn open(path: &Path, clock: &Arc<Hands>) -> Arc<dyn Store> {
@@ -94,10 +82,7 @@ pub(crate) fn lease(number: u8) -> LeaseId {
 }
 
 pub(crate) fn guard(number: u8, sequence_number: u64) -> PageGuard {
-    PageGuard {
-        lease: lease(number),
-        sequence_number,
-    }
+    PageGuard { lease: lease(number), sequence_number }
 }
 
 pub(crate) fn data(offset: u64, length: usize, fill: u8) -> PageWrite {
@@ -114,11 +99,7 @@ pub(crate) fn clear(offset: u64, length: u64) -> PageWrite {
 pub(crate) async fn owned(bench: &Bench, text: &str, size: u64) -> ObjectName {
     let name = name(text);
     bench.store.create_pages(&name, size).await.unwrap();
-    bench
-        .store
-        .acquire_lease(&name, lease(1), 60)
-        .await
-        .unwrap();
+    bench.store.acquire_lease(&name, lease(1), 60).await.unwrap();
     name
 }
 

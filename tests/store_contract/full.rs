@@ -17,36 +17,21 @@ async fn objects(kind_of: &str) {
     let store = Dir::open(&mounted.path, System::clock()).unwrap();
     let (a, b) = (name("vault/a"), name("log/b"));
     let body = |fill| Bytes::from(vec![fill; 2 * MIB]);
-    store
-        .put(&a, Bytes::from_static(b"old"), Condition::Absent)
-        .await
-        .unwrap();
+    store.put(&a, Bytes::from_static(b"old"), Condition::Absent).await.unwrap();
     store.stage_block(&b, BlockId(0), body(1)).await.unwrap();
     store.stage_block(&b, BlockId(1), body(2)).await.unwrap();
     mounted.fill(1 << 20);
     let two = [BlockId(0), BlockId(1)];
     for _ in 0..3 {
-        assert_eq!(
-            kind(store.put(&a, body(3), Condition::Always).await),
-            "full"
-        );
-        assert_eq!(
-            kind(store.stage_block(&b, BlockId(2), body(3)).await),
-            "full"
-        );
-        assert_eq!(
-            kind(store.commit_blocks(&b, &two, Condition::Absent).await),
-            "full"
-        );
+        assert_eq!(kind(store.put(&a, body(3), Condition::Always).await), "full");
+        assert_eq!(kind(store.stage_block(&b, BlockId(2), body(3)).await), "full");
+        assert_eq!(kind(store.commit_blocks(&b, &two, Condition::Absent).await), "full");
         assert_eq!(store.read(&a).await.unwrap().0, "old");
         assert_eq!(kind(store.read(&b).await), "not found");
     }
     assert_eq!(mounted.temporaries().len(), 2, "only the two staged blocks");
     mounted.free();
-    store
-        .commit_blocks(&b, &two, Condition::Absent)
-        .await
-        .unwrap();
+    store.commit_blocks(&b, &two, Condition::Absent).await.unwrap();
     assert_eq!(store.read(&b).await.unwrap().0, [body(1), body(2)].concat());
     assert!(mounted.temporaries().is_empty());
 }
@@ -61,10 +46,7 @@ async fn pages(kind_of: &str) {
     store.create_pages(&a, size).await.unwrap();
     store.acquire_lease(&a, lease(1), 60).await.unwrap();
     let by = guard(1, 0);
-    store
-        .write_pages(&a, &[data(0, 3 * MIB, 1)], &by)
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 3 * MIB, 1)], &by).await.unwrap();
     let first = store.snapshot(&a, "", &by).await.unwrap();
     let image = store.read_pages(&a, None, 0, size).await.unwrap();
     mounted.fill(1 << 20);
@@ -76,23 +58,14 @@ async fn pages(kind_of: &str) {
         assert_eq!(kind(store.write_pages(&a, &over, &by).await), "full");
         for snapshot in [None, Some(&first)] {
             let now = store.read_pages(&a, snapshot, 0, size).await.unwrap();
-            assert!(
-                now == image,
-                "{snapshot:?} changed although there was no room"
-            );
+            assert!(now == image, "{snapshot:?} changed although there was no room");
         }
     }
     // A little room is enough for a little: what failed did not eat it.
-    store
-        .write_pages(&a, &[data(0, 4096, 8), clear(8192, 512)], &by)
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 4096, 8), clear(8192, 512)], &by).await.unwrap();
     store.flush_pages(&a, &by).await.unwrap();
     mounted.free();
-    store
-        .write_pages(&a, &[data(0, 3 * MIB, 3)], &by)
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 3 * MIB, 3)], &by).await.unwrap();
     let kept = store.read_pages(&a, Some(&first), 0, size).await.unwrap();
     assert!(kept == image);
 }

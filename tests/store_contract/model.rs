@@ -36,11 +36,7 @@ impl Action {
         let most = if dice.one_in(4) { left } else { left.min(40) };
         let sectors = 1 + dice.below(most);
         match dice.below(20) {
-            0..9 => Self::Write {
-                at,
-                sectors,
-                fill: 1 + dice.below(255) as u8,
-            },
+            0..9 => Self::Write { at, sectors, fill: 1 + dice.below(255) as u8 },
             9..12 => Self::Clear { at, sectors },
             12..14 => Self::Flush,
             14..17 => Self::Snapshot,
@@ -105,21 +101,14 @@ async fn run(
             for range in ranges {
                 rest[(range.start - base) as usize..(range.end - base) as usize].fill(0);
             }
-            prop_assert!(
-                rest.iter().all(|byte| *byte == 0),
-                "ranges of {id:?} miss bytes"
-            );
+            prop_assert!(rest.iter().all(|byte| *byte == 0), "ranges of {id:?} miss bytes");
         }
     }
     Ok(())
 }
 
 pub(crate) async fn histories_match_a_vector(bench: Bench) {
-    let config = Config {
-        cases: 24,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
     // The second place lies over the border between two map sectors (4000 granules).
     for base in [0, 3998 * (64 << 10)] {
         let mut count = 0;

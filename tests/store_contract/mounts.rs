@@ -13,10 +13,7 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     let output = output.map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!(
-            "{program}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )),
+        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr))),
     }
 }
 
@@ -44,10 +41,7 @@ impl Mounted {
         match mounted {
             Ok(()) => Some(Self { directory, path }),
             Err(why) => {
-                assert!(
-                    std::env::var_os("CI").is_none(),
-                    "cannot mount {kind}: {why}"
-                );
+                assert!(std::env::var_os("CI").is_none(), "cannot mount {kind}: {why}");
                 eprintln!("skipped: tests on {kind}: {why}");
                 None
             }

@@ -20,10 +20,7 @@ pub(crate) async fn conditions_decide(bench: Bench) {
     let second = put("2", Condition::Matches(first.clone())).await.unwrap();
     assert_ne!(first, second);
     assert_eq!(store.read(&a).await.unwrap(), (bytes("2"), second.clone()));
-    assert_eq!(
-        kind(put("3", Condition::Matches(first)).await),
-        "precondition"
-    );
+    assert_eq!(kind(put("3", Condition::Matches(first)).await), "precondition");
     let third = put("3", Condition::Always).await.unwrap();
     assert_eq!(store.properties(&a).await.unwrap().etag, third);
     assert_eq!(kind(store.delete(&a, stale).await), "precondition");
@@ -38,10 +35,7 @@ pub(crate) async fn a_repeated_commit_is_told(bench: Bench) {
     for (block, text) in blocks.iter().zip(["one", "two"]) {
         store.stage_block(&a, *block, bytes(text)).await.unwrap();
     }
-    let etag = store
-        .commit_blocks(&a, &blocks, Condition::Absent)
-        .await
-        .unwrap();
+    let etag = store.commit_blocks(&a, &blocks, Condition::Absent).await.unwrap();
     let again = store.commit_blocks(&a, &blocks, Condition::Absent).await;
     assert_eq!(kind(again), "already exists");
     assert_eq!(store.read(&a).await.unwrap(), (bytes("onetwo"), etag));
@@ -53,10 +47,7 @@ pub(crate) async fn a_repeated_commit_is_told(bench: Bench) {
 pub(crate) async fn a_lost_answer_is_read_back(bench: Bench) {
     let store = Arc::new(Faulty::new(bench.store));
     let a = name("vault/a");
-    let old = store
-        .put(&a, bytes("old"), Condition::Absent)
-        .await
-        .unwrap();
+    let old = store.put(&a, bytes("old"), Condition::Absent).await.unwrap();
     for (fault, holds) in [(Fault::RequestLost, "old"), (Fault::AnswerLost, "new")] {
         store.add(Rule::on(Op::Put, fault).times(1));
         let condition = Condition::Matches(old.clone());
@@ -66,10 +57,7 @@ pub(crate) async fn a_lost_answer_is_read_back(bench: Bench) {
         assert_eq!(content, holds);
         // Repeating it: the swap happens at most once, and equal content is the same version.
         if holds == "new" {
-            assert_eq!(
-                kind(store.put(&a, bytes("new"), condition).await),
-                "precondition"
-            );
+            assert_eq!(kind(store.put(&a, bytes("new"), condition).await), "precondition");
             let same = Condition::Matches(etag.clone());
             assert_eq!(store.put(&a, bytes("new"), same).await.unwrap(), etag);
         }
@@ -91,24 +79,13 @@ pub(crate) async fn blocks_join_in_order(bench: Bench) {
     assert_eq!(kind(commit(&[1, 9], Condition::Absent).await), "refused");
     let stale = Condition::Matches(ETag("stale".to_owned()));
     assert_eq!(kind(commit(&[7], stale).await), "precondition");
-    assert_eq!(
-        kind(store.read(&a).await),
-        "not found",
-        "staged is invisible"
-    );
+    assert_eq!(kind(store.read(&a).await), "not found", "staged is invisible");
     commit(&[7, 1], Condition::Absent).await.unwrap();
     assert_eq!(store.read(&a).await.unwrap().0, "CA");
-    assert_eq!(
-        kind(commit(&[2], Condition::Always).await),
-        "refused",
-        "discarded"
-    );
+    assert_eq!(kind(commit(&[2], Condition::Always).await), "refused", "discarded");
     // One block alone takes another way than several: condition, then content, then retry.
     stage(3, "only").await.unwrap();
-    assert_eq!(
-        kind(commit(&[3], Condition::Absent).await),
-        "already exists"
-    );
+    assert_eq!(kind(commit(&[3], Condition::Absent).await), "already exists");
     commit(&[3], Condition::Always).await.unwrap();
     assert_eq!(store.read(&a).await.unwrap().0, "only");
     commit(&[], Condition::Always).await.unwrap();
@@ -117,23 +94,11 @@ pub(crate) async fn blocks_join_in_order(bench: Bench) {
 
 pub(crate) async fn ranges_end_where_the_object_ends(bench: Bench) {
     let (store, a) = (bench.store, name("r"));
-    store
-        .put(&a, bytes("0123456789"), Condition::Absent)
-        .await
-        .unwrap();
+    store.put(&a, bytes("0123456789"), Condition::Absent).await.unwrap();
     for (offset, length, expected) in [(0, 10, "0123456789"), (3, 4, "3456"), (10, 0, "")] {
-        assert_eq!(
-            store.read_range(&a, offset, length).await.unwrap(),
-            expected
-        );
+        assert_eq!(store.read_range(&a, offset, length).await.unwrap(), expected);
     }
-    for (offset, length) in [
-        (0, 11),
-        (10, 1),
-        (11, 0),
-        (u64::MAX, 1),
-        (1, u64::MAX >> 40),
-    ] {
+    for (offset, length) in [(0, 11), (10, 1), (11, 0), (u64::MAX, 1), (1, u64::MAX >> 40)] {
         let range = store.read_range(&a, offset, length).await;
         assert_eq!(kind(range), "out of range", "{offset}+{length}");
     }
@@ -143,31 +108,15 @@ pub(crate) async fn ranges_end_where_the_object_ends(bench: Bench) {
 pub(crate) async fn listings_are_sorted_and_prefixed(bench: Bench) {
     let store = bench.store;
     for text in ["m/b/2", "m/a/10", "m/a/1", "m-x", "m/ab", "seed/q"] {
-        store
-            .put(&name(text), bytes("xyz"), Condition::Absent)
-            .await
-            .unwrap();
+        store.put(&name(text), bytes("xyz"), Condition::Absent).await.unwrap();
     }
     store.create_pages(&name("seed/p"), 1024).await.unwrap();
-    store
-        .stage_block(&name("m/a/3"), BlockId(0), bytes("s"))
-        .await
-        .unwrap();
+    store.stage_block(&name("m/a/3"), BlockId(0), bytes("s")).await.unwrap();
     let list = async |prefix: &str| -> Vec<String> {
         let rows = store.list(prefix).await.unwrap();
-        rows.iter()
-            .map(|row| format!("{}:{}", row.name, row.length))
-            .collect()
+        rows.iter().map(|row| format!("{}:{}", row.name, row.length)).collect()
     };
-    let all = [
-        "m-x:3",
-        "m/a/1:3",
-        "m/a/10:3",
-        "m/ab:3",
-        "m/b/2:3",
-        "seed/p:1024",
-        "seed/q:3",
-    ];
+    let all = ["m-x:3", "m/a/1:3", "m/a/10:3", "m/ab:3", "m/b/2:3", "seed/p:1024", "seed/q:3"];
     assert_eq!(list("").await, all);
     assert_eq!(list("m/a").await, ["m/a/1:3", "m/a/10:3", "m/ab:3"]);
     assert_eq!(list("m/a/").await, ["m/a/1:3", "m/a/10:3"]);
@@ -202,18 +151,9 @@ pub(crate) async fn kinds_do_not_mix(bench: Bench) {
     assert_eq!(kind(store.create_pages(&b, 512).await), "already exists");
     assert_eq!(kind(store.page_properties(&b).await), "refused");
     assert_eq!(kind(store.break_lease(&b).await), "refused");
-    assert_eq!(
-        kind(store.put(&p, bytes("x"), Condition::Absent).await),
-        "already exists"
-    );
-    assert_eq!(
-        kind(store.put(&p, bytes("x"), Condition::Always).await),
-        "refused"
-    );
-    assert_eq!(
-        kind(store.stage_block(&p, BlockId(0), bytes("x")).await),
-        "refused"
-    );
+    assert_eq!(kind(store.put(&p, bytes("x"), Condition::Absent).await), "already exists");
+    assert_eq!(kind(store.put(&p, bytes("x"), Condition::Always).await), "refused");
+    assert_eq!(kind(store.stage_block(&p, BlockId(0), bytes("x")).await), "refused");
     assert_eq!(kind(store.read(&p).await), "refused");
     assert_eq!(kind(store.delete(&p, Condition::Always).await), "refused");
     assert_eq!(store.properties(&p).await.unwrap().length, 512);
@@ -222,23 +162,11 @@ pub(crate) async fn kinds_do_not_mix(bench: Bench) {
 pub(crate) async fn limits_are_enforced(bench: Bench) {
     let (store, a) = (bench.store, name("l"));
     let long = Bytes::from(vec![0; BLOCK_BYTES_MAX as usize + 1]);
-    assert_eq!(
-        kind(store.stage_block(&a, BlockId(0), Bytes::new()).await),
-        "refused"
-    );
-    assert_eq!(
-        kind(store.stage_block(&a, BlockId(0), long.clone()).await),
-        "refused"
-    );
-    assert_eq!(
-        kind(store.put(&a, long, Condition::Always).await),
-        "refused"
-    );
+    assert_eq!(kind(store.stage_block(&a, BlockId(0), Bytes::new()).await), "refused");
+    assert_eq!(kind(store.stage_block(&a, BlockId(0), long.clone()).await), "refused");
+    assert_eq!(kind(store.put(&a, long, Condition::Always).await), "refused");
     let list = vec![BlockId(0); 50_001];
-    assert_eq!(
-        kind(store.commit_blocks(&a, &list, Condition::Always).await),
-        "refused"
-    );
+    assert_eq!(kind(store.commit_blocks(&a, &list, Condition::Always).await), "refused");
     assert_eq!(kind(store.read(&a).await), "not found");
 }
 
@@ -279,8 +207,6 @@ pub(crate) async fn giving_up_an_object_gives_up_its_blocks(bench: Bench) {
     let (store, a) = (bench.store, name("log/3"));
     store.stage_block(&a, BlockId(0), bytes("x")).await.unwrap();
     assert_eq!(kind(store.delete(&a, Condition::Always).await), "not found");
-    let gone = store
-        .commit_blocks(&a, &[BlockId(0)], Condition::Absent)
-        .await;
+    let gone = store.commit_blocks(&a, &[BlockId(0)], Condition::Absent).await;
     assert_eq!(kind(gone), "refused");
 }

@@ -33,28 +33,13 @@ pub(crate) async fn azures_rules_hold(bench: Bench) {
         assert_eq!(write(writes).await, "refused", "{:?}", writes[0].offset);
     }
     let all = store.read_pages(&a, None, 0, 16 << 20).await.unwrap();
-    assert!(
-        all.iter().all(|byte| *byte == 0),
-        "a refused call changed something"
-    );
-    assert_eq!(
-        write(&[data(0, longest, 1), clear(8 << 20, 8 << 20)]).await,
-        "ok"
-    );
+    assert!(all.iter().all(|byte| *byte == 0), "a refused call changed something");
+    assert_eq!(write(&[data(0, longest, 1), clear(8 << 20, 8 << 20)]).await, "ok");
     let label = "x".repeat(257);
-    assert_eq!(
-        kind(store.snapshot(&a, &label, &guard(1, 0)).await),
-        "refused"
-    );
+    assert_eq!(kind(store.snapshot(&a, &label, &guard(1, 0)).await), "refused");
     for (offset, length) in [(16 << 20, 1), (0, (16 << 20) + 1), (u64::MAX, 2)] {
-        assert_eq!(
-            kind(store.read_pages(&a, None, offset, length).await),
-            "out of range"
-        );
-        assert_eq!(
-            kind(store.page_ranges(&a, None, offset, length).await),
-            "out of range"
-        );
+        assert_eq!(kind(store.read_pages(&a, None, offset, length).await), "out of range");
+        assert_eq!(kind(store.page_ranges(&a, None, offset, length).await), "out of range");
     }
 }
 
@@ -63,10 +48,7 @@ pub(crate) async fn holes_read_as_zeros(bench: Bench) {
     let store = &bench.store;
     let writes = [data(G - 512, 1024, 7), data(SIZE - 512, 512, 9)];
     store.write_pages(&a, &writes, &guard(1, 0)).await.unwrap();
-    store
-        .write_pages(&a, &[clear(G, 512)], &guard(1, 0))
-        .await
-        .unwrap();
+    store.write_pages(&a, &[clear(G, 512)], &guard(1, 0)).await.unwrap();
     store.flush_pages(&a, &guard(1, 0)).await.unwrap();
     let mut expected = vec![0; SIZE as usize];
     expected[G as usize - 512..G as usize].fill(7);
@@ -89,25 +71,12 @@ pub(crate) async fn ranges_name_all_bytes(bench: Bench) {
     write(clear(3 * G, G)).await;
     for (snapshot, wanted, without) in [(None, 9 * G, 3 * G), (Some(&first), 3 * G, 9 * G)] {
         let ranges = store.page_ranges(&a, snapshot, 0, SIZE).await.unwrap();
-        assert!(
-            ranges.windows(2).all(|pair| pair[0].end < pair[1].start),
-            "{ranges:?}"
-        );
-        let names = |at: u64| {
-            ranges
-                .iter()
-                .any(|range| (range.start..range.end).contains(&at))
-        };
+        assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+        let names = |at: u64| ranges.iter().any(|range| (range.start..range.end).contains(&at));
         assert!(names(wanted) && names(wanted + 4095), "{ranges:?}");
         assert!(!names(without), "a hole is listed: {ranges:?}");
-        let inside = store
-            .page_ranges(&a, snapshot, wanted + 512, 1024)
-            .await
-            .unwrap();
-        assert_eq!(
-            (inside[0].start, inside[0].end),
-            (wanted + 512, wanted + 1536)
-        );
+        let inside = store.page_ranges(&a, snapshot, wanted + 512, 1024).await.unwrap();
+        assert_eq!((inside[0].start, inside[0].end), (wanted + 512, wanted + 1536));
     }
 }
 
@@ -117,11 +86,7 @@ pub(crate) async fn snapshots_keep_their_bytes(bench: Bench) {
     let mut kept: Vec<(SnapshotId, Bytes)> = Vec::new();
     for round in 1..=5_u8 {
         let at = u64::from(round) * G;
-        let writes = [
-            data(0, 512, round),
-            data(at, G as usize, round),
-            clear(SIZE - 512, 512),
-        ];
+        let writes = [data(0, 512, round), data(at, G as usize, round), clear(SIZE - 512, 512)];
         store.write_pages(&a, &writes, &guard(1, 0)).await.unwrap();
         let id = store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
         kept.push((id, store.read_pages(&a, None, 0, SIZE).await.unwrap()));
@@ -137,10 +102,7 @@ pub(crate) async fn snapshots_keep_their_bytes(bench: Bench) {
         }
         let (id, _) = kept.remove(gone);
         store.delete_snapshot(&a, &id).await.unwrap();
-        assert_eq!(
-            kind(store.read_pages(&a, Some(&id), 0, 512).await),
-            "not found"
-        );
+        assert_eq!(kind(store.read_pages(&a, Some(&id), 0, 512).await), "not found");
         assert_eq!(kind(store.delete_snapshot(&a, &id).await), "not found");
     }
     assert_eq!(store.list_snapshots(&a).await.unwrap(), []);
@@ -159,39 +121,24 @@ pub(crate) async fn snapshots_are_listed_by_age(bench: Bench) {
     let listed = store.list_snapshots(&a).await.unwrap();
     let labels: Vec<&str> = listed.iter().map(|one| &*one.label).collect();
     assert_eq!(labels, ["c", "b", "b", "d"]);
-    assert!(
-        listed.is_sorted_by(|a, b| a.id < b.id),
-        "ordered by age as text"
-    );
+    assert!(listed.is_sorted_by(|a, b| a.id < b.id), "ordered by age as text");
 }
 
 pub(crate) async fn gone_means_gone(bench: Bench) {
     let a = owned(&bench, "seed/a", SIZE).await;
     let store = &bench.store;
-    store
-        .write_pages(&a, &[data(0, 512, 1)], &guard(1, 0))
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 512, 1)], &guard(1, 0)).await.unwrap();
     let id = store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
-    store
-        .delete_pages(&a, Some(crate::fixture::lease(1)))
-        .await
-        .unwrap();
+    store.delete_pages(&a, Some(crate::fixture::lease(1))).await.unwrap();
     assert_eq!(kind(store.delete_pages(&a, None).await), "not found");
     assert_eq!(kind(store.page_properties(&a).await), "not found");
-    assert_eq!(
-        kind(store.acquire_lease(&a, crate::fixture::lease(1), 15).await),
-        "not found"
-    );
+    assert_eq!(kind(store.acquire_lease(&a, crate::fixture::lease(1), 15).await), "not found");
     assert_eq!(store.list("").await.unwrap(), []);
     // The next of that name begins anew.
     let a = owned(&bench, "seed/a", 1024).await;
     let content = store.read_pages(&a, None, 0, 1024).await.unwrap();
     assert!(content.iter().all(|byte| *byte == 0));
-    assert_eq!(
-        kind(store.read_pages(&a, Some(&id), 0, 512).await),
-        "not found"
-    );
+    assert_eq!(kind(store.read_pages(&a, Some(&id), 0, 512).await), "not found");
     let body = PageBody::Data(Bytes::from_static(&[1; 512]));
     let write = PageWrite { offset: 0, body };
     store.write_pages(&a, &[write], &guard(1, 0)).await.unwrap();

@@ -18,20 +18,9 @@ use crate::fixture::{Dice, Hands, clear, data, fast_directory, guard, kind, leas
 use crate::model::{Action, SIZE};
 
 enum Pending {
-    Bytes {
-        path: PathBuf,
-        offset: u64,
-        old: Vec<u8>,
-        old_length: u64,
-    },
-    Placed {
-        path: PathBuf,
-        before: Option<PathBuf>,
-    },
-    Removed {
-        path: PathBuf,
-        kept: PathBuf,
-    },
+    Bytes { path: PathBuf, offset: u64, old: Vec<u8>, old_length: u64 },
+    Placed { path: PathBuf, before: Option<PathBuf> },
+    Removed { path: PathBuf, kept: PathBuf },
 }
 
 #[derive(Default)]
@@ -68,23 +57,14 @@ impl Log {
 
     fn record(&mut self, keep: &Path, step: Step<'_>) -> io::Result<()> {
         match step {
-            Step::Write {
-                path,
-                offset,
-                length,
-            } => {
+            Step::Write { path, offset, length } => {
                 let file = File::open(path)?;
                 let old_length = file.metadata()?.len();
                 let end = (offset + length).min(old_length);
                 let mut old = vec![0; end.saturating_sub(offset) as usize];
                 file.read_exact_at(&mut old, offset.min(old_length))?;
                 let path = path.to_owned();
-                self.pending.push(Pending::Bytes {
-                    path,
-                    offset,
-                    old,
-                    old_length,
-                });
+                self.pending.push(Pending::Bytes { path, offset, old, old_length });
             }
             Step::Sync { path: synced } => self.pending.retain(
                 |pending| !matches!(pending, Pending::Bytes { path, .. } if path == synced),
@@ -138,12 +118,7 @@ impl Power {
                 names_go = names_go && !dice.one_in(3);
             }
             match pending {
-                Pending::Bytes {
-                    path,
-                    offset,
-                    old,
-                    old_length,
-                } => {
+                Pending::Bytes { path, offset, old, old_length } => {
                     let Ok(file) = File::options().write(true).open(&path) else {
                         continue;
                     };
@@ -230,10 +205,7 @@ impl World {
     async fn take(&mut self, store: &Dir) {
         self.owner += 1;
         store.break_lease(&self.blob).await.unwrap();
-        store
-            .acquire_lease(&self.blob, lease(self.owner), 60)
-            .await
-            .unwrap();
+        store.acquire_lease(&self.blob, lease(self.owner), 60).await.unwrap();
     }
 
     async fn act(&mut self, store: &Dir, action: Action) -> Result<()> {
@@ -249,9 +221,7 @@ impl World {
             }
             Action::Clear { at, sectors } => {
                 self.images.push(image);
-                store
-                    .write_pages(blob, &[clear(at * 512, sectors * 512)], &by)
-                    .await?;
+                store.write_pages(blob, &[clear(at * 512, sectors * 512)], &by).await?;
             }
             Action::Flush => {
                 store.flush_pages(blob, &by).await?;
@@ -302,27 +272,17 @@ impl World {
             assert!(before - self.snapshots.len() <= 1, "{why}: snapshots lost");
         }
         let ids: Vec<_> = self.snapshots.iter().map(|(id, _)| id).collect();
-        assert_eq!(
-            ids,
-            found.iter().map(|one| &one.id).collect::<Vec<_>>(),
-            "{why}"
-        );
+        assert_eq!(ids, found.iter().map(|one| &one.id).collect::<Vec<_>>(), "{why}");
         for (id, image) in &self.snapshots {
             let content = store.read_pages(blob, Some(id), 0, SIZE).await;
             let content = content.unwrap_or_else(|error| panic!("{why}: {error}"));
-            let differs = content
-                .chunks(512)
-                .zip(image.chunks(512))
-                .position(|(a, b)| a != b);
+            let differs = content.chunks(512).zip(image.chunks(512)).position(|(a, b)| a != b);
             assert_eq!(differs, None, "{why}: sector of snapshot {id:?}");
         }
         let now = store.read_pages(blob, None, 0, SIZE).await.unwrap();
         for (at, sector) in now.chunks(512).enumerate() {
             let legal = |image: &Vec<u8>| image[at * 512..][..512] == *sector;
-            assert!(
-                self.images.iter().any(legal),
-                "{why}: sector {at} of the blob"
-            );
+            assert!(self.images.iter().any(legal), "{why}: sector {at} of the blob");
         }
         self.images.push(now.to_vec());
         self.unanswered = None;
@@ -399,9 +359,7 @@ async fn what_a_killed_process_left_unsynced_is_not_trusted() {
             world.take(&store).await;
             world.run(&store, again.as_slice()).await;
             if step % 4 == 0 {
-                world
-                    .run(&store, &self::history(seed << 32 | step, 12))
-                    .await;
+                world.run(&store, &self::history(seed << 32 | step, 12)).await;
             }
             drop(store);
             world.power.cut(&mut Dice(step));
@@ -429,10 +387,7 @@ async fn a_failed_flush_ends_the_lease() {
     let once = Arc::new(FailOnce(Mutex::new(true)));
     let store = Dir::open_watched(&path, Arc::clone(&world.clock) as _, once).unwrap();
     let (blob, by) = (&world.blob, guard(1, 0));
-    store
-        .write_pages(blob, &[data(0, 512, 1)], &by)
-        .await
-        .unwrap();
+    store.write_pages(blob, &[data(0, 512, 1)], &by).await.unwrap();
     assert_eq!(kind(store.flush_pages(blob, &by).await), "io");
     for _ in 0..2 {
         assert_eq!(kind(store.flush_pages(blob, &by).await), "fenced");
@@ -442,10 +397,7 @@ async fn a_failed_flush_ends_the_lease() {
     }
     store.break_lease(blob).await.unwrap();
     store.acquire_lease(blob, lease(2), 60).await.unwrap();
-    store
-        .write_pages(blob, &[data(0, 512, 1)], &guard(2, 0))
-        .await
-        .unwrap();
+    store.write_pages(blob, &[data(0, 512, 1)], &guard(2, 0)).await.unwrap();
     store.flush_pages(blob, &guard(2, 0)).await.unwrap();
 }
 
@@ -459,10 +411,7 @@ async fn a_put_is_whole_or_absent() {
             let directory = fast_directory();
             let keep = directory.path().join("kept by the test");
             std::fs::create_dir(&keep).unwrap();
-            let power = Arc::new(Power {
-                log: Mutex::default(),
-                keep,
-            });
+            let power = Arc::new(Power { log: Mutex::default(), keep });
             let path = directory.path().join("store");
             let open = || {
                 let watch = Arc::clone(&power) as _;
@@ -471,24 +420,14 @@ async fn a_put_is_whole_or_absent() {
             let store = open();
             let (old, new) = (vec![1; 3000], vec![2; 5000]);
             if !create {
-                store
-                    .put(&a, old.clone().into(), Condition::Absent)
-                    .await
-                    .unwrap();
+                store.put(&a, old.clone().into(), Condition::Absent).await.unwrap();
             }
             power.stop_at(Some(step));
-            let told = store
-                .put(&a, new.clone().into(), Condition::Always)
-                .await
-                .is_ok();
+            let told = store.put(&a, new.clone().into(), Condition::Always).await.is_ok();
             let done = power.steps() < step;
             drop(store);
             power.cut(&mut Dice(step));
-            let found = open()
-                .read(&a)
-                .await
-                .map(|(content, _)| content.to_vec())
-                .ok();
+            let found = open().read(&a).await.map(|(content, _)| content.to_vec()).ok();
             let before = (!create).then_some(old);
             let legal = found == Some(new) || (!told && found == before);
             assert!(
@@ -513,10 +452,7 @@ async fn what_is_told_to_exist_survives() {
     for step in 0..64 {
         let world = World::new().await;
         let store = world.open();
-        store
-            .put(&name("vault/other"), vec![0].into(), Condition::Absent)
-            .await
-            .unwrap();
+        store.put(&name("vault/other"), vec![0].into(), Condition::Absent).await.unwrap();
         world.power.stop_at(Some(step));
         let first = kind(store.put(&a, vec![1].into(), Condition::Absent).await);
         drop(store);
@@ -526,16 +462,9 @@ async fn what_is_told_to_exist_survives() {
         drop(store);
         world.power.cut(&mut Dice(step));
         let expected = if second == "ok" { 2 } else { 1 };
-        assert_eq!(
-            world.open().read(&a).await.unwrap().0[..],
-            [expected],
-            "step {step}"
-        );
+        assert_eq!(world.open().read(&a).await.unwrap().0[..], [expected], "step {step}");
         if first == "ok" {
-            assert!(
-                told_to_exist > 0,
-                "the moment between link and sync was not met"
-            );
+            assert!(told_to_exist > 0, "the moment between link and sync was not met");
             return;
         }
         told_to_exist += u32::from(second == "already exists");
@@ -562,15 +491,9 @@ async fn new_directories_are_synced_up_to_the_root() {
     let synced = Arc::new(Synced::default());
     let store = Dir::open_watched(&root, Hands::new() as _, Arc::clone(&synced) as _).unwrap();
     let condition = holdfast::store::Condition::Absent;
-    store
-        .put(&name("vault/deep/document"), vec![1].into(), condition)
-        .await
-        .unwrap();
+    store.put(&name("vault/deep/document"), vec![1].into(), condition).await.unwrap();
     let synced = synced.0.lock().unwrap();
     for expected in ["", "vault", "vault/deep"] {
-        assert!(
-            synced.contains(&root.join(expected)),
-            "{expected:?} of {synced:?}"
-        );
+        assert!(synced.contains(&root.join(expected)), "{expected:?} of {synced:?}");
     }
 }

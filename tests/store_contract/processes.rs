@@ -23,10 +23,7 @@ fn another_process() {
     };
     let (role, path) = role.split_once(' ').unwrap();
     let path = Path::new(path);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     runtime.block_on(async {
         match role {
             "count" => count_up(&Dir::open(path, System::clock()).unwrap(), 50).await,
@@ -55,11 +52,7 @@ impl Other {
             .unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self {
-            child,
-            input,
-            output,
-        }
+        Self { child, input, output }
     }
 
     /// The next line that begins with '>', without it.
@@ -96,9 +89,7 @@ fn say(line: &str) {
 #[tokio::test]
 async fn swaps_from_many_processes_lose_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let mut others: Vec<Other> = (0..4)
-        .map(|_| Other::start("count", directory.path()))
-        .collect();
+    let mut others: Vec<Other> = (0..4).map(|_| Other::start("count", directory.path())).collect();
     for other in &mut others {
         assert!(other.child.wait().unwrap().success());
     }
@@ -125,9 +116,7 @@ async fn pause(path: &Path) {
     let store = Dir::open_watched(path, System::clock(), watch).unwrap();
     for fill in [1, 2] {
         let write = data(0, 4096, fill);
-        let result = store
-            .write_pages(&name("seed/zombie"), &[write], &guard(1, 0))
-            .await;
+        let result = store.write_pages(&name("seed/zombie"), &[write], &guard(1, 0)).await;
         say(kind(result));
     }
 }
@@ -137,10 +126,7 @@ async fn take_over(store: Arc<Dir>) {
     store.break_lease(&a).await.unwrap();
     store.acquire_lease(&a, lease(2), 60).await.unwrap();
     store.raise_sequence_number(&a, 1, lease(2)).await.unwrap();
-    store
-        .write_pages(&a, &[data(0, 4096, 9)], &guard(2, 1))
-        .await
-        .unwrap();
+    store.write_pages(&a, &[data(0, 4096, 9)], &guard(2, 1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,10 +141,7 @@ async fn a_zombie_cannot_write_after_a_takeover() {
     // The takeover waits for the paused owner. Given the time to go wrong, it must not get through.
     let mut takeover = tokio::spawn(take_over(Arc::clone(&store)));
     let early = tokio::time::timeout(Duration::from_millis(300), &mut takeover).await;
-    assert!(
-        early.is_err(),
-        "the owner was between check and write, and was passed"
-    );
+    assert!(early.is_err(), "the owner was between check and write, and was passed");
     zombie.go_on();
     assert_eq!(zombie.line().as_deref(), Some("ok"));
     takeover.await.unwrap();
@@ -169,20 +152,14 @@ async fn a_zombie_cannot_write_after_a_takeover() {
         other => panic!("{other:?}"),
     }
     let content = store.read_pages(&a, None, 0, 4096).await.unwrap();
-    assert!(
-        content.iter().all(|byte| *byte == 9),
-        "an old owner's bytes came last"
-    );
+    assert!(content.iter().all(|byte| *byte == 9), "an old owner's bytes came last");
 }
 
 /// A killed owner's lock and staging go with it.
 async fn stage(path: &Path) {
     use holdfast::store::BlockId;
     let store = Dir::open(path, System::clock()).unwrap();
-    store
-        .stage_block(&name("log/1"), BlockId(0), bytes("theirs"))
-        .await
-        .unwrap();
+    store.stage_block(&name("log/1"), BlockId(0), bytes("theirs")).await.unwrap();
     say("staged");
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
@@ -191,11 +168,7 @@ async fn stage(path: &Path) {
 async fn staging_of_the_dead_is_swept_and_of_the_living_is_not() {
     use holdfast::store::BlockId;
     let directory = tempfile::tempdir().unwrap();
-    let count = || {
-        std::fs::read_dir(directory.path().join(".staging"))
-            .unwrap()
-            .count()
-    };
+    let count = || std::fs::read_dir(directory.path().join(".staging")).unwrap().count();
     let mut others = [0, 1].map(|_| Other::start("stage", directory.path()));
     for other in &mut others {
         assert_eq!(other.line().as_deref(), Some("staged"));
@@ -203,25 +176,16 @@ async fn staging_of_the_dead_is_swept_and_of_the_living_is_not() {
     let store = Dir::open(directory.path(), System::clock()).unwrap();
     assert_eq!(count(), 3);
     let a = name("log/1");
-    let theirs = store
-        .commit_blocks(&a, &[BlockId(0)], Condition::Absent)
-        .await;
+    let theirs = store.commit_blocks(&a, &[BlockId(0)], Condition::Absent).await;
     assert_eq!(kind(theirs), "refused", "another's staged block was taken");
     let [mut dead, _living] = others;
     dead.child.kill().unwrap();
     dead.child.wait().unwrap();
     drop(Dir::open(directory.path(), System::clock()).unwrap());
-    assert_eq!(
-        count(),
-        2,
-        "the dead one's is swept, the living one's is not"
-    );
+    assert_eq!(count(), 2, "the dead one's is swept, the living one's is not");
 }
 
-const WORKER: PageGuard = PageGuard {
-    lease: LeaseId([7; 16]),
-    sequence_number: 0,
-};
+const WORKER: PageGuard = PageGuard { lease: LeaseId([7; 16]), sequence_number: 0 };
 
 /// Does what the seed says and tells before and after each action.
 async fn work(path: &Path, seed: u64) {
@@ -319,17 +283,10 @@ async fn snapshots_survive_kills_at_any_moment() {
             _ => {}
         }
         let ids: Vec<_> = snapshots.iter().map(|(id, _)| id).collect();
-        assert_eq!(
-            ids,
-            listed.iter().map(|one| &one.id).collect::<Vec<_>>(),
-            "seed {seed}"
-        );
+        assert_eq!(ids, listed.iter().map(|one| &one.id).collect::<Vec<_>>(), "seed {seed}");
         for (id, expected) in &snapshots {
             let found = store.read_pages(&blob, Some(id), 0, SIZE).await.unwrap();
-            assert!(
-                found == *expected,
-                "seed {seed}: snapshot {id:?} after {within:?}"
-            );
+            assert!(found == *expected, "seed {seed}: snapshot {id:?} after {within:?}");
         }
         let now = store.read_pages(&blob, None, 0, SIZE).await.unwrap();
         let mut after = image.clone();

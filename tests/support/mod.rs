@@ -26,19 +26,13 @@ pub fn eventually<T>(what: &str, seconds: u64, mut probe: impl FnMut() -> Option
             return found;
         }
         let waited = System.monotonic() - start;
-        assert!(
-            waited < Duration::from_secs(seconds),
-            "{what}: not within {seconds} s"
-        );
+        assert!(waited < Duration::from_secs(seconds), "{what}: not within {seconds} s");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// Lets `millis` pass, for killing at a random moment.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a random moment is what the test is about"
-)]
+#[allow(clippy::disallowed_methods, reason = "a random moment is what the test is about")]
 pub fn pause(millis: u64) {
     std::thread::sleep(Duration::from_millis(millis));
 }
@@ -53,9 +47,7 @@ pub fn skipped(why: &str) {
 /// Whether all tools are there; says which is not.
 pub fn have(tools: &[&str]) -> bool {
     let missing = tools.iter().find(|tool| {
-        let found = Command::new("sh")
-            .args(["-c", &format!("command -v {tool}")])
-            .output();
+        let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output();
         !found.is_ok_and(|output| output.status.success())
     });
     if let Some(tool) = missing {
@@ -66,25 +58,15 @@ pub fn have(tools: &[&str]) -> bool {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Runs a command to its end and insists on success.
 pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Output {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("{program}: {error}");
-        });
-    let args: Vec<_> = args
-        .iter()
-        .map(|arg| arg.as_ref().to_string_lossy())
-        .collect();
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| {
+        panic!("{program}: {error}");
+    });
+    let args: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
     assert!(
         output.status.success(),
         "{program} {}: {}\n{}{}",
@@ -108,22 +90,11 @@ impl Site {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, metrics_port) = (free_port(), free_port());
-        let site = Self {
-            directory,
-            port,
-            metrics_port,
-        };
+        let site = Self { directory, port, metrics_port };
         let root = site.root();
         let store = format!("dir:{}", site.path("store").display());
         let listen = format!("127.0.0.1:{port}");
-        site.holdfast(&[
-            "init",
-            root.to_str().unwrap(),
-            "--store",
-            &store,
-            "--listen",
-            &listen,
-        ]);
+        site.holdfast(&["init", root.to_str().unwrap(), "--store", &store, "--listen", &listen]);
         site.set("metrics_listen", format!("127.0.0.1:{metrics_port}"));
         site.set("cache.segment_bytes", 4 << 20);
         site.set("cache.bytes_max", 64 << 20);
@@ -166,11 +137,7 @@ impl Site {
         let output = self.try_holdfast(args);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         let err = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "holdfast {args:?}: {}\n{out}{err}",
-            output.status
-        );
+        assert!(output.status.success(), "holdfast {args:?}: {}\n{out}{err}", output.status);
         out
     }
 
@@ -205,10 +172,7 @@ impl Site {
 
     pub fn serve(&self) -> Process {
         let config = self.config();
-        let serve = Process::spawn(
-            &self.path("serve.log"),
-            &["serve", "--config", text(&config)],
-        );
+        let serve = Process::spawn(&self.path("serve.log"), &["serve", "--config", text(&config)]);
         let url = format!("http://127.0.0.1:{}/healthz", self.metrics_port);
         serve.ready("the process server answers", 60, || curl(&url).map(drop));
         serve
@@ -216,10 +180,7 @@ impl Site {
 
     pub fn apply(&self) -> Process {
         let config = self.config();
-        Process::spawn(
-            &self.path("apply.log"),
-            &["apply", "--config", text(&config)],
-        )
+        Process::spawn(&self.path("apply.log"), &["apply", "--config", text(&config)])
     }
 
     /// The metrics page.
@@ -232,19 +193,12 @@ impl Site {
     pub fn status(&self, machine: &str) -> Option<serde_json::Value> {
         let text = curl(&format!("http://127.0.0.1:{}/v1/status", self.metrics_port))?;
         let all: serde_json::Value = serde_json::from_str(&text).ok()?;
-        all["machines"]
-            .as_array()?
-            .iter()
-            .find(|m| m["machine"] == machine)
-            .cloned()
+        all["machines"].as_array()?.iter().find(|m| m["machine"] == machine).cloned()
     }
 
     /// All recovery points of a machine, from the store.
     pub fn points(&self, machine: &str) -> Vec<serde_json::Value> {
-        self.json(&["points", machine])["points"]
-            .as_array()
-            .unwrap()
-            .clone()
+        self.json(&["points", machine])["points"].as_array().unwrap().clone()
     }
 
     /// Exports a disk at a point as raw.
@@ -252,9 +206,7 @@ impl Site {
         let name = point.replace([':', '/'], "-");
         let out = self.path(&format!("{machine}-{disk}-{name}.out"));
         let _ = fs::remove_file(&out);
-        let args = [
-            "export", machine, "--disk", disk, "--point", point, "--format", "raw",
-        ];
+        let args = ["export", machine, "--disk", disk, "--point", point, "--format", "raw"];
         let mut args = args.to_vec();
         args.extend(["--out", text(&out)]);
         self.holdfast(&args);
@@ -275,9 +227,7 @@ pub fn set(file: &Path, key: &str, value: toml::Value) {
     let last = parts.pop().unwrap();
     let mut at = &mut table;
     for part in parts {
-        let entry = at
-            .entry(part)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let entry = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         at = entry.as_table_mut().unwrap();
     }
     at.insert(last.to_owned(), value);
@@ -286,14 +236,8 @@ pub fn set(file: &Path, key: &str, value: toml::Value) {
 
 /// Body of a successful GET.
 pub fn curl(url: &str) -> Option<String> {
-    let output = Command::new("curl")
-        .args(["-sf", "--max-time", "5", url])
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new("curl").args(["-sf", "--max-time", "5", url]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub fn text(path: &Path) -> &str {
@@ -329,9 +273,7 @@ impl AgentSite {
         for disk in disks {
             let socket = self.socket(disk);
             agent.ready("the agent serves its disk", 60, || {
-                std::os::unix::net::UnixStream::connect(&socket)
-                    .ok()
-                    .map(drop)
+                std::os::unix::net::UnixStream::connect(&socket).ok().map(drop)
             });
         }
         agent
@@ -371,11 +313,7 @@ impl Process {
             .stderr(file)
             .spawn()
             .unwrap();
-        Self {
-            child,
-            log: log.to_owned(),
-            name: args[0].to_owned(),
-        }
+        Self { child, log: log.to_owned(), name: args[0].to_owned() }
     }
 
     pub fn pid(&self) -> u32 {
@@ -388,12 +326,7 @@ impl Process {
         while probe().is_none() {
             let gone = !Path::new(&format!("/proc/{}/exe", self.pid())).exists();
             let late = System.monotonic() - start > Duration::from_secs(seconds);
-            assert!(
-                !gone && !late,
-                "{what}: {} ended or is late\n{}",
-                self.name,
-                self.log()
-            );
+            assert!(!gone && !late, "{what}: {} ended or is late\n{}", self.name, self.log());
             pause(20);
         }
     }
@@ -414,12 +347,7 @@ impl Process {
     pub fn stop(mut self) -> std::process::ExitStatus {
         self.signal("TERM");
         let status = eventually("an orderly end", 60, || self.child.try_wait().unwrap());
-        assert!(
-            status.success(),
-            "{} ended with {status}\n{}",
-            self.name,
-            self.log()
-        );
+        assert!(status.success(), "{} ended with {status}\n{}", self.name, self.log());
         status
     }
 

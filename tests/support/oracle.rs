@@ -59,9 +59,7 @@ fn number_of(bytes: &[u8], disk: u16, sector: u64) -> Result<u64, String> {
     }
     let number = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
     if bytes != describe(number, disk, sector) {
-        return Err(format!(
-            "disk {disk} sector {sector} holds no sector of this disk and place"
-        ));
+        return Err(format!("disk {disk} sector {sector} holds no sector of this disk and place"));
     }
     Ok(number)
 }
@@ -79,11 +77,7 @@ impl History {
     /// Which write each sector of each disk shows after the first `through` writes.
     fn state(&self, through: u64, sectors: &[u64]) -> Vec<Vec<u64>> {
         let mut state: Vec<Vec<u64>> = sectors.iter().map(|n| vec![0; *n as usize]).collect();
-        for write in self
-            .writes
-            .iter()
-            .take_while(|write| write.number <= through)
-        {
+        for write in self.writes.iter().take_while(|write| write.number <= through) {
             let range = write.first_sector as usize..(write.first_sector + write.sectors) as usize;
             let shown = if write.zero { 0 } else { write.number };
             state[usize::from(write.disk)][range].fill(shown);
@@ -120,17 +114,12 @@ impl History {
     /// The first sector that does not show the state after `cut` writes.
     fn difference(&self, cut: u64, sectors: &[u64], found: &[Vec<u64>]) -> Option<String> {
         let state = self.state(cut, sectors);
-        let torn = self
-            .interrupted
-            .contains(&cut)
-            .then(|| self.state(cut - 1, sectors));
+        let torn = self.interrupted.contains(&cut).then(|| self.state(cut - 1, sectors));
         for (disk, (expected, found)) in state.iter().zip(found).enumerate() {
             for (sector, (e, f)) in expected.iter().zip(found).enumerate() {
                 let older = torn.as_ref().is_some_and(|torn| torn[disk][sector] == *f);
                 if e != f && !older {
-                    return Some(format!(
-                        "disk {disk} sector {sector} shows {f}, expected {e}"
-                    ));
+                    return Some(format!("disk {disk} sector {sector} shows {f}, expected {e}"));
                 }
             }
         }
@@ -147,8 +136,7 @@ fn scan(image: &Path, disk: u16) -> Result<Vec<u64>, String> {
         let at = numbers.len() as u64;
         let count = (sectors - at).min(block.len() as u64 / SECTOR) as usize;
         let bytes = &mut block[..count * 512];
-        file.read_exact_at(bytes, at * SECTOR)
-            .map_err(|error| error.to_string())?;
+        file.read_exact_at(bytes, at * SECTOR).map_err(|error| error.to_string())?;
         for (n, sector) in bytes.chunks(512).enumerate() {
             numbers.push(number_of(sector, disk, at + n as u64)?);
         }

@@ -73,14 +73,7 @@ impl Workload {
                 }
             })
         };
-        Self {
-            stop,
-            held,
-            waiting,
-            history,
-            acknowledged,
-            thread: Some(thread),
-        }
+        Self { stop, held, waiting, history, acknowledged, thread: Some(thread) }
     }
 
     /// Runs `action` while no write is in flight.
@@ -98,12 +91,7 @@ impl Workload {
 
     /// Number of the last write that was issued.
     pub fn issued(&self) -> u64 {
-        self.history
-            .lock()
-            .unwrap()
-            .writes
-            .last()
-            .map_or(0, |write| write.number)
+        self.history.lock().unwrap().writes.last().map_or(0, |write| write.number)
     }
 
     /// Stops after the write in flight and gives the history.
@@ -133,14 +121,8 @@ impl Writer {
         let limit = self.targets[disk].sectors;
         let sectors = self.random.random_range(1..=32_u64).min(limit);
         let first_sector = self.random.random_range(0..=limit - sectors);
-        let zero = self.random.next_u32() % 10 == 0;
-        Write {
-            number,
-            disk: disk as u16,
-            first_sector,
-            sectors,
-            zero,
-        }
+        let zero = self.random.next_u32().is_multiple_of(10);
+        Write { number, disk: disk as u16, first_sector, sectors, zero }
     }
 
     /// Tries until it is acknowledged: the agent may be killed and started again meanwhile.

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::super::bits::PAGE_CHUNKS;
+use super::intents::{Bitmap, State};
 use super::layout::{self, PAGE_BYTES};
-use super::{Bitmap, State};
 
 /// Which pages are to be written and which commits are done.
 #[derive(Debug, Default)]
@@ -100,10 +100,8 @@ impl State {
     /// A page is on disk; a bit that was cleared meanwhile is not safe although it is there.
     fn believe(&mut self, page: u32, image: &[u8; PAGE_BYTES]) {
         let written = layout::decode_page(page, image).expect("encoded by this very commit");
-        let safe: Vec<u64> = (written.iter())
-            .zip(self.set.page(page))
-            .map(|(written, set)| written & set)
-            .collect();
+        let safe: Vec<u64> =
+            (written.iter()).zip(self.set.page(page)).map(|(written, set)| written & set).collect();
         self.safe.replace_page(page, &safe);
     }
 }

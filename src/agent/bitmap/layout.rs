@@ -65,22 +65,14 @@ impl Header {
         let mut reader = Reader::new(bytes);
         let magic: [u8; 8] = reader.array("bitmap magic")?;
         if magic != MAGIC {
-            return Err(FormatError::value(
-                "bitmap magic",
-                hex::encode(magic),
-                hex::encode(MAGIC),
-            ));
+            return Err(FormatError::value("bitmap magic", hex::encode(magic), hex::encode(MAGIC)));
         }
         let content = bytes.get(..HEADER_BYTES - 4).unwrap_or(bytes);
         let found = Reader::new(bytes.get(HEADER_BYTES - 4..).unwrap_or(&[])).u32("header crc")?;
         let computed = crc32fast::hash(content);
         if found != computed {
             let what = "bitmap header";
-            return Err(FormatError::Checksum {
-                what,
-                found,
-                computed,
-            });
+            return Err(FormatError::Checksum { what, found, computed });
         }
         let version = reader.u16("bitmap version")?;
         if version != VERSION {
@@ -89,9 +81,7 @@ impl Header {
         reader.u16("reserved")?;
         let machine = MachineKey(reader.array("machine")?);
         let name = reader.text(48, "disk")?;
-        let disk = name
-            .parse()
-            .map_err(|_| FormatError::value("disk", name, "a disk name"))?;
+        let disk = name.parse().map_err(|_| FormatError::value("disk", name, "a disk name"))?;
         Ok(Self {
             machine,
             disk,

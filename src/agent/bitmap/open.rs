@@ -39,9 +39,7 @@ pub(in crate::agent) fn open(path: &Path, identity: &Identity) -> io::Result<(Bi
     create(path, identity)?;
     match load(Box::new(FileMedium::open(path)?), identity)? {
         (Some(bitmap), _) => Ok((bitmap, why)),
-        (None, _) => Err(io::Error::other(
-            "the bitmap just written does not read back",
-        )),
+        (None, _) => Err(io::Error::other("the bitmap just written does not read back")),
     }
 }
 
@@ -74,10 +72,7 @@ pub(in crate::agent) fn load(
         }
     }
     let bitmap = Bitmap::with(medium, identity, header, set, damaged_pages > 0);
-    let found = Found::Kept {
-        damaged_pages,
-        damaged_header,
-    };
+    let found = Found::Kept { damaged_pages, damaged_header };
     Ok((Some(bitmap), found))
 }
 
@@ -102,12 +97,7 @@ fn read_headers(medium: &dyn Medium) -> io::Result<(Vec<Header>, String)> {
 }
 
 fn fresh(identity: &Identity) -> Header {
-    identity.header(
-        crate::model::Epoch(0),
-        crate::model::Sequence::ZERO,
-        false,
-        0,
-    )
+    identity.header(crate::model::Epoch(0), crate::model::Sequence::ZERO, false, 0)
 }
 
 /// The bytes of a file with all bits set, for a disk that was never tracked.

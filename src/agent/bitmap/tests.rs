@@ -1,9 +1,11 @@
 //! What a file may be, and what is believed of it.
 
 use super::*;
-use crate::agent::bitmap::open::Found;
+use crate::agent::medium::Medium;
+use crate::model::{Epoch, MachineKey, Sequence};
+use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 fn identity() -> Identity {
     Identity {
@@ -21,10 +23,7 @@ fn reopen(path: &std::path::Path, identity: &Identity) -> (Bitmap, Found) {
 
 fn kept(found: &Found) -> (u32, bool) {
     match found {
-        Found::Kept {
-            damaged_pages,
-            damaged_header,
-        } => (*damaged_pages, *damaged_header),
+        Found::Kept { damaged_pages, damaged_header } => (*damaged_pages, *damaged_header),
         Found::Nothing(why) => panic!("{why}"),
     }
 }
@@ -35,28 +34,18 @@ fn bits_outlive_the_process_and_cleared_ones_stay_away() {
     let path = directory.path().join("root.bitmap");
     let (bitmap, found) = reopen(&path, &identity());
     assert!(matches!(found, Found::Nothing(_)));
-    assert_eq!(
-        bitmap.dirty_bytes(),
-        600 << 20,
-        "all bits of a new bitmap are set"
-    );
+    assert_eq!(bitmap.dirty_bytes(), 600 << 20, "all bits of a new bitmap are set");
     bitmap.begin_epoch(Epoch(1), Sequence(5)).unwrap();
     bitmap.repaired(0..600 << 20);
-    bitmap.begin_clearing(|| vec![65536..65537]);
-    assert_eq!(
-        bitmap.finish_clearing(Sequence(9)).unwrap(),
-        (600 << 20) - 65536
-    );
+    bitmap.begin_clearing(|| std::iter::once(65536..65537).collect());
+    assert_eq!(bitmap.finish_clearing(Sequence(9)).unwrap(), (600 << 20) - 65536);
     bitmap.intend(300 << 20..(300 << 20) + 512).unwrap();
     drop(bitmap);
     let (bitmap, found) = reopen(&path, &identity());
     assert_eq!(kept(&found), (0, false));
     assert_eq!(bitmap.history(), (Epoch(1), Sequence(9), false));
     assert_eq!(bitmap.next_dirty(0, u64::MAX), Some(65536..131_072));
-    assert_eq!(
-        bitmap.next_dirty(131_072, u64::MAX),
-        Some(300 << 20..(300 << 20) + 65536)
-    );
+    assert_eq!(bitmap.next_dirty(131_072, u64::MAX), Some(300 << 20..(300 << 20) + 65536));
     assert_eq!(bitmap.set_bytes(), 131_072);
 }
 
@@ -73,8 +62,7 @@ fn a_damaged_page_sets_all_its_bits_and_a_damaged_header_falls_back() {
     bitmap.mark_clean(true, Sequence(3)).unwrap();
     drop(bitmap);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&[0xff], layout::PAGES_AT + 512 + 100)
-        .unwrap();
+    file.write_all_at(&[0xff], layout::PAGES_AT + 512 + 100).unwrap();
     let (bitmap, found) = reopen(&path, &identity());
     assert_eq!(kept(&found), (1, false));
     let page = super::super::bits::PAGE_CHUNKS * 65536;
@@ -82,17 +70,12 @@ fn a_damaged_page_sets_all_its_bits_and_a_damaged_header_falls_back() {
     assert!(bitmap.history().2, "the header is whole");
     let newest = bitmap.header().turn % 2;
     drop(bitmap);
-    file.write_all_at(&[0xff], newest * layout::SLOT_BYTES + 20)
-        .unwrap();
+    file.write_all_at(&[0xff], newest * layout::SLOT_BYTES + 20).unwrap();
     let (bitmap, found) = reopen(&path, &identity());
     assert!(kept(&found).1);
-    assert!(
-        !bitmap.history().2,
-        "with a header lost no stop counts as clean"
-    );
+    assert!(!bitmap.history().2, "with a header lost no stop counts as clean");
     drop(bitmap);
-    file.write_all_at(&[0xff], (1 - newest) * layout::SLOT_BYTES + 20)
-        .unwrap();
+    file.write_all_at(&[0xff], (1 - newest) * layout::SLOT_BYTES + 20).unwrap();
     assert!(matches!(reopen(&path, &identity()).1, Found::Nothing(_)));
 }
 
@@ -131,8 +114,7 @@ impl Medium for Arc<Meddled> {
         self.inner.read_at(offset, target)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.writes
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.inner.write_at(offset, bytes)
     }
     fn zero_at(&self, offset: u64, length: u64, release: bool) -> io::Result<()> {
@@ -179,10 +161,7 @@ fn a_bit_cleared_while_it_was_being_committed_is_committed_again() {
     let before = writes.load(std::sync::atomic::Ordering::Relaxed);
     bitmap.intend(0..512).unwrap();
     let after = writes.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(
-        after > before,
-        "the next intent must not believe the bit that is on disk by chance"
-    );
+    assert!(after > before, "the next intent must not believe the bit that is on disk by chance");
 }
 
 #[test]

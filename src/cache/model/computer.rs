@@ -99,10 +99,7 @@ impl Computer {
 
     /// Flips one bit somewhere, in page cache and on disk.
     pub(in crate::cache) fn flip(&mut self) {
-        let files = self
-            .files
-            .iter()
-            .filter(|(_, content)| !content.disk.is_empty());
+        let files = self.files.iter().filter(|(_, content)| !content.disk.is_empty());
         let candidates: Vec<u32> = files.map(|(&number, _)| number).collect();
         if candidates.is_empty() {
             return;
@@ -133,10 +130,7 @@ impl Shared {
             number,
             bytes: bytes as u64,
         };
-        Slot {
-            number,
-            file: Arc::new(file),
-        }
+        Slot { number, file: Arc::new(file) }
     }
 }
 
@@ -148,9 +142,7 @@ impl SegmentDirectory for Shared {
     fn slots(&self) -> io::Result<Vec<Slot>> {
         let computer = self.lock();
         let files = computer.files.iter();
-        Ok(files
-            .map(|(&number, content)| self.slot(number, content.disk.len()))
-            .collect())
+        Ok(files.map(|(&number, content)| self.slot(number, content.disk.len())).collect())
     }
 
     fn create(&self, number: u32, bytes: u64) -> io::Result<Slot> {
@@ -162,11 +154,8 @@ impl SegmentDirectory for Shared {
             bytes as usize / SECTOR * computer.random.random_range(0..=1) // short, or complete
         };
         if whole || computer.random.random_range(0..2) == 0 {
-            let content = Content {
-                disk: vec![0; bytes],
-                cache: vec![0; bytes],
-                pending: Vec::new(),
-            };
+            let content =
+                Content { disk: vec![0; bytes], cache: vec![0; bytes], pending: Vec::new() };
             assert!(computer.files.insert(number, content).is_none());
         }
         if !whole {
@@ -247,9 +236,7 @@ impl SegmentFile for ModelFile {
     }
 
     fn appender(&self) -> io::Result<Box<dyn Appender>> {
-        Ok(Box::new(ModelAppender(
-            self.computer.slot(self.number, self.bytes as usize),
-        )))
+        Ok(Box::new(ModelAppender(self.computer.slot(self.number, self.bytes as usize))))
     }
 }
 

@@ -25,10 +25,8 @@ use crate::model::{
 use crate::observe::Metrics;
 
 /// Rotation and reuse happen in every history.
-pub(in crate::cache) const GEOMETRY: Geometry = Geometry {
-    segment_bytes: 4096 + 6144,
-    segments_max: 6,
-};
+pub(in crate::cache) const GEOMETRY: Geometry =
+    Geometry { segment_bytes: 4096 + 6144, segments_max: 6 };
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
@@ -210,14 +208,8 @@ impl World {
             return checked.err().map(Err);
         }
         Some(checked.map(|held| {
-            self.process = Some(Process {
-                keeper,
-                freed,
-                returned,
-                lineage,
-                open: None,
-                held: held.into(),
-            });
+            self.process =
+                Some(Process { keeper, freed, returned, lineage, open: None, held: held.into() });
         }))
     }
 
@@ -242,10 +234,7 @@ impl World {
                 true => change(again % 6, again),
                 false => change(kind, self.salt),
             };
-            let record = Record {
-                sequence: Sequence(*sequence),
-                change,
-            };
+            let record = Record { sequence: Sequence(*sequence), change };
             *sequence += 1;
             self.oracle.admit(key, &record);
             let admitted = Admitted {
@@ -274,11 +263,7 @@ impl World {
         process.held.retain(|record| !published(record));
         process.take_back();
         let powered = self.computer.lock().powered;
-        if powered {
-            Ok(())
-        } else {
-            self.end(Step::Kill)
-        }
+        if powered { Ok(()) } else { self.end(Step::Kill) }
     }
 
     fn elsewhere(&mut self, machine: u8, more: u8) {
@@ -307,9 +292,8 @@ impl Process {
     ) -> Result<(), String> {
         let mut left_over = None;
         loop {
-            let Some(first) = left_over
-                .take()
-                .or_else(|| admitted.try_recv().ok().map(Entry::from))
+            let Some(first) =
+                left_over.take().or_else(|| admitted.try_recv().ok().map(Entry::from))
             else {
                 return Ok(());
             };
@@ -355,10 +339,7 @@ fn change(kind: u8, salt: u8) -> Change {
     let offset = u64::from(salt) * 512;
     let sectors = u64::from(kind);
     match kind {
-        0 => Change::Zero {
-            disk,
-            extent: Extent::new(offset, 512, 512).unwrap(),
-        },
+        0 => Change::Zero { disk, extent: Extent::new(offset, 512, 512).unwrap() },
         1..=4 => Change::Write {
             disk,
             extent: Extent::new(offset, sectors * 512, 4096).unwrap(),
@@ -375,10 +356,7 @@ fn change(kind: u8, salt: u8) -> Change {
 
 fn histories(cases: u32) -> ProptestConfig {
     let cases = std::env::var("HOLDFAST_HISTORIES").map_or(cases, |n| n.parse().unwrap());
-    ProptestConfig {
-        cases,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases, ..ProptestConfig::default() }
 }
 
 proptest! {

@@ -40,9 +40,7 @@ impl Oracle {
 
     pub(super) fn admit(&mut self, machine: MachineKey, record: &Record) {
         let stream = self.stream(machine);
-        stream
-            .admitted
-            .insert(record.sequence.0, record.change.clone());
+        stream.admitted.insert(record.sequence.0, record.change.clone());
     }
 
     pub(super) fn ack(&mut self, durable: &[Durable]) {
@@ -89,17 +87,11 @@ impl Oracle {
             if stream.elsewhere {
                 run.clear();
             }
-            if self.damaged
-                && run
-                    .first()
-                    .is_some_and(|r| r.sequence().0 > stream.published + 1)
-            {
+            if self.damaged && run.first().is_some_and(|r| r.sequence().0 > stream.published + 1) {
                 run.clear(); // its beginning is missing: a server must see that, and uses nothing
                 stream.elsewhere = true;
             }
-            stream
-                .check(&run)
-                .map_err(|e| format!("machine {machine}: {e}"))?;
+            stream.check(&run).map_err(|e| format!("machine {machine}: {e}"))?;
             let usable = run.first();
             let last = usable.map_or(0, |_| run[run.len() - 1].sequence().0);
             let last = last.max(stream.published);
@@ -152,14 +144,9 @@ impl Stream {
 fn same(record: &Durable, change: &Change) -> bool {
     use crate::cache::DurableChange;
     match (record.change(), change) {
-        (
-            DurableChange::Write { disk, extent },
-            Change::Write {
-                disk: d,
-                extent: e,
-                payload,
-            },
-        ) => disk == d && extent == e && record.payload() == &payload[..],
+        (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
+            disk == d && extent == e && record.payload() == &payload[..]
+        }
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             disk == d && extent == e
         }

@@ -10,21 +10,15 @@ use crate::clock::Entropy;
 
 /// Runs histories until one breaks a promise; the broken promise.
 fn broken(world: impl Fn(u64) -> World) -> String {
-    let config = Config {
-        cases: 2000,
-        failure_persistence: None,
-        max_shrink_iters: 0,
-        ..Config::default()
-    };
+    let config =
+        Config { cases: 2000, failure_persistence: None, max_shrink_iters: 0, ..Config::default() };
     let random = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, random);
     let result = runner.run(&(any::<u64>(), steps(false)), |(seed, steps)| {
         let promise = world(seed).run(&steps);
         promise.map_err(proptest::test_runner::TestCaseError::fail)
     });
-    result
-        .expect_err("the planted bug was not found")
-        .to_string()
+    result.expect_err("the planted bug was not found").to_string()
 }
 
 #[test]

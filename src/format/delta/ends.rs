@@ -27,8 +27,7 @@ impl DeltaHeader {
         to.u64(self.generation.0).u64(self.first.0).u64(self.last.0);
         to.i64(self.created.0).u32(self.epoch.0);
         to.u32(u32::from(self.previous.is_some()));
-        to.0.try_into()
-            .expect("the fields above have 168 bytes together")
+        to.0.try_into().expect("the fields above have 168 bytes together")
     }
 
     /// Reads a header; what it says is not authenticated yet.
@@ -56,21 +55,13 @@ impl DeltaHeader {
             (1, id) => Some(id),
             (flag, id) => {
                 let found = format_args!("{flag} with id {id}");
-                return Err(FormatError::value(
-                    "has previous",
-                    found,
-                    "0 (id zeros) or 1",
-                ));
+                return Err(FormatError::value("has previous", found, "0 (id zeros) or 1"));
             }
         };
         from.finish("the header")?;
         if first == 0 || first > last {
             let found = format_args!("{first} to {last}");
-            return Err(FormatError::value(
-                "sequences",
-                found,
-                "1 or more, ascending",
-            ));
+            return Err(FormatError::value("sequences", found, "1 or more, ascending"));
         }
         if epoch == Epoch(0) {
             return Err(FormatError::value("epoch", epoch, "1 or more"));
@@ -101,8 +92,7 @@ impl DeltaTrailer {
         to.u64(self.object_bytes).put(&TRAILER_MAGIC);
         let crc = crc32fast::hash(&to.0);
         to.u32(crc);
-        to.0.try_into()
-            .expect("the fields above have 40 bytes together")
+        to.0.try_into().expect("the fields above have 40 bytes together")
     }
 
     /// Reads a trailer and checks that index and trailer end where the object does.
@@ -122,34 +112,18 @@ impl DeltaTrailer {
         let computed = crc32fast::hash(&bytes[..TRAILER_BYTES - 4]);
         if found != computed {
             let what = "the trailer";
-            return Err(FormatError::Checksum {
-                what,
-                found,
-                computed,
-            });
+            return Err(FormatError::Checksum { what, found, computed });
         }
-        let index = FrameEntry {
-            offset,
-            sealed_bytes,
-            plain_bytes,
-            compressed,
-        };
+        let index = FrameEntry { offset, sealed_bytes, plain_bytes, compressed };
         index.check(INDEX_PLAIN_BYTES_MAX)?;
         let end = offset
             .checked_add(u64::from(sealed_bytes))
             .and_then(|end| end.checked_add(TRAILER_BYTES as u64));
         if offset < HEADER_BYTES as u64 || end != Some(object_bytes) {
             let found = format_args!("{offset}+{sealed_bytes} of {object_bytes}");
-            return Err(FormatError::value(
-                "place of the index",
-                found,
-                "just before the trailer",
-            ));
+            return Err(FormatError::value("place of the index", found, "just before the trailer"));
         }
-        Ok(Self {
-            index,
-            object_bytes,
-        })
+        Ok(Self { index, object_bytes })
     }
 }
 
@@ -170,11 +144,7 @@ impl FrameEntry {
     pub(super) fn check(&self, plain_bytes_max: u32) -> Result<(), FormatError> {
         if self.plain_bytes == 0 || self.plain_bytes > plain_bytes_max {
             let expected = format_args!("1 to {plain_bytes_max}");
-            return Err(FormatError::value(
-                "plain bytes",
-                self.plain_bytes,
-                expected,
-            ));
+            return Err(FormatError::value("plain bytes", self.plain_bytes, expected));
         }
         let stored = self.plain_bytes + TAG_BYTES;
         let good = match self.compressed {
@@ -186,11 +156,7 @@ impl FrameEntry {
                 false => format!("{stored}, stored"),
                 true => format!("less than {stored}, compressed"),
             };
-            return Err(FormatError::value(
-                "sealed bytes",
-                self.sealed_bytes,
-                expected,
-            ));
+            return Err(FormatError::value("sealed bytes", self.sealed_bytes, expected));
         }
         Ok(())
     }
@@ -199,12 +165,8 @@ impl FrameEntry {
     #[must_use]
     pub fn aad(&self, header: &[u8; HEADER_BYTES], number: u64) -> [u8; HEADER_BYTES + 16] {
         let mut to = Writer(Vec::with_capacity(HEADER_BYTES + 16));
-        to.put(header)
-            .u64(number)
-            .u32(self.plain_bytes)
-            .u32(self.flags());
-        to.0.try_into()
-            .expect("the fields above have 184 bytes together")
+        to.put(header).u64(number).u32(self.plain_bytes).u32(self.flags());
+        to.0.try_into().expect("the fields above have 184 bytes together")
     }
 }
 

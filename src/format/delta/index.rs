@@ -31,9 +31,7 @@ impl DeltaIndex {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let sizes = self.frames.len() * FRAME_BYTES + self.entries.len() * ENTRY_BYTES;
-        let mut to = Writer(Vec::with_capacity(
-            COUNTS_BYTES + sizes + self.marks.len() * 64,
-        ));
+        let mut to = Writer(Vec::with_capacity(COUNTS_BYTES + sizes + self.marks.len() * 64));
         let counts = [self.frames.len(), self.entries.len(), self.marks.len()];
         for count in counts {
             to.u32(u32::try_from(count).expect("the sealer keeps to the limits of the format"));
@@ -55,8 +53,7 @@ impl DeltaIndex {
             let mut body = Writer::new();
             encode_mark(&mark.change, &mut body);
             let length = u16::try_from(body.0.len()).expect("a mark's body is below 64 KiB");
-            to.u64(mark.sequence.0)
-                .u16(ChangeKind::of(&mark.change).code().into());
+            to.u64(mark.sequence.0).u16(ChangeKind::of(&mark.change).code().into());
             to.u16(length).put(&body.0);
         }
         to.0
@@ -68,16 +65,8 @@ impl DeltaIndex {
     /// When the bytes are no index of the delta with this header.
     pub fn decode(header: &DeltaHeader, bytes: &[u8]) -> Result<Self, FormatError> {
         let mut from = Reader::new(bytes);
-        let frames = count(
-            from.u32("number of frames")?,
-            FRAMES_MAX,
-            "number of frames",
-        )?;
-        let entries = count(
-            from.u32("number of entries")?,
-            ENTRIES_MAX,
-            "number of entries",
-        )?;
+        let frames = count(from.u32("number of frames")?, FRAMES_MAX, "number of frames")?;
+        let entries = count(from.u32("number of entries")?, ENTRIES_MAX, "number of entries")?;
         let marks = count(from.u32("number of marks")?, MARKS_MAX, "number of marks")?;
         let needed = frames * FRAME_BYTES + entries * ENTRY_BYTES + marks * MARK_BYTES_MIN;
         if needed > from.left() {
@@ -113,9 +102,7 @@ impl DeltaIndex {
     /// Where the frames end and the index begins.
     #[must_use]
     pub fn frames_end(&self) -> u64 {
-        self.frames
-            .last()
-            .map_or(HEADER_BYTES as u64, FrameEntry::end)
+        self.frames.last().map_or(HEADER_BYTES as u64, FrameEntry::end)
     }
 
     /// Checks the rules between fields: order, ranges, what marks may stand where.
@@ -130,11 +117,7 @@ impl DeltaIndex {
         ];
         for (found, max, field) in limits {
             if found > max {
-                return Err(FormatError::value(
-                    field,
-                    found,
-                    format_args!("at most {max}"),
-                ));
+                return Err(FormatError::value(field, found, format_args!("at most {max}")));
             }
         }
         for frame in &self.frames {
@@ -150,15 +133,9 @@ impl DeltaIndex {
         for entry in &self.entries {
             if !sequences.contains(&entry.sequence) || last.is_some_and(|last| !last.before(entry))
             {
-                let found = format_args!(
-                    "{} on disk {} at {}",
-                    entry.sequence, entry.disk, entry.extent
-                );
-                return Err(FormatError::value(
-                    "entry",
-                    found,
-                    "ascending within the delta",
-                ));
+                let found =
+                    format_args!("{} on disk {} at {}", entry.sequence, entry.disk, entry.extent);
+                return Err(FormatError::value("entry", found, "ascending within the delta"));
             }
             self.check_source(entry)?;
             last = Some(entry);
@@ -193,19 +170,12 @@ impl DeltaIndex {
         };
         if entry.extent.length() > length_max || entry.extent.end() > DISK_BYTES_MAX {
             let expected = format_args!("at most {length_max} bytes, below {DISK_BYTES_MAX}");
-            return Err(FormatError::value(
-                "extent of an entry",
-                entry.extent,
-                expected,
-            ));
+            return Err(FormatError::value("extent of an entry", entry.extent, expected));
         }
         let EntrySource::Frame { frame, offset } = entry.source else {
             return Ok(());
         };
-        let plain_bytes = self
-            .frames
-            .get(frame as usize)
-            .map(|frame| frame.plain_bytes);
+        let plain_bytes = self.frames.get(frame as usize).map(|frame| frame.plain_bytes);
         let end = offset.checked_add(entry.extent.length());
         if plain_bytes.is_none() || end.is_none() || end > plain_bytes {
             let found = format_args!("{offset}+{} of frame {frame}", entry.extent.length());
@@ -232,11 +202,7 @@ impl IndexEntry {
 fn count(found: u32, max: usize, field: &'static str) -> Result<usize, FormatError> {
     match usize::try_from(found) {
         Ok(count) if count <= max => Ok(count),
-        _ => Err(FormatError::value(
-            field,
-            found,
-            format_args!("at most {max}"),
-        )),
+        _ => Err(FormatError::value(field, found, format_args!("at most {max}"))),
     }
 }
 
@@ -244,12 +210,7 @@ fn read_frame(from: &mut Reader<'_>, offset: u64) -> Result<FrameEntry, FormatEr
     let sealed_bytes = from.u32("sealed bytes")?;
     let plain_bytes = from.u32("plain bytes")?;
     let compressed = flags(from.u32("flags")?)?;
-    let frame = FrameEntry {
-        offset,
-        sealed_bytes,
-        plain_bytes,
-        compressed,
-    };
+    let frame = FrameEntry { offset, sealed_bytes, plain_bytes, compressed };
     frame.check(FRAME_PLAIN_BYTES_MAX)?;
     Ok(frame)
 }
@@ -272,12 +233,7 @@ fn read_entry(from: &mut Reader<'_>) -> Result<IndexEntry, FormatError> {
     };
     let extent = Extent::new(disk_offset, length, ZERO_BYTES_MAX)
         .map_err(|error| FormatError::value("extent of an entry", error, "a place on a disk"))?;
-    Ok(IndexEntry {
-        sequence,
-        disk,
-        extent,
-        source,
-    })
+    Ok(IndexEntry { sequence, disk, extent, source })
 }
 
 fn read_mark(from: &mut Reader<'_>) -> Result<Mark, FormatError> {

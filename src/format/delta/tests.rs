@@ -67,10 +67,7 @@ fn epoch_begin(epoch: u32) -> Change {
 }
 
 fn index() -> DeltaIndex {
-    let mark = |sequence, change| Mark {
-        sequence: Sequence(sequence),
-        change,
-    };
+    let mark = |sequence, change| Mark { sequence: Sequence(sequence), change };
     DeltaIndex {
         frames: vec![frame(168, 1000, 4096), frame(1168, 2064, 2048)],
         entries: vec![
@@ -91,10 +88,7 @@ fn index() -> DeltaIndex {
 }
 
 fn trailer() -> DeltaTrailer {
-    DeltaTrailer {
-        index: frame(3232, 300, 500),
-        object_bytes: 3572,
-    }
+    DeltaTrailer { index: frame(3232, 300, 500), object_bytes: 3572 }
 }
 
 /// Compares with the golden files of this name: bytes in hexadecimal, and what they mean in words.
@@ -119,10 +113,7 @@ fn golden_files() {
     golden("v1-header", &header.encode(), &header);
     golden("v1-index", &index.encode(), &index);
     golden("v1-trailer", &trailer.encode(), &trailer);
-    let first = DeltaHeader {
-        previous: None,
-        ..header.clone()
-    };
+    let first = DeltaHeader { previous: None, ..header.clone() };
     golden("v1-header-first", &first.encode(), &first);
     for header in [&header, &first] {
         assert_eq!(&DeltaHeader::decode(&header.encode()).unwrap(), header);
@@ -130,11 +121,7 @@ fn golden_files() {
     assert_eq!(DeltaIndex::decode(&header, &index.encode()).unwrap(), index);
     assert_eq!(DeltaTrailer::decode(&trailer.encode()).unwrap(), trailer);
     let aad = index.frames[1].aad(&header.encode(), 1);
-    golden(
-        "v1-aad",
-        &aad,
-        &"header, frame number 1, 2048 plain bytes, flags 0",
-    );
+    golden("v1-aad", &aad, &"header, frame number 1, 2048 plain bytes, flags 0");
 }
 
 #[test]
@@ -146,15 +133,9 @@ fn the_page_names_what_the_code_has() {
         "# Delta, version 1".to_owned(),
         "at most 65,536 frames, 262,144 entries, 65,536 marks".to_owned(),
     ] {
-        assert!(
-            page.contains(&fact),
-            "docs/formats/delta.md does not say {fact:?}"
-        );
+        assert!(page.contains(&fact), "docs/formats/delta.md does not say {fact:?}");
     }
-    assert_eq!(
-        (FRAMES_MAX, ENTRIES_MAX, MARKS_MAX),
-        (65_536, 262_144, 65_536)
-    );
+    assert_eq!((FRAMES_MAX, ENTRIES_MAX, MARKS_MAX), (65_536, 262_144, 65_536));
 }
 
 #[test]
@@ -190,10 +171,7 @@ fn every_changed_bit_and_every_cut_is_an_error_or_another_value() {
     for bit in 0..TRAILER_BYTES * 8 {
         let mut flipped = trailer.encode();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(
-            DeltaTrailer::decode(&flipped).is_err(),
-            "bit {bit} of the trailer"
-        );
+        assert!(DeltaTrailer::decode(&flipped).is_err(), "bit {bit} of the trailer");
     }
 }
 
@@ -203,9 +181,7 @@ fn counts_are_bounded_before_anything_is_allocated() {
         for count in [u32::MAX, 1_000] {
             let mut bytes = vec![0; 12];
             bytes[at..at + 4].copy_from_slice(&count.to_le_bytes());
-            let message = DeltaIndex::decode(&header(), &bytes)
-                .unwrap_err()
-                .to_string();
+            let message = DeltaIndex::decode(&header(), &bytes).unwrap_err().to_string();
             assert!(message.contains(field), "{message}");
         }
     }
@@ -217,10 +193,7 @@ fn refused(part: &str, change: impl FnOnce(&mut DeltaIndex)) {
     change(&mut index);
     let message = index.check(&header()).unwrap_err().to_string();
     assert!(message.contains(part), "{part}: {message}");
-    assert!(
-        DeltaIndex::decode(&header(), &index.encode()).is_err(),
-        "{part}"
-    );
+    assert!(DeltaIndex::decode(&header(), &index.encode()).is_err(), "{part}");
 }
 
 #[test]
@@ -228,22 +201,12 @@ fn an_index_that_breaks_a_rule_is_refused() {
     refused("entry", |index| index.entries[0].sequence = Sequence(99));
     refused("entry", |index| index.entries[4].sequence = Sequence(111));
     refused("entry", |index| index.entries.swap(0, 1));
-    refused("entry", |index| {
-        index.entries[2].extent = index.entries[1].extent
-    });
-    refused("source of an entry", |index| {
-        index.entries[0].source = at(2, 0)
-    });
-    refused("source of an entry", |index| {
-        index.entries[0].source = at(0, 512)
-    });
-    refused("source of an entry", |index| {
-        index.entries[0].source = at(0, u32::MAX)
-    });
+    refused("entry", |index| index.entries[2].extent = index.entries[1].extent);
+    refused("source of an entry", |index| index.entries[0].source = at(2, 0));
+    refused("source of an entry", |index| index.entries[0].source = at(0, 512));
+    refused("source of an entry", |index| index.entries[0].source = at(0, u32::MAX));
     let extent = |offset, length| Extent::new(offset, length, ZERO_BYTES_MAX).unwrap();
-    refused("extent", |index| {
-        index.entries[3].extent = extent(DISK_BYTES_MAX, 512)
-    });
+    refused("extent", |index| index.entries[3].extent = extent(DISK_BYTES_MAX, 512));
     refused("extent", |index| {
         index.entries[0].extent = extent(0, u64::from(WRITE_BYTES_MAX) + 512);
     });
@@ -251,20 +214,12 @@ fn an_index_that_breaks_a_rule_is_refused() {
     refused("plain bytes", |index| {
         index.frames[1] = frame(1168, FRAME_PLAIN_BYTES_MAX + 17, FRAME_PLAIN_BYTES_MAX + 1);
     });
-    refused("sealed bytes", |index| {
-        index.frames[0].sealed_bytes = TAG_BYTES
-    });
+    refused("sealed bytes", |index| index.frames[0].sealed_bytes = TAG_BYTES);
     refused("sealed bytes", |index| index.frames[1].sealed_bytes += 1);
     refused("sealed bytes", |index| index.frames[1].compressed = true);
-    refused("place of a mark", |index| {
-        index.marks[4].sequence = Sequence(109)
-    });
-    refused("place of a mark", |index| {
-        index.marks[0].sequence = Sequence(101)
-    });
-    refused("place of a mark", |index| {
-        index.marks[0].change = epoch_begin(3)
-    });
+    refused("place of a mark", |index| index.marks[4].sequence = Sequence(109));
+    refused("place of a mark", |index| index.marks[0].sequence = Sequence(101));
+    refused("place of a mark", |index| index.marks[0].change = epoch_begin(3));
     refused("place of a mark", |index| index.marks.swap(1, 2));
     refused("number of entries", |index| {
         index.entries = vec![index.entries[3]; ENTRIES_MAX + 1];
@@ -273,26 +228,12 @@ fn an_index_that_breaks_a_rule_is_refused() {
 
 #[test]
 fn a_trailer_that_points_elsewhere_is_refused() {
-    for place in [
-        frame(0, 300, 500),
-        frame(3231, 300, 500),
-        frame(u64::MAX, 300, 500),
-    ] {
-        let trailer = DeltaTrailer {
-            index: place,
-            ..trailer()
-        };
-        let message = DeltaTrailer::decode(&trailer.encode())
-            .unwrap_err()
-            .to_string();
+    for place in [frame(0, 300, 500), frame(3231, 300, 500), frame(u64::MAX, 300, 500)] {
+        let trailer = DeltaTrailer { index: place, ..trailer() };
+        let message = DeltaTrailer::decode(&trailer.encode()).unwrap_err().to_string();
         assert!(message.contains("place of the index"), "{message}");
     }
-    let large = DeltaTrailer {
-        index: frame(3232, 300, INDEX_PLAIN_BYTES_MAX + 1),
-        ..trailer()
-    };
-    let message = DeltaTrailer::decode(&large.encode())
-        .unwrap_err()
-        .to_string();
+    let large = DeltaTrailer { index: frame(3232, 300, INDEX_PLAIN_BYTES_MAX + 1), ..trailer() };
+    let message = DeltaTrailer::decode(&large.encode()).unwrap_err().to_string();
     assert!(message.contains("plain bytes"), "{message}");
 }

@@ -18,11 +18,7 @@ fn rule(
     found: impl std::fmt::Display,
     expected: impl std::fmt::Display,
 ) -> Checked {
-    if holds {
-        Ok(())
-    } else {
-        Err(FormatError::value(field, found, expected))
-    }
+    if holds { Ok(()) } else { Err(FormatError::value(field, found, expected)) }
 }
 
 impl Manifest {
@@ -167,12 +163,7 @@ fn check_entries(
             entry.generation,
             format_args!("from {generation} to {newest}"),
         )?;
-        rule(
-            entry.epoch >= epoch,
-            "entry.epoch",
-            entry.epoch,
-            format_args!("at least {epoch}"),
-        )?;
+        rule(entry.epoch >= epoch, "entry.epoch", entry.epoch, format_args!("at least {epoch}"))?;
         rule(ids.insert(entry.id), "entry.id", entry.id, "unique")?;
         check_bookmarks(entry)?;
         (end, generation, epoch) = (entry.last, entry.generation, entry.epoch);
@@ -193,12 +184,7 @@ fn check_bookmarks(entry: &DeltaEntry) -> Checked {
         )?;
         let length = at.bookmark.name.len();
         let expected = format_args!("at most {BOOKMARK_NAME_BYTES_MAX} bytes");
-        rule(
-            length <= BOOKMARK_NAME_BYTES_MAX,
-            "bookmark.name",
-            length,
-            expected,
-        )?;
+        rule(length <= BOOKMARK_NAME_BYTES_MAX, "bookmark.name", length, expected)?;
         above = sequence;
     }
     Ok(())
@@ -207,21 +193,11 @@ fn check_bookmarks(entry: &DeltaEntry) -> Checked {
 fn check_disks(epoch: &EpochEntry) -> Checked {
     let count = epoch.disks.len();
     let expected = format_args!("1 to {DISKS_MAX}");
-    rule(
-        (1..=DISKS_MAX).contains(&count),
-        "epoch.disk_count",
-        count,
-        expected,
-    )?;
+    rule((1..=DISKS_MAX).contains(&count), "epoch.disk_count", count, expected)?;
     let mut names = HashSet::new();
     let mut above = None;
     for disk in &epoch.disks {
-        rule(
-            above < Some(disk.index),
-            "disk.index",
-            disk.index,
-            "ascending",
-        )?;
+        rule(above < Some(disk.index), "disk.index", disk.index, "ascending")?;
         rule(names.insert(&disk.name), "disk.name", &disk.name, "unique")?;
         let size = disk.size_bytes;
         rule(

@@ -76,11 +76,7 @@ impl Manifest {
         version(&mut r, "manifest.version")?;
         let flags = r.u16("manifest.flags")?;
         if flags & !(CATCHING_UP | HAS_LAST_DELTA) != 0 {
-            return Err(FormatError::value(
-                "manifest.flags",
-                flags,
-                "known bits only",
-            ));
+            return Err(FormatError::value("manifest.flags", flags, "known bits only"));
         }
         let machine = name::<MachineId>(&mut r, "manifest.machine")?;
         let owner = name::<ServerId>(&mut r, "manifest.owner")?;
@@ -104,21 +100,9 @@ impl Manifest {
             published,
             last_delta,
             catching_up: flags & CATCHING_UP != 0,
-            epochs: many(
-                &mut r,
-                epochs,
-                EPOCH_BYTES_MIN,
-                "manifest.epoch_count",
-                epoch,
-            )?,
+            epochs: many(&mut r, epochs, EPOCH_BYTES_MIN, "manifest.epoch_count", epoch)?,
             pages: many(&mut r, pages, PAGE_BYTES, "manifest.page_count", page)?,
-            entries: many(
-                &mut r,
-                entries,
-                ENTRY_BYTES_MIN,
-                "manifest.entry_count",
-                entry,
-            )?,
+            entries: many(&mut r, entries, ENTRY_BYTES_MIN, "manifest.entry_count", entry)?,
         };
         r.finish("the manifest")?;
         manifest.check()?;
@@ -177,9 +161,7 @@ fn put_epoch(w: &mut Writer, epoch: &EpochEntry) {
 }
 
 fn put_entry(w: &mut Writer, entry: &DeltaEntry) {
-    w.put(&entry.id.0)
-        .u64(entry.generation.0)
-        .u32(entry.epoch.0);
+    w.put(&entry.id.0).u64(entry.generation.0).u32(entry.epoch.0);
     w.u8(if entry.catch_up { ENTRY_CATCH_UP } else { 0 });
     w.u64(entry.first.0).u64(entry.last.0);
     w.u64(entry.object_bytes).u64(entry.source_bytes);
@@ -196,11 +178,7 @@ fn magic(r: &mut Reader<'_>, expected: &[u8; 8], field: &'static str) -> Result<
     if found == *expected {
         return Ok(());
     }
-    Err(FormatError::value(
-        field,
-        hex::encode(found),
-        hex::encode(expected),
-    ))
+    Err(FormatError::value(field, hex::encode(found), hex::encode(expected)))
 }
 
 fn version(r: &mut Reader<'_>, field: &'static str) -> Result<Version, FormatError> {
@@ -215,8 +193,7 @@ fn name<T: std::str::FromStr<Err: std::fmt::Display>>(
     field: &'static str,
 ) -> Result<T, FormatError> {
     let text = r.text(NAME_BYTES_MAX, field)?;
-    text.parse()
-        .map_err(|why| FormatError::value(field, format_args!("{text:?}"), why))
+    text.parse().map_err(|why| FormatError::value(field, format_args!("{text:?}"), why))
 }
 
 /// `count` things of at least `bytes_min` each; refused before anything is allocated when the
@@ -243,11 +220,7 @@ fn epoch(r: &mut Reader<'_>) -> Result<EpochEntry, FormatError> {
     let epoch = Epoch(r.u32("epoch.number")?);
     let first = Sequence(r.u64("epoch.first")?);
     let disks = read_disks(r)?;
-    Ok(EpochEntry {
-        epoch,
-        first,
-        disks,
-    })
+    Ok(EpochEntry { epoch, first, disks })
 }
 
 fn page(r: &mut Reader<'_>) -> Result<PageEntry, FormatError> {
@@ -283,13 +256,7 @@ fn entry(r: &mut Reader<'_>) -> Result<DeltaEntry, FormatError> {
         source_bytes,
         created,
         catch_up: flags & ENTRY_CATCH_UP != 0,
-        bookmarks: many(
-            r,
-            bookmarks,
-            BOOKMARK_BYTES_MIN,
-            "entry.bookmark_count",
-            bookmark,
-        )?,
+        bookmarks: many(r, bookmarks, BOOKMARK_BYTES_MIN, "entry.bookmark_count", bookmark)?,
     })
 }
 

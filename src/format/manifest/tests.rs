@@ -63,11 +63,7 @@ fn full() -> Manifest {
     let mut marked = entry(0x21, 3, 1, 41, 60);
     marked.bookmarks = vec![
         bookmark(50, BookmarkKind::CrashConsistent, ""),
-        bookmark(
-            60,
-            BookmarkKind::ApplicationConsistent,
-            "before the upgrade",
-        ),
+        bookmark(60, BookmarkKind::ApplicationConsistent, "before the upgrade"),
     ];
     Manifest {
         machine: "web-1".parse().unwrap(),
@@ -103,10 +99,7 @@ fn emptied() -> Manifest {
 }
 
 fn a_page() -> ManifestPage {
-    ManifestPage {
-        machine: "web-1".parse().unwrap(),
-        entries: full().entries,
-    }
+    ManifestPage { machine: "web-1".parse().unwrap(), entries: full().entries }
 }
 
 #[test]
@@ -175,26 +168,13 @@ fn add_golden_files() {
 #[test]
 fn the_first_bytes_are_pinned_and_the_document_has_them() {
     let bytes = full().encode().unwrap();
-    assert_eq!(
-        hex::encode(&bytes[..12]),
-        "48464d414e4946000100".to_owned() + "0300"
-    );
+    assert_eq!(hex::encode(&bytes[..12]), "48464d414e4946000100".to_owned() + "0300");
     let page = a_page().encode().unwrap();
-    assert_eq!(
-        hex::encode(&page[..12]),
-        "48464d5041474500".to_owned() + "01000000"
-    );
+    assert_eq!(hex::encode(&page[..12]), "48464d5041474500".to_owned() + "01000000");
     let document = include_str!("../../../docs/formats/manifest.md");
     for (name, bytes, _) in golden() {
-        let row = format!(
-            "| `{name}` | {} | `{:08x}` |",
-            bytes.len(),
-            crc32fast::hash(&bytes)
-        );
-        assert!(
-            document.contains(&row),
-            "docs/formats/manifest.md lacks {row}"
-        );
+        let row = format!("| `{name}` | {} | `{:08x}` |", bytes.len(), crc32fast::hash(&bytes));
+        assert!(document.contains(&row), "docs/formats/manifest.md lacks {row}");
     }
 }
 
@@ -205,10 +185,7 @@ fn every_cut_and_every_addition_is_an_error() {
         assert!(Manifest::decode(&bytes[..length]).is_err(), "{length}");
     }
     let more = [bytes.as_slice(), &[0]].concat();
-    let trailing = FormatError::Trailing {
-        what: "the manifest",
-        left: 1,
-    };
+    let trailing = FormatError::Trailing { what: "the manifest", left: 1 };
     assert_eq!(Manifest::decode(&more).unwrap_err(), trailing);
     let bytes = a_page().encode().unwrap();
     for length in 0..bytes.len() {
@@ -222,26 +199,14 @@ fn no_changed_byte_panics_or_goes_unnoticed() {
     let original = full();
     let bytes = original.encode().unwrap();
     for at in 0..bytes.len() {
-        for value in [
-            0,
-            1,
-            0x7f,
-            0x80,
-            0xff,
-            bytes[at] ^ 1,
-            bytes[at].wrapping_add(1),
-        ] {
+        for value in [0, 1, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at].wrapping_add(1)] {
             let mut changed = bytes.clone();
             changed[at] = value;
             match Manifest::decode(&changed) {
                 Ok(decoded) if value == bytes[at] => assert_eq!(decoded, original),
                 Ok(decoded) => {
                     assert_ne!(decoded, original, "byte {at}");
-                    assert_eq!(
-                        decoded.encode().unwrap(),
-                        changed,
-                        "one meaning, one encoding"
-                    );
+                    assert_eq!(decoded.encode().unwrap(), changed, "one meaning, one encoding");
                 }
                 Err(_) => assert_ne!(value, bytes[at]),
             }
@@ -286,15 +251,9 @@ fn each_broken_rule_has_its_error() {
         ("entry.first", |m| m.entries[1].first = Sequence(60)),
         ("entry.first", |m| m.entries[1].first = Sequence(62)),
         ("entry.last", |m| m.entries[1].last = Sequence(60)),
-        ("entry.generation", |m| {
-            m.entries[0].generation = Generation(0)
-        }),
-        ("entry.generation", |m| {
-            m.entries[1].generation = Generation(2)
-        }),
-        ("entry.generation", |m| {
-            m.entries[2].generation = Generation(5)
-        }),
+        ("entry.generation", |m| m.entries[0].generation = Generation(0)),
+        ("entry.generation", |m| m.entries[1].generation = Generation(2)),
+        ("entry.generation", |m| m.entries[2].generation = Generation(5)),
         ("entry.epoch", |m| m.entries[0].epoch = Epoch(2)),
         ("entry.epoch", |m| m.entries[1].epoch = Epoch(1)),
         ("entry.epoch", |m| m.epochs[1].first = Sequence(62)),
@@ -302,40 +261,23 @@ fn each_broken_rule_has_its_error() {
         ("entry.id", |m| m.entries[1].id = m.entries[0].id),
         ("epoch.number", |m| m.epochs[1].epoch = Epoch(1)),
         ("epoch.first", |m| m.epochs[1].first = Sequence(1)),
-        ("epoch.first", |m| {
-            m.epochs.push(epoch(3, 91, &[(0, "root", 512)]))
-        }),
+        ("epoch.first", |m| m.epochs.push(epoch(3, 91, &[(0, "root", 512)]))),
         ("epoch.disk_count", |m| m.epochs[0].disks.clear()),
         ("disk.index", |m| m.epochs[0].disks[1].index = DiskIndex(0)),
-        ("disk.name", |m| {
-            m.epochs[0].disks[1].name = m.epochs[0].disks[0].name.clone()
-        }),
+        ("disk.name", |m| m.epochs[0].disks[1].name = m.epochs[0].disks[0].name.clone()),
         ("disk.size_bytes", |m| m.epochs[0].disks[1].size_bytes = 513),
-        ("bookmark.sequence", |m| {
-            m.entries[0].bookmarks[0].sequence = Sequence(40)
-        }),
-        ("bookmark.sequence", |m| {
-            m.entries[0].bookmarks[0].sequence = Sequence(60)
-        }),
-        ("bookmark.sequence", |m| {
-            m.entries[0].bookmarks[1].sequence = Sequence(61)
-        }),
-        ("bookmark.name", |m| {
-            m.entries[0].bookmarks[0].bookmark.name = "n".repeat(129)
-        }),
+        ("bookmark.sequence", |m| m.entries[0].bookmarks[0].sequence = Sequence(40)),
+        ("bookmark.sequence", |m| m.entries[0].bookmarks[0].sequence = Sequence(60)),
+        ("bookmark.sequence", |m| m.entries[0].bookmarks[1].sequence = Sequence(61)),
+        ("bookmark.name", |m| m.entries[0].bookmarks[0].bookmark.name = "n".repeat(129)),
     ];
     for (number, (expected, break_rule)) in cases.iter().enumerate() {
         let mut manifest = full();
         break_rule(&mut manifest);
         let error = manifest.encode().expect_err(expected);
-        let FormatError::Value { field, .. } = &error else {
-            panic!("{error}")
-        };
+        let FormatError::Value { field, .. } = &error else { panic!("{error}") };
         assert_eq!(field, expected, "case {number}: {error}");
     }
-    let empty = ManifestPage {
-        entries: Vec::new(),
-        ..a_page()
-    };
+    let empty = ManifestPage { entries: Vec::new(), ..a_page() };
     assert!(empty.encode().is_err());
 }

@@ -145,12 +145,7 @@ impl FrameHeader {
         let offset = from.u64("offset")?;
         zero("reserved field", from.u32("reserved field")?)?;
         let crc = from.u32("checksum")?;
-        let place = Place {
-            sequence,
-            disk,
-            extent_length,
-            offset,
-        };
+        let place = Place { sequence, disk, extent_length, offset };
         Ok(Self {
             kind,
             payload_length,
@@ -198,21 +193,13 @@ impl FrameHeader {
     pub(super) fn verify(&self, payload: &[u8]) -> Result<(), FormatError> {
         if payload.len() != self.payload_length as usize {
             let (found, expected) = (payload.len(), self.payload_length);
-            return Err(FormatError::value(
-                "payload",
-                found,
-                format_args!("{expected} bytes"),
-            ));
+            return Err(FormatError::value("payload", found, format_args!("{expected} bytes")));
         }
         let mut crc = crc32fast::Hasher::new_with_initial(self.header_crc);
         crc.update(payload);
         let computed = crc.finalize();
         if computed != self.crc {
-            return Err(FormatError::Checksum {
-                what: "wire frame",
-                found: self.crc,
-                computed,
-            });
+            return Err(FormatError::Checksum { what: "wire frame", found: self.crc, computed });
         }
         Ok(())
     }
@@ -243,11 +230,7 @@ impl Place {
         if payload_length == payload_max {
             Ok(Some(extent))
         } else {
-            Err(FormatError::value(
-                "payload length",
-                payload_length,
-                payload_max,
-            ))
+            Err(FormatError::value("payload length", payload_length, payload_max))
         }
     }
 }
@@ -257,11 +240,7 @@ fn at_most(payload_length: u32, max: u32) -> Result<(), FormatError> {
         return Ok(());
     }
     let expected = format_args!("at most {max}");
-    Err(FormatError::value(
-        "payload length",
-        payload_length,
-        expected,
-    ))
+    Err(FormatError::value("payload length", payload_length, expected))
 }
 
 fn zero(field: &'static str, value: impl Into<u64>) -> Result<(), FormatError> {

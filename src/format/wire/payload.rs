@@ -91,11 +91,7 @@ pub fn decode_from_agent(header: &FrameHeader, payload: Bytes) -> Result<FromAge
         FrameKind::Goodbye => FromAgent::Goodbye,
         FrameKind::Welcome | FrameKind::Ack | FrameKind::BookmarkRequest | FrameKind::Refuse => {
             let found = format_args!("{:#04x}", header.kind().code());
-            return Err(FormatError::value(
-                "frame type",
-                found,
-                "a type that agents send",
-            ));
+            return Err(FormatError::value("frame type", found, "a type that agents send"));
         }
     };
     from.finish("a message")?;
@@ -131,11 +127,7 @@ pub fn decode_from_server(header: &FrameHeader, payload: &[u8]) -> Result<FromSe
         | FrameKind::BookmarkReply
         | FrameKind::Goodbye => {
             let found = format_args!("{:#04x}", header.kind().code());
-            return Err(FormatError::value(
-                "frame type",
-                found,
-                "a type that servers send",
-            ));
+            return Err(FormatError::value("frame type", found, "a type that servers send"));
         }
     };
     from.finish("a message")?;
@@ -158,17 +150,12 @@ fn encode_record(record: &Record) -> Frame {
         extent_length: extent.length(),
         offset: extent.offset(),
     };
-    let nowhere = Place {
-        sequence: record.sequence,
-        ..Place::default()
-    };
+    let nowhere = Place { sequence: record.sequence, ..Place::default() };
     let kind = FrameKind::Record(ChangeKind::of(&record.change));
     match &record.change {
-        Change::Write {
-            disk,
-            extent,
-            payload,
-        } => Frame::new(kind, place(*disk, *extent), payload.clone()),
+        Change::Write { disk, extent, payload } => {
+            Frame::new(kind, place(*disk, *extent), payload.clone())
+        }
         Change::Zero { disk, extent } => Frame::new(kind, place(*disk, *extent), Bytes::new()),
         Change::Bookmark(_)
         | Change::EpochBegin(_)
@@ -189,11 +176,7 @@ fn decode_record(
     let change = match kind {
         ChangeKind::Write => {
             let (disk, extent) = header.extent()?;
-            Change::Write {
-                disk,
-                extent,
-                payload,
-            }
+            Change::Write { disk, extent, payload }
         }
         ChangeKind::Zero => {
             let (disk, extent) = header.extent()?;
@@ -227,15 +210,7 @@ fn read_hello(from: &mut Reader<'_>) -> Result<Hello, FormatError> {
         .parse()
         .map_err(|error| FormatError::value("machine", error, "a name"))?;
     let disks = read_disks(from)?;
-    Ok(Hello {
-        version,
-        machine,
-        agent,
-        epoch,
-        disks,
-        witnessed,
-        last,
-    })
+    Ok(Hello { version, machine, agent, epoch, disks, witnessed, last })
 }
 
 fn put_progress(progress: &Progress, to: &mut Writer) {

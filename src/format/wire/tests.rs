@@ -30,12 +30,8 @@ impl Message {
 
 /// Everything that follows the header is taken for its payload.
 fn decode(bytes: &[u8]) -> Result<Message, FormatError> {
-    let short = FormatError::Short {
-        field: "header",
-        at: 0,
-        needed: HEADER_BYTES,
-        left: bytes.len(),
-    };
+    let short =
+        FormatError::Short { field: "header", at: 0, needed: HEADER_BYTES, left: bytes.len() };
     let (header, payload) = bytes.split_first_chunk().ok_or(short)?;
     let header = FrameHeader::decode(header)?;
     match header.kind().code() {
@@ -77,13 +73,7 @@ fn records() -> Vec<(&'static str, Change)> {
                 payload,
             },
         ),
-        (
-            "zero",
-            Change::Zero {
-                disk,
-                extent: Extent::new(1 << 33, 1 << 30, 1 << 30).unwrap(),
-            },
-        ),
+        ("zero", Change::Zero { disk, extent: Extent::new(1 << 33, 1 << 30, 1 << 30).unwrap() }),
         (
             "bookmark",
             Change::Bookmark(Bookmark {
@@ -93,17 +83,8 @@ fn records() -> Vec<(&'static str, Change)> {
                 name: "before the upgrade".into(),
             }),
         ),
-        (
-            "epoch-begin",
-            Change::EpochBegin(EpochBegin {
-                epoch: Epoch(2),
-                disks: disks(),
-            }),
-        ),
-        (
-            "catch-up-begin",
-            Change::CatchUpBegin(CatchUp::InitialReplication),
-        ),
+        ("epoch-begin", Change::EpochBegin(EpochBegin { epoch: Epoch(2), disks: disks() })),
+        ("catch-up-begin", Change::CatchUpBegin(CatchUp::InitialReplication)),
         ("catch-up-end", Change::CatchUpEnd),
     ]
 }
@@ -124,14 +105,8 @@ fn from_agent() -> Vec<(&'static str, FromAgent)> {
                 buffered_bytes: 512,
             }),
         ),
-        (
-            "bookmark-placed",
-            reply(BookmarkOutcome::Placed(Sequence(100))),
-        ),
-        (
-            "bookmark-refused",
-            reply(BookmarkOutcome::Refused("catching up".into())),
-        ),
+        ("bookmark-placed", reply(BookmarkOutcome::Placed(Sequence(100)))),
+        ("bookmark-refused", reply(BookmarkOutcome::Refused("catching up".into()))),
         ("goodbye", FromAgent::Goodbye),
     ]
 }
@@ -179,9 +154,7 @@ fn from_server() -> Vec<(&'static str, FromServer)> {
 fn messages() -> Vec<(&'static str, Message)> {
     let sequence = Sequence(0x0102_0304_0506_0708);
     let record = |(name, change)| (name, FromAgent::Record(Record { sequence, change }));
-    let agent = from_agent()
-        .into_iter()
-        .chain(records().into_iter().map(record));
+    let agent = from_agent().into_iter().chain(records().into_iter().map(record));
     let server = from_server().into_iter();
     agent
         .map(|(name, message)| (name, Message::Agent(message)))
@@ -194,21 +167,15 @@ fn messages() -> Vec<(&'static str, Message)> {
 fn golden_frames_say_what_they_always_said() {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/wire");
     for (name, message) in messages() {
-        let (frame, text) = (
-            directory.join(format!("1-{name}.frame")),
-            directory.join(format!("1-{name}.txt")),
-        );
+        let (frame, text) =
+            (directory.join(format!("1-{name}.frame")), directory.join(format!("1-{name}.txt")));
         if std::env::var_os("HOLDFAST_GOLDEN_ADD").is_some() && !frame.exists() {
             std::fs::write(&frame, message.encode()).unwrap();
             std::fs::write(&text, format!("{message:#?}\n")).unwrap();
         }
         let bytes = std::fs::read(&frame).unwrap();
         let decoded = decode(&bytes).unwrap();
-        assert_eq!(
-            format!("{decoded:#?}\n"),
-            std::fs::read_to_string(&text).unwrap(),
-            "{name}"
-        );
+        assert_eq!(format!("{decoded:#?}\n"), std::fs::read_to_string(&text).unwrap(), "{name}");
         assert_eq!(decoded, message, "{name}");
         assert_eq!(decoded.encode(), bytes, "{name}");
     }
@@ -221,11 +188,7 @@ fn the_hello_is_pinned() {
         machine: "a".parse().unwrap(),
         agent: Incarnation([1; 16]),
         epoch: Epoch(2),
-        disks: vec![DiskSpec {
-            index: DiskIndex(3),
-            name: "d".parse().unwrap(),
-            size_bytes: 512,
-        }],
+        disks: vec![DiskSpec { index: DiskIndex(3), name: "d".parse().unwrap(), size_bytes: 512 }],
         witnessed: Sequence(4),
         last: Sequence(5),
     }));
@@ -249,10 +212,7 @@ fn every_flipped_bit_is_an_error() {
         for cut in 0..good.len() {
             assert!(decode(&good[..cut]).is_err(), "{name}, cut at {cut}");
         }
-        assert!(
-            decode(&[&good[..], &[0]].concat()).is_err(),
-            "{name}, one byte more"
-        );
+        assert!(decode(&[&good[..], &[0]].concat()).is_err(), "{name}, one byte more");
     }
 }
 
@@ -276,10 +236,7 @@ fn a_claimed_length_is_refused_before_anything_is_allocated() {
 
 #[test]
 fn a_hello_of_another_version_can_be_told_from_nonsense() {
-    let frame = encode_from_agent(&FromAgent::Hello(Hello {
-        version: 9,
-        ..hello()
-    }));
+    let frame = encode_from_agent(&FromAgent::Hello(Hello { version: 9, ..hello() }));
     let header = FrameHeader::decode(&frame.header).unwrap();
     assert_eq!(spoken_version(&frame.payload), Ok(9));
     assert!(decode_from_agent(&header, frame.payload).is_err());
@@ -289,20 +246,14 @@ fn a_hello_of_another_version_can_be_told_from_nonsense() {
 #[test]
 fn the_payload_of_a_write_is_not_copied() {
     let (_, change) = records().remove(0);
-    let Change::Write { payload, .. } = &change else {
-        unreachable!("the first is a write")
-    };
+    let Change::Write { payload, .. } = &change else { unreachable!("the first is a write") };
     let address = payload.as_ptr();
     let sequence = Sequence(1);
     let frame = encode_from_agent(&FromAgent::Record(Record { sequence, change }));
     assert_eq!(frame.payload.as_ptr(), address);
     let header = FrameHeader::decode(&frame.header).unwrap();
     let decoded = decode_from_agent(&header, frame.payload).unwrap();
-    let FromAgent::Record(Record {
-        change: Change::Write { payload, .. },
-        ..
-    }) = decoded
-    else {
+    let FromAgent::Record(Record { change: Change::Write { payload, .. }, .. }) = decoded else {
         panic!("a write came back as {decoded:?}");
     };
     assert_eq!(payload.as_ptr(), address);
@@ -311,10 +262,7 @@ fn the_payload_of_a_write_is_not_copied() {
 #[test]
 fn long_sentences_are_cut_between_characters() {
     let text = format!("{}ü{}", "x".repeat(511), "y".repeat(200));
-    let frame = encode_from_server(&FromServer::Refuse(Refuse {
-        code: Refusal::Busy,
-        text,
-    }));
+    let frame = encode_from_server(&FromServer::Refuse(Refuse { code: Refusal::Busy, text }));
     let header = FrameHeader::decode(&frame.header).unwrap();
     let FromServer::Refuse(refuse) = decode_from_server(&header, &frame.payload).unwrap() else {
         panic!("no refusal came back");

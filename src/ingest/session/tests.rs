@@ -44,12 +44,7 @@ fn standing(published: u64) -> Standing {
 
 /// A stream in its second epoch that is in order at record 10.
 fn ordered() -> StreamState {
-    StreamState {
-        sequence: Sequence(10),
-        epoch: Epoch(2),
-        disks: disks(),
-        order: Order::Ordered,
-    }
+    StreamState { sequence: Sequence(10), epoch: Epoch(2), disks: disks(), order: Order::Ordered }
 }
 
 fn frame(message: &FromAgent) -> (FrameHeader, Bytes) {
@@ -80,10 +75,7 @@ fn bookmark() -> Change {
 }
 
 fn epoch(epoch: u32) -> Change {
-    Change::EpochBegin(EpochBegin {
-        epoch: Epoch(epoch),
-        disks: disks(),
-    })
+    Change::EpochBegin(EpochBegin { epoch: Epoch(epoch), disks: disks() })
 }
 
 struct Stand {
@@ -106,8 +98,7 @@ impl Stand {
 
     fn take(&mut self, message: &FromAgent) -> Result<Event, Refuse> {
         let (header, payload) = frame(message);
-        self.session
-            .handle_frame(&mut self.stream, &header, payload)
+        self.session.handle_frame(&mut self.stream, &header, payload)
     }
 
     /// Whether the record is admitted; a refused one must leave the stream as it was.
@@ -133,48 +124,19 @@ impl Stand {
 fn a_stream_from_its_first_record_to_a_bookmark() {
     let mut stand = Stand::new(hello(), StreamState::default());
     let copy = Change::CatchUpBegin(CatchUp::InitialReplication);
-    assert!(
-        stand
-            .admits(1, write(0, 0, 512))
-            .unwrap_err()
-            .contains("epoch")
-    );
+    assert!(stand.admits(1, write(0, 0, 512)).unwrap_err().contains("epoch"));
     stand.admits(1, epoch(1)).unwrap();
-    assert!(
-        stand
-            .admits(2, write(0, 0, 512))
-            .unwrap_err()
-            .contains("initial replication")
-    );
-    assert!(
-        stand.admits(2, bookmark()).is_err(),
-        "nothing was copied yet"
-    );
-    assert!(
-        stand
-            .admits(2, Change::CatchUpBegin(CatchUp::Dirty))
-            .is_err()
-    );
+    assert!(stand.admits(2, write(0, 0, 512)).unwrap_err().contains("initial replication"));
+    assert!(stand.admits(2, bookmark()).is_err(), "nothing was copied yet");
+    assert!(stand.admits(2, Change::CatchUpBegin(CatchUp::Dirty)).is_err());
     stand.admits(2, copy.clone()).unwrap();
     stand.admits(3, write(2, 4096, 1024)).unwrap();
-    assert!(
-        stand
-            .admits(4, bookmark())
-            .unwrap_err()
-            .contains("catch-up")
-    );
+    assert!(stand.admits(4, bookmark()).unwrap_err().contains("catch-up"));
     stand.admits(4, copy).unwrap(); // the agent restarted in the middle
     stand.admits(5, Change::CatchUpEnd).unwrap();
-    assert!(
-        stand
-            .admits(6, Change::CatchUpEnd)
-            .unwrap_err()
-            .contains("not begun")
-    );
+    assert!(stand.admits(6, Change::CatchUpEnd).unwrap_err().contains("not begun"));
     stand.admits(6, bookmark()).unwrap();
-    stand
-        .admits(7, Change::CatchUpBegin(CatchUp::Dirty))
-        .unwrap();
+    stand.admits(7, Change::CatchUpBegin(CatchUp::Dirty)).unwrap();
     stand.admits(8, epoch(2)).unwrap(); // a resync may begin anywhere
 }
 
@@ -188,31 +150,17 @@ fn sequences_have_no_gap_and_no_repetition() {
     stand.admits(11, write(0, 0, 512)).unwrap();
     assert!(stand.admits(11, write(0, 0, 512)).is_err());
     stand.stream.sequence = Sequence(u64::MAX);
-    assert!(
-        stand.admits(u64::MAX, bookmark()).is_err(),
-        "the end of all sequences repeats"
-    );
+    assert!(stand.admits(u64::MAX, bookmark()).is_err(), "the end of all sequences repeats");
 }
 
 #[test]
 fn only_places_that_the_epoch_has() {
     let mut stand = Stand::tracking();
-    for (disk, offset) in [
-        (1, 0),
-        (3, 0),
-        (u16::MAX, 0),
-        (0, 8 << 20),
-        (2, (8 << 20) - 512),
-    ] {
-        assert!(
-            stand.admits(11, write(disk, offset, 1024)).is_err(),
-            "disk {disk}, {offset}"
-        );
+    for (disk, offset) in [(1, 0), (3, 0), (u16::MAX, 0), (0, 8 << 20), (2, (8 << 20) - 512)] {
+        assert!(stand.admits(11, write(disk, offset, 1024)).is_err(), "disk {disk}, {offset}");
     }
-    let zero = Change::Zero {
-        disk: DiskIndex(0),
-        extent: Extent::new(0, 16 << 20, 1 << 30).unwrap(),
-    };
+    let zero =
+        Change::Zero { disk: DiskIndex(0), extent: Extent::new(0, 16 << 20, 1 << 30).unwrap() };
     assert!(stand.admits(11, zero).unwrap_err().contains("over the end"));
     stand.admits(11, write(2, (8 << 20) - 512, 512)).unwrap();
 }
@@ -221,17 +169,9 @@ fn only_places_that_the_epoch_has() {
 fn epochs_follow_each_other_and_have_the_hellos_disks() {
     let mut stand = Stand::tracking();
     for wrong in [1, 2, 4, u32::MAX] {
-        assert!(
-            stand
-                .admits(11, epoch(wrong))
-                .unwrap_err()
-                .contains("after epoch 2")
-        );
+        assert!(stand.admits(11, epoch(wrong)).unwrap_err().contains("after epoch 2"));
     }
-    let other = Change::EpochBegin(EpochBegin {
-        epoch: Epoch(3),
-        disks: disks()[..1].to_vec(),
-    });
+    let other = Change::EpochBegin(EpochBegin { epoch: Epoch(3), disks: disks()[..1].to_vec() });
     assert!(stand.admits(11, other).unwrap_err().contains("other disks"));
     stand.admits(11, epoch(3)).unwrap();
 }
@@ -241,34 +181,14 @@ fn an_agent_of_another_epoch_must_begin_one() {
     // Forgot everything; was set back; begun one that never arrived and lost what it had sent.
     for known in [0, 1, 3] {
         let epoch_known = Epoch(known);
-        let mut stand = Stand::new(
-            Hello {
-                epoch: epoch_known,
-                ..hello()
-            },
-            ordered(),
-        );
-        assert!(
-            stand
-                .admits(11, write(0, 0, 512))
-                .unwrap_err()
-                .contains("begin epoch 3")
-        );
+        let mut stand = Stand::new(Hello { epoch: epoch_known, ..hello() }, ordered());
+        assert!(stand.admits(11, write(0, 0, 512)).unwrap_err().contains("begin epoch 3"));
         stand.admits(11, epoch(3)).unwrap();
-        stand
-            .admits(12, Change::CatchUpBegin(CatchUp::InitialReplication))
-            .unwrap();
+        stand.admits(12, Change::CatchUpBegin(CatchUp::InitialReplication)).unwrap();
     }
     // The same life sends again what stands before its new epoch.
     let (epoch_known, last) = (Epoch(3), Sequence(12));
-    let mut stand = Stand::new(
-        Hello {
-            epoch: epoch_known,
-            last,
-            ..hello()
-        },
-        ordered(),
-    );
+    let mut stand = Stand::new(Hello { epoch: epoch_known, last, ..hello() }, ordered());
     stand.admits(11, write(0, 0, 512)).unwrap();
     stand.admits(12, epoch(3)).unwrap();
 }
@@ -280,35 +200,17 @@ fn histories_that_do_not_fit_are_foreign() {
             .map(|(_, welcome)| welcome)
             .map_err(|refuse| refuse.code)
     };
-    let tracking = Hello {
-        epoch: Epoch(2),
-        ..hello()
-    };
-    let last = |last| Hello {
-        last: Sequence(last),
-        ..tracking.clone()
-    };
+    let tracking = Hello { epoch: Epoch(2), ..hello() };
+    let last = |last| Hello { last: Sequence(last), ..tracking.clone() };
     assert_eq!(begin(last(9), 8), Err(Refusal::Foreign));
     assert!(begin(last(10), 8).is_ok());
-    assert!(
-        begin(last(0), 8).is_ok(),
-        "a new life has given out nothing"
-    );
-    let witnessed = |at| Hello {
-        witnessed: Sequence(at),
-        ..tracking.clone()
-    };
+    assert!(begin(last(0), 8).is_ok(), "a new life has given out nothing");
+    let witnessed = |at| Hello { witnessed: Sequence(at), ..tracking.clone() };
     assert_eq!(begin(witnessed(9), 8), Err(Refusal::Foreign));
     let welcome = begin(witnessed(8), 8).unwrap();
-    assert_eq!(
-        (welcome.durable.0, welcome.published.0, welcome.epoch.0),
-        (10, 8, 2)
-    );
+    assert_eq!((welcome.durable.0, welcome.published.0, welcome.epoch.0), (10, 8, 2));
     let disks = disks()[..1].to_vec();
-    assert_eq!(
-        begin(Hello { disks, ..tracking }, 8),
-        Err(Refusal::Protocol)
-    );
+    assert_eq!(begin(Hello { disks, ..tracking }, 8), Err(Refusal::Protocol));
 }
 
 #[test]
@@ -319,22 +221,14 @@ fn the_hello_is_checked_before_anything_else() {
         greet(&machine, &header, payload).map_err(|refuse| refuse.code)
     };
     assert_eq!(code(&FromAgent::Hello(hello())), Ok(hello()));
-    let version = Hello {
-        version: 2,
-        ..hello()
-    };
+    let version = Hello { version: 2, ..hello() };
     assert_eq!(code(&FromAgent::Hello(version)), Err(Refusal::Version));
-    let other = Hello {
-        machine: "web-2".parse().unwrap(),
-        ..hello()
-    };
+    let other = Hello { machine: "web-2".parse().unwrap(), ..hello() };
     assert_eq!(code(&FromAgent::Hello(other)), Err(Refusal::Identity));
     assert_eq!(code(&FromAgent::Goodbye), Err(Refusal::Protocol));
     assert_eq!(code(&record(1, epoch(1))), Err(Refusal::Protocol));
     let mut stand = Stand::tracking();
-    let again = stand
-        .take(&FromAgent::Hello(hello()))
-        .map_err(|refuse| refuse.code);
+    let again = stand.take(&FromAgent::Hello(hello())).map_err(|refuse| refuse.code);
     assert_eq!(again, Err(Refusal::Protocol));
 }
 
@@ -344,12 +238,7 @@ fn credit_bounds_what_is_in_flight_and_a_full_cache_withholds_it() {
     for sequence in 11..14 {
         stand.admits(sequence, write(0, 0, 1 << 20)).unwrap();
     }
-    assert!(
-        stand
-            .admits(14, write(0, 0, 1 << 20))
-            .unwrap_err()
-            .contains("credit")
-    );
+    assert!(stand.admits(14, write(0, 0, 1 << 20)).unwrap_err().contains("credit"));
     let at = |stand: &mut Stand, durable, full| {
         stand.session.poll_ack(Sequence(durable), Sequence(5), full)
     };
@@ -359,10 +248,7 @@ fn credit_bounds_what_is_in_flight_and_a_full_cache_withholds_it() {
     assert!(at(&mut stand, 12, true).is_none(), "no news");
     assert!(stand.admits(14, write(0, 0, 1 << 20)).is_err());
     let ack = at(&mut stand, 12, false).unwrap();
-    assert_eq!(
-        ack.credit_limit,
-        CREDIT + 2 * ((1 << 20) + HEADER_BYTES as u64)
-    );
+    assert_eq!(ack.credit_limit, CREDIT + 2 * ((1 << 20) + HEADER_BYTES as u64));
     stand.admits(14, write(0, 0, 1 << 20)).unwrap();
 }
 

@@ -48,24 +48,15 @@ fn the_wrong_file_is_named() {
     assert!(matches!(&error, TlsError::Content { path, .. } if *path == files.ca_certificate));
     put(&files.ca_certificate, &good.certificate);
     let config = server_config(&files, now).unwrap();
-    assert_eq!(
-        (config.send_tls13_tickets, config.max_early_data_size),
-        (0, 0)
-    );
+    assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
     put(&files.key, &other.key);
     let error = server_config(&files, now).unwrap_err();
-    assert!(
-        matches!(&error, TlsError::Pair { key, .. } if *key == files.key),
-        "{error}"
-    );
+    assert!(matches!(&error, TlsError::Pair { key, .. } if *key == files.key), "{error}");
     put(&files.key, "nothing");
     let error = server_config(&files, now).unwrap_err();
     assert!(matches!(&error, TlsError::Content { path, .. } if *path == files.key));
     put(&files.certificate, &made(2025).certificate);
     let error = server_config(&files, now).unwrap_err();
     assert!(matches!(&error, TlsError::Life { path, .. } if *path == files.certificate));
-    assert!(
-        error.to_string().contains("2025-01-01T00:00:00Z"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("2025-01-01T00:00:00Z"), "{error}");
 }

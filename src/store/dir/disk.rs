@@ -72,8 +72,7 @@ pub(super) struct Disk {
 
 /// The directory that a path stands in.
 pub(super) fn parent(path: &Path) -> &Path {
-    path.parent()
-        .expect("every path here lies below the store's directory")
+    path.parent().expect("every path here lies below the store's directory")
 }
 
 /// `None` instead of "not found".
@@ -99,11 +98,7 @@ impl Opened {
     }
 
     pub(super) fn create(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         Ok(Self { file, path })
     }
 
@@ -143,21 +138,13 @@ impl Disk {
 
     pub(super) fn write(&self, target: &Opened, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let length = bytes.len() as u64;
-        self.announce(Step::Write {
-            path: &target.path,
-            offset,
-            length,
-        })?;
+        self.announce(Step::Write { path: &target.path, offset, length })?;
         target.file.write_all_at(bytes, offset)
     }
 
     /// Makes a range zeros, giving its room back where the file system can.
     pub(super) fn zero(&self, target: &Opened, offset: u64, length: u64) -> io::Result<()> {
-        self.announce(Step::Write {
-            path: &target.path,
-            offset,
-            length,
-        })?;
+        self.announce(Step::Write { path: &target.path, offset, length })?;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&target.file, punch, offset, length) {
             Err(Errno::OPNOTSUPP) => {

@@ -93,9 +93,7 @@ impl MapSector {
         if good.0 != bytes || good.0[..8] != Self::empty(number).0[..8] {
             let at = number * SECTOR as u64;
             let path = map.path.display();
-            return Err(MapError::Damaged(format!(
-                "{path}: map sector at byte {at}"
-            )));
+            return Err(MapError::Damaged(format!("{path}: map sector at byte {at}")));
         }
         Ok(good)
     }
@@ -170,10 +168,7 @@ mod tests {
             let mut byte = [0];
             map.read(at, &mut byte).unwrap();
             disk.write(&map, at, &[byte[0] ^ 4]).unwrap();
-            assert!(
-                matches!(lacking(&map, &[1]), Err(MapError::Damaged(_))),
-                "byte {at}"
-            );
+            assert!(matches!(lacking(&map, &[1]), Err(MapError::Damaged(_))), "byte {at}");
             disk.write(&map, at, &byte).unwrap();
         }
         // A sector that landed in another's place is not believed either.

@@ -49,11 +49,7 @@ impl Root {
                     self.walk(text, prefix, rows)?;
                 }
             } else if metadata.is_file() && name.as_str().starts_with(prefix) {
-                rows.push(Listed {
-                    name,
-                    length: metadata.len(),
-                    modified: modified(&metadata),
-                });
+                rows.push(Listed { name, length: metadata.len(), modified: modified(&metadata) });
             }
         }
         Ok(())

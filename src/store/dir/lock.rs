@@ -20,12 +20,7 @@ pub(super) struct Lock {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 fn wait(file: &File, operation: FlockOperation) -> io::Result<()> {
@@ -114,10 +109,7 @@ mod tests {
                 second.send("reader").unwrap();
             });
             let early = order.recv_timeout(Duration::from_millis(200));
-            assert!(
-                early.is_err(),
-                "{early:?} passed a waiting writer or a reader"
-            );
+            assert!(early.is_err(), "{early:?} passed a waiting writer or a reader");
             drop(reader);
             assert_eq!(order.recv(), Ok("writer"));
             assert_eq!(order.recv(), Ok("reader"));

@@ -200,13 +200,10 @@ impl Root {
     fn place(&self, name: &ObjectName, finished: &Opened, condition: &Condition) -> Result<ETag> {
         let about = self.about(name);
         let etag = etag_of(finished).map_err(|error| about.io("reading", error))?;
-        self.disk
-            .sync_all(finished)
-            .map_err(|error| about.io("syncing", error))?;
+        self.disk.sync_all(finished).map_err(|error| about.io("syncing", error))?;
         let _lock = self.exclusive(name)?;
         self.check(name, condition)?;
-        self.sweep_beside(name)
-            .map_err(|error| about.io("removing what a crash left", error))?;
+        self.sweep_beside(name).map_err(|error| about.io("removing what a crash left", error))?;
         let absent = *condition == Condition::Absent;
         match self.publish(&finished.path, name, absent) {
             Ok(()) => Ok(etag),

@@ -42,12 +42,7 @@ impl Root {
         let state = self.state(name)?.ok_or_else(|| about.not_found())?;
         let fail = |error| about.io("opening", error);
         let base = Opened::open(self.object(name), write).map_err(fail)?;
-        let blob = Blob {
-            root: self,
-            name,
-            state,
-            base,
-        };
+        let blob = Blob { root: self, name, state, base };
         blob.check_length(&blob.base, blob.state.size)?;
         Ok(blob)
     }
@@ -92,9 +87,7 @@ impl Root {
             .and_then(|()| blob.preserve(writes));
         if let Err(error) = ready {
             for hole in taken {
-                let _ = self
-                    .disk
-                    .zero(&blob.base, hole.start, hole.end - hole.start);
+                let _ = self.disk.zero(&blob.base, hole.start, hole.end - hole.start);
             }
             return Err(error);
         }
@@ -170,14 +163,8 @@ impl Root {
         let lock = self.exclusive(name)?;
         let blob = self.blob(name, true)?;
         let about = self.about(name);
-        blob.state
-            .ownership
-            .check(about, guard, self.clock.wall())?;
-        if self
-            .memory()
-            .broken
-            .contains(&(name.clone(), guard.lease.0))
-        {
+        blob.state.ownership.check(about, guard, self.clock.wall())?;
+        if self.memory().broken.contains(&(name.clone(), guard.lease.0)) {
             return Err(about.fenced(
                 "a sync failed under this lease: take a new one and write again what was not flushed",
             ));
@@ -193,9 +180,7 @@ impl Blob<'_> {
 
     pub(super) fn map_error(&self, error: MapError) -> StoreError {
         match error {
-            MapError::Io(error) => self
-                .about()
-                .io("reading or writing a snapshot's map", error),
+            MapError::Io(error) => self.about().io("reading or writing a snapshot's map", error),
             MapError::Damaged(detail) => self.about().damaged(detail),
         }
     }
@@ -207,9 +192,7 @@ impl Blob<'_> {
             return Ok(());
         }
         let path = file.path.display();
-        Err(self
-            .about()
-            .damaged(format!("{path} has {found} bytes, expected {expected}")))
+        Err(self.about().damaged(format!("{path} has {found} bytes, expected {expected}")))
     }
 
     fn newest(&self) -> Option<&Snapshot> {
@@ -266,10 +249,7 @@ impl Blob<'_> {
         result.map_err(|error| {
             for run in runs(granules) {
                 let extent = self.extent(&run);
-                let _ = self
-                    .root
-                    .disk
-                    .zero(to, extent.start, extent.end - extent.start);
+                let _ = self.root.disk.zero(to, extent.start, extent.end - extent.start);
             }
             about.io("preserving what a snapshot holds", error)
         })
@@ -310,9 +290,7 @@ impl Blob<'_> {
         self.state.ownership.lease = None;
         // If this cannot be written either, this process at least remembers.
         let _ = self.root.set_state(self.name, &self.state);
-        Err(self
-            .about()
-            .io("syncing pages; the lease is given up", error))
+        Err(self.about().io("syncing pages; the lease is given up", error))
     }
 }
 
@@ -331,9 +309,7 @@ impl Root {
         let blob = self.blob(name, false)?;
         about.check_read(blob.state.size, offset, length)?;
         let mut content = vec![0; length as usize];
-        blob.base
-            .read(offset, &mut content)
-            .map_err(|error| about.io("reading pages", error))?;
+        blob.base.read(offset, &mut content).map_err(|error| about.io("reading pages", error))?;
         Ok(content.into())
     }
 }

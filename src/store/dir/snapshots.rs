@@ -49,9 +49,7 @@ impl Root {
 
     pub(super) fn list_snapshots(&self, name: &ObjectName) -> Result<Vec<SnapshotInfo>> {
         let snapshots = self.blob(name, false)?.state.snapshots.into_iter();
-        Ok(snapshots
-            .map(|Snapshot { id, label, .. }| SnapshotInfo { id, label })
-            .collect())
+        Ok(snapshots.map(|Snapshot { id, label, .. }| SnapshotInfo { id, label }).collect())
     }
 
     pub(super) fn read_snapshot(
@@ -126,11 +124,7 @@ impl Root {
 
 impl Blob<'_> {
     fn find(&self, snapshot: &SnapshotId) -> Result<usize> {
-        let place = self
-            .state
-            .snapshots
-            .iter()
-            .position(|one| one.id == *snapshot);
+        let place = self.state.snapshots.iter().position(|one| one.id == *snapshot);
         place.ok_or_else(|| self.about().not_found())
     }
 
@@ -153,10 +147,7 @@ impl Blob<'_> {
         length: u64,
     ) -> Result<Opened> {
         let about = self.about();
-        let path = self
-            .root
-            .beside(self.name)
-            .join(format!("{}.{kind}", snapshot.id.0));
+        let path = self.root.beside(self.name).join(format!("{}.{kind}", snapshot.id.0));
         let opened = if_found(Opened::open(path.clone(), write))
             .map_err(|error| about.io("opening a snapshot", error))?
             .ok_or_else(|| about.damaged(format!("{} is missing", path.display())))?;
@@ -268,11 +259,7 @@ impl Blob<'_> {
             let path = entry?.path();
             let stem = path.file_stem().and_then(std::ffi::OsStr::to_str);
             let ours = path.extension().is_some_and(|e| e == "pages" || e == "map");
-            let named = self
-                .state
-                .snapshots
-                .iter()
-                .any(|one| Some(&*one.id.0) == stem);
+            let named = self.state.snapshots.iter().any(|one| Some(&*one.id.0) == stem);
             if ours && !named && path.is_file() {
                 self.root.disk.remove(&path)?;
                 self.root.disk.sync_directory(parent(&path))?;
@@ -314,9 +301,8 @@ impl Chain {
                 }
             };
             for (file, granule) in files.iter_mut().zip(granules.clone()) {
-                let holds = held
-                    .as_ref()
-                    .is_none_or(|held| held[&(granule / PER_SECTOR)].has(granule));
+                let holds =
+                    held.as_ref().is_none_or(|held| held[&(granule / PER_SECTOR)].has(granule));
                 if file.is_none() && holds {
                     *file = Some(content);
                 }

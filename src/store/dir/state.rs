@@ -61,11 +61,7 @@ impl State {
     pub(super) fn add_snapshot(&mut self, label: &str, kept: Kept) -> SnapshotId {
         self.snapshots_made += 1;
         let id = Self::id(self.snapshots_made);
-        self.snapshots.push(Snapshot {
-            id: id.clone(),
-            label: label.to_owned(),
-            kept,
-        });
+        self.snapshots.push(Snapshot { id: id.clone(), label: label.to_owned(), kept });
         id
     }
 
@@ -99,10 +95,7 @@ impl State {
         let numbered = |pair: &[Snapshot]| pair[0].id < pair[1].id;
         let last = Self::id(state.snapshots_made);
         let ordered = state.snapshots.windows(2).all(numbered)
-            && state
-                .snapshots
-                .iter()
-                .all(|one| one.id <= last && one.id.0.len() == 16);
+            && state.snapshots.iter().all(|one| one.id <= last && one.id.0.len() == 16);
         if !ordered {
             return Err("snapshots are not in order".to_owned());
         }

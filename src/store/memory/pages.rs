@@ -29,10 +29,7 @@ impl Pages {
                 let mut rest = &bytes[..];
                 for (number, range) in by_page(start, start + length) {
                     let (now, later) = rest.split_at(range.len());
-                    let page = self
-                        .0
-                        .entry(number)
-                        .or_insert_with(|| Arc::new([0; PAGE as usize]));
+                    let page = self.0.entry(number).or_insert_with(|| Arc::new([0; PAGE as usize]));
                     Arc::make_mut(page)[range].copy_from_slice(now);
                     rest = later;
                 }
@@ -42,11 +39,8 @@ impl Pages {
     }
 
     fn clear(&mut self, start: u64, end: u64) {
-        let touched: Vec<u64> = self
-            .0
-            .range(start / PAGE..end.div_ceil(PAGE))
-            .map(|(number, _)| *number)
-            .collect();
+        let touched: Vec<u64> =
+            self.0.range(start / PAGE..end.div_ceil(PAGE)).map(|(number, _)| *number).collect();
         for number in touched {
             let base = number * PAGE;
             let from = start.saturating_sub(base) as usize;

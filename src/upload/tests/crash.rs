@@ -34,23 +34,15 @@ async fn a_crash_at_each_request_leaves_no_gap_and_nothing_twice() {
         if rig.plain().log.manifest().await.unwrap().is_some() {
             rig.audit().await;
             let published = rig.manifest().await.published.0;
-            assert!(
-                published >= acknowledged,
-                "acknowledged {acknowledged}, has {published}"
-            );
+            assert!(published >= acknowledged, "acknowledged {acknowledged}, has {published}");
         }
         // The next one has the cache's records, or the agent's, and goes on from the manifest.
         let mut through = Vec::new();
         let note = |p: crate::upload::Published| through.push(p.through().0);
-        rig.serve(&rig.plain(), "ps-b", RECORDS, note)
-            .await
-            .unwrap();
+        rig.serve(&rig.plain(), "ps-b", RECORDS, note).await.unwrap();
         let entries = rig.audit().await;
         assert_eq!(entries.last().unwrap().last.0, RECORDS);
-        assert!(
-            through.iter().all(|t| *t > acknowledged),
-            "nothing is published twice"
-        );
+        assert!(through.iter().all(|t| *t > acknowledged), "nothing is published twice");
         if !dead {
             assert!(at > 30, "only {at} requests were tried");
             return;

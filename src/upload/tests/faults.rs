@@ -36,36 +36,21 @@ async fn case(seed: u64) -> u64 {
     let strip = |entries: &[DeltaEntry]| -> Vec<DeltaEntry> {
         let generation = crate::model::Generation(1);
         let id = crate::model::DeltaId([0; 16]);
-        let strip = |entry: &DeltaEntry| DeltaEntry {
-            generation,
-            id,
-            object_bytes: 0,
-            ..entry.clone()
-        };
+        let strip =
+            |entry: &DeltaEntry| DeltaEntry { generation, id, object_bytes: 0, ..entry.clone() };
         entries.iter().map(strip).collect()
     };
     if manifest.generation == expected.generation {
-        let (found, wanted) = (
-            meaning(&manifest, entries.clone()),
-            meaning(&expected, expected_entries),
-        );
+        let (found, wanted) =
+            (meaning(&manifest, entries.clone()), meaning(&expected, expected_entries));
         assert_eq!(found, wanted);
     } else {
         assert_eq!(strip(&entries), strip(&expected_entries));
     }
     let there = ranges(&rig.machine, &rig.deltas().await);
     assert_eq!(there.len(), entries.len());
-    assert!(
-        there.values().all(|count| *count == 1),
-        "one object each: {there:?}"
-    );
-    let trouble = rig
-        .metrics
-        .machine(&rig.machine)
-        .trouble
-        .lock()
-        .unwrap()
-        .clone();
+    assert!(there.values().all(|count| *count == 1), "one object each: {there:?}");
+    let trouble = rig.metrics.machine(&rig.machine).trouble.lock().unwrap().clone();
     assert_eq!(trouble, None, "nothing keeps it back any more");
     rig.metrics.store_retries.load(Ordering::Relaxed)
 }
@@ -77,8 +62,5 @@ async fn two_thousand_hostile_networks_change_nothing() {
         let ended = tokio::spawn(async move { case(seed).await }).await;
         retries += ended.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
-    assert!(
-        retries > 10 * CASES,
-        "the faults were really there: {retries}"
-    );
+    assert!(retries > 10 * CASES, "the faults were really there: {retries}");
 }

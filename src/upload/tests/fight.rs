@@ -40,13 +40,7 @@ async fn the_older_never_publishes_after_a_takeover() {
         match ended {
             Err(stopped) => {
                 assert_eq!(stopped.error.class(), Class::Fence);
-                let UploadError::Fenced {
-                    ours,
-                    theirs,
-                    their_owner,
-                    ..
-                } = &stopped.error
-                else {
+                let UploadError::Fenced { ours, theirs, their_owner, .. } = &stopped.error else {
                     panic!("{}", stopped.error)
                 };
                 assert_eq!((ours.0, theirs.0, their_owner), (1, 2, &server("ps-b")));

@@ -78,11 +78,7 @@ impl Hostile {
     fn stopping(inner: &Arc<Memory>, plan: Plan, stop_at: Option<u32>) -> Self {
         Self {
             inner: Arc::clone(inner),
-            state: Mutex::new(State {
-                plan,
-                requests: 0,
-                late: Vec::new(),
-            }),
+            state: Mutex::new(State { plan, requests: 0, late: Vec::new() }),
             stopped: Notify::new(),
             go: Notify::new(),
             stop_at,
@@ -125,11 +121,7 @@ impl Hostile {
         if let Some((mut manifest, etag)) = context.log.manifest().await.unwrap() {
             manifest.version += 1;
             let entropy = context.entropy.as_ref();
-            context
-                .log
-                .replace(&manifest, Some(&etag), entropy)
-                .await
-                .unwrap();
+            context.log.replace(&manifest, Some(&etag), entropy).await.unwrap();
         }
     }
 
@@ -166,16 +158,12 @@ impl Hostile {
 
     async fn apply(&self, request: Request) -> Result<Option<ETag>> {
         match request {
-            Request::Stage(name, block, body) => self
-                .inner
-                .stage_block(&name, block, body)
-                .await
-                .map(|()| None),
-            Request::Commit(name, blocks, condition) => self
-                .inner
-                .commit_blocks(&name, &blocks, condition)
-                .await
-                .map(Some),
+            Request::Stage(name, block, body) => {
+                self.inner.stage_block(&name, block, body).await.map(|()| None)
+            }
+            Request::Commit(name, blocks, condition) => {
+                self.inner.commit_blocks(&name, &blocks, condition).await.map(Some)
+            }
             Request::Put(name, body, condition) => {
                 self.inner.put(&name, body, condition).await.map(Some)
             }
@@ -253,11 +241,7 @@ fn lost(name: &ObjectName) -> StoreError {
 }
 
 fn full(name: &ObjectName) -> StoreError {
-    StoreError::Full {
-        store: "hostile".into(),
-        name: name.to_string(),
-        source: Arc::new(why()),
-    }
+    StoreError::Full { store: "hostile".into(), name: name.to_string(), source: Arc::new(why()) }
 }
 
 #[async_trait]

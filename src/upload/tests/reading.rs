@@ -25,11 +25,7 @@ async fn entries_after_any_record_are_exactly_those() {
     let all = rig.audit().await;
     for after in 0..=46 {
         let found = log.entries(&manifest, Sequence(after)).await.unwrap();
-        assert!(
-            found
-                .iter()
-                .eq(all.iter().filter(|entry| entry.last.0 > after))
-        );
+        assert!(found.iter().eq(all.iter().filter(|entry| entry.last.0 > after)));
     }
     let cut = Cut {
         generation: manifest.generation,
@@ -40,10 +36,7 @@ async fn entries_after_any_record_are_exactly_those() {
     let manifest = rig.manifest().await;
     assert!(through.0 > 0);
     assert!(log.entries(&manifest, through).await.is_ok());
-    let gone = log
-        .entries(&manifest, Sequence(through.0 - 1))
-        .await
-        .unwrap_err();
+    let gone = log.entries(&manifest, Sequence(through.0 - 1)).await.unwrap_err();
     assert!(matches!(gone, CloudLogError::Truncated { .. }));
 }
 
@@ -58,10 +51,7 @@ async fn a_flipped_bit_is_found_and_named() {
         for at in (0..good.len()).step_by(7) {
             let mut bad = good.to_vec();
             bad[at] ^= 1 << (at % 8);
-            rig.memory
-                .put(&name, bad.into(), Condition::Always)
-                .await
-                .unwrap();
+            rig.memory.put(&name, bad.into(), Condition::Always).await.unwrap();
             let read = match log.manifest().await {
                 Ok(Some((manifest, _))) => log.entries(&manifest, Sequence::ZERO).await.map(drop),
                 Ok(None) => panic!("it is there"),
@@ -71,10 +61,7 @@ async fn a_flipped_bit_is_found_and_named() {
             assert_eq!(error.class(), Class::Poison);
             assert!(error.to_string().contains(name.as_str()), "{error}");
         }
-        rig.memory
-            .put(&name, good, Condition::Always)
-            .await
-            .unwrap();
+        rig.memory.put(&name, good, Condition::Always).await.unwrap();
     }
     rig.audit().await;
 }
@@ -86,14 +73,9 @@ async fn a_page_swapped_for_another_is_found() {
     let manifest = rig.manifest().await;
     let name = |at: usize| names::manifest_page(&rig.machine, manifest.pages[at].id);
     let (second, _) = rig.memory.read(&name(1)).await.unwrap();
-    rig.memory
-        .put(&name(0), second, Condition::Always)
-        .await
-        .unwrap();
+    rig.memory.put(&name(0), second, Condition::Always).await.unwrap();
     let error = log.entries(&manifest, Sequence::ZERO).await.unwrap_err();
-    let CloudLogError::Mismatch { field, .. } = &error else {
-        panic!("{error}")
-    };
+    let CloudLogError::Mismatch { field, .. } = &error else { panic!("{error}") };
     assert_eq!(*field, "SHA-256");
 }
 
@@ -108,33 +90,15 @@ async fn what_opens_is_still_checked() {
     let put = async |plain: &[u8]| {
         let key = rig.keys.newest();
         let sealed = seal_document("manifest", &rig.machine, key, entropy.as_ref(), plain);
-        rig.memory
-            .put(&name, Bytes::from(sealed), Condition::Always)
-            .await
-            .unwrap();
+        rig.memory.put(&name, Bytes::from(sealed), Condition::Always).await.unwrap();
         log.manifest().await.unwrap_err()
     };
     let error = put(&stranger.encode().unwrap()).await;
-    assert!(
-        matches!(
-            error,
-            CloudLogError::Mismatch {
-                field: "machine",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, CloudLogError::Mismatch { field: "machine", .. }), "{error}");
     let error = put(b"HFMANIF").await;
     assert!(matches!(error, CloudLogError::Format { .. }), "{error}");
     let (present, _) = (rig.memory.read(&name).await.unwrap().0, ());
     assert!(!present.is_empty());
-    let error = log
-        .replace(&stranger, None, entropy.as_ref())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, CloudLogError::Mismatch { .. }),
-        "another machine is never written"
-    );
+    let error = log.replace(&stranger, None, entropy.as_ref()).await.unwrap_err();
+    assert!(matches!(error, CloudLogError::Mismatch { .. }), "another machine is never written");
 }

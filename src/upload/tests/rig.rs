@@ -136,11 +136,7 @@ impl Rig {
                 .filter(|n| matches!(change(*n), Change::Write { .. }))
                 .flat_map(|n| payload(n).to_vec())
                 .collect();
-            assert_eq!(
-                bytes, expected,
-                "content of {}..={}",
-                entry.first, entry.last
-            );
+            assert_eq!(bytes, expected, "content of {}..={}", entry.first, entry.last);
             previous = Some(entry.id);
         }
         assert_eq!(end, manifest.published);
@@ -163,18 +159,12 @@ impl Rig {
     pub(super) fn sealed(&self, claim: &Claim, last: u64) -> Vec<Sealed> {
         let manifest = &claim.manifest;
         let entropy = Seeded::new(self.seed ^ (manifest.generation.0 << 32));
-        let settings = BatchSettings {
-            bytes_max: 4096,
-            age_max: Duration::from_secs(1),
-        };
+        let settings = BatchSettings { bytes_max: 4096, age_max: Duration::from_secs(1) };
         let key = MachineKey::of(&self.machine);
         let mut batcher = Batcher::new(key, StreamState::after(manifest), settings);
         let mut batches = Vec::new();
         for sequence in manifest.published.0 + 1..=last {
-            let record = Record {
-                sequence: Sequence(sequence),
-                change: change(sequence),
-            };
+            let record = Record { sequence: Sequence(sequence), change: change(sequence) };
             let durable = Durable::never_written(key, record);
             batcher.push(durable, Duration::ZERO).unwrap();
         }
@@ -183,11 +173,7 @@ impl Rig {
             batches.push(batch);
         }
         let mut previous = manifest.last_delta;
-        let seal_settings = SealSettings {
-            threads: 1,
-            level: 1,
-            frame_bytes: 4096,
-        };
+        let seal_settings = SealSettings { threads: 1, level: 1, frame_bytes: 4096 };
         let sealed = batches.into_iter().map(|batch| {
             let id = DeltaId(random16(entropy.as_ref()));
             let lineage = Lineage {
@@ -231,9 +217,7 @@ impl Rig {
             while let Ok(sealed) = receiver.try_recv() {
                 stopped.unpublished.push(sealed);
             }
-            stopped
-                .unpublished
-                .sort_by_key(|sealed| sealed.entry().first);
+            stopped.unpublished.sort_by_key(|sealed| sealed.entry().first);
         }
         ended
     }
@@ -280,15 +264,9 @@ fn change(sequence: u64) -> Change {
         })
     };
     let begin = |epoch| {
-        let disk = DiskSpec {
-            index: DiskIndex(0),
-            name: "root".parse().unwrap(),
-            size_bytes: 1 << 30,
-        };
-        Change::EpochBegin(EpochBegin {
-            epoch: Epoch(epoch),
-            disks: vec![disk],
-        })
+        let disk =
+            DiskSpec { index: DiskIndex(0), name: "root".parse().unwrap(), size_bytes: 1 << 30 };
+        Change::EpochBegin(EpochBegin { epoch: Epoch(epoch), disks: vec![disk] })
     };
     match sequence {
         1 => begin(1),
@@ -310,12 +288,7 @@ fn change(sequence: u64) -> Change {
 
 /// What two logs have in common when they say the same: version and pages are how it came to be.
 pub(super) fn meaning(manifest: &Manifest, entries: Vec<DeltaEntry>) -> Manifest {
-    Manifest {
-        version: manifest.generation.0,
-        pages: Vec::new(),
-        entries,
-        ..manifest.clone()
-    }
+    Manifest { version: manifest.generation.0, pages: Vec::new(), entries, ..manifest.clone() }
 }
 
 /// How often each range is in the store.

@@ -31,29 +31,17 @@ async fn foreign_content_under_our_name_stops_the_upload() {
             foreign.pop();
         }
         let name = delta_name(&rig, &sealed[1]);
-        let put = rig
-            .memory
-            .put(&name, Bytes::from(foreign), Condition::Absent);
+        let put = rig.memory.put(&name, Bytes::from(foreign), Condition::Absent);
         put.await.unwrap();
         let count = sealed.len();
         let upload = Upload::new(context, claim);
         let mut through = 0;
         let mut receiver = channel(sealed);
-        let stopped = upload
-            .run(&mut receiver, |p| through = p.through().0)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(stopped.error, UploadError::Foreign { .. }),
-            "{}",
-            stopped.error
-        );
+        let stopped = upload.run(&mut receiver, |p| through = p.through().0).await.unwrap_err();
+        assert!(matches!(stopped.error, UploadError::Foreign { .. }), "{}", stopped.error);
         assert_eq!(stopped.error.class(), Class::Fence);
         let manifest = rig.manifest().await;
-        assert_eq!(
-            manifest.published.0, through,
-            "what was published was acknowledged"
-        );
+        assert_eq!(manifest.published.0, through, "what was published was acknowledged");
         assert_eq!(
             manifest.entries.len() + stopped.unpublished.len() + receiver.len(),
             count,
@@ -71,10 +59,7 @@ async fn our_own_content_under_our_name_is_taken_as_ours() {
     let sealed = rig.sealed(&claim, 45);
     for one in &sealed {
         let name = delta_name(&rig, one);
-        rig.memory
-            .put(&name, one.object().clone(), Condition::Absent)
-            .await
-            .unwrap();
+        rig.memory.put(&name, one.object().clone(), Condition::Absent).await.unwrap();
     }
     let mut receiver = channel(sealed);
     let upload = Upload::new(context, claim);
@@ -111,11 +96,7 @@ async fn no_acknowledgement_without_a_name() {
         acknowledged.push((p.through().0, p.version(), sent.load(Ordering::Relaxed)));
     };
     upload.run(&mut receiver, note).await.unwrap();
-    assert!(
-        acknowledged
-            .iter()
-            .all(|(_, version, puts)| *version >= 2 && *puts >= 2)
-    );
+    assert!(acknowledged.iter().all(|(_, version, puts)| *version >= 2 && *puts >= 2));
     assert_eq!(acknowledged.last().unwrap().0, 10);
     assert_eq!(rig.manifest().await.published.0, 10);
 }
@@ -137,9 +118,7 @@ async fn a_delta_out_of_place_is_refused_and_given_back() {
         let mut receiver = channel(sealed);
         let upload = Upload::new(context.clone(), crate::upload::Claim { manifest, etag });
         let mut named = 0;
-        let ended = upload
-            .run(&mut receiver, |p| named += p.entries().len())
-            .await;
+        let ended = upload.run(&mut receiver, |p| named += p.entries().len()).await;
         let stopped = ended.unwrap_err();
         assert_eq!(stopped.error.class(), Class::Bug, "{}", stopped.error);
         assert_eq!(named + stopped.unpublished.len() + receiver.len(), count);
@@ -148,26 +127,13 @@ async fn a_delta_out_of_place_is_refused_and_given_back() {
     assert!(matches!(run(old).await, UploadError::Generation { .. }));
     let gap = fresh.remove(1);
     let (head, tail) = (fresh.remove(0), fresh.remove(0));
-    assert!(matches!(
-        run(vec![head, tail]).await,
-        UploadError::Place { .. }
-    ));
-    assert_eq!(
-        rig.manifest().await.entries.len(),
-        1,
-        "what stood before the gap is published"
-    );
+    assert!(matches!(run(vec![head, tail]).await, UploadError::Place { .. }));
+    assert_eq!(rig.manifest().await.entries.len(), 1, "what stood before the gap is published");
     let again = rig.sealed(&second, 20).remove(0);
     assert!(matches!(run(vec![again]).await, UploadError::Place { .. }));
     let (stranger, doubled) = (other.remove(1), rig.sealed(&second, 20).remove(1));
-    assert!(matches!(
-        run(vec![stranger]).await,
-        UploadError::Chain { .. }
-    ));
-    assert!(matches!(
-        run(vec![doubled, gap]).await,
-        UploadError::Place { .. }
-    ));
+    assert!(matches!(run(vec![stranger]).await, UploadError::Chain { .. }));
+    assert!(matches!(run(vec![doubled, gap]).await, UploadError::Place { .. }));
     rig.audit().await;
 }
 
@@ -179,31 +145,14 @@ async fn a_manifest_that_went_back_stops_its_owner() {
     let claimed = claim(&rig.plain(), &server("ps-a")).await.unwrap();
     let (early, _) = rig.memory.read(&name).await.unwrap();
     let claimed = rig.go_on(&rig.plain(), claimed, 20, |_| ()).await.unwrap();
-    rig.memory
-        .put(&name, early, Condition::Always)
-        .await
-        .unwrap();
-    let stopped = rig
-        .go_on(&rig.plain(), claimed.clone(), 45, |_| ())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(stopped.error, UploadError::Contradiction { .. }),
-        "{}",
-        stopped.error
-    );
+    rig.memory.put(&name, early, Condition::Always).await.unwrap();
+    let stopped = rig.go_on(&rig.plain(), claimed.clone(), 45, |_| ()).await.unwrap_err();
+    assert!(matches!(stopped.error, UploadError::Contradiction { .. }), "{}", stopped.error);
     assert_eq!(stopped.error.class(), Class::Poison);
     assert!(!stopped.unpublished.is_empty());
     rig.memory.delete(&name, Condition::Always).await.unwrap();
-    let stopped = rig
-        .go_on(&rig.plain(), claimed, 45, |_| ())
-        .await
-        .unwrap_err();
-    assert!(
-        stopped.error.to_string().contains("is gone"),
-        "{}",
-        stopped.error
-    );
+    let stopped = rig.go_on(&rig.plain(), claimed, 45, |_| ()).await.unwrap_err();
+    assert!(stopped.error.to_string().contains("is gone"), "{}", stopped.error);
 }
 
 /// A full store is said at once, waited for, and forgotten when it has room again.
@@ -225,10 +174,7 @@ async fn a_full_store_is_trouble_until_it_has_room() {
     let context = rig.context(Hostile::new(&rig.memory, Box::new(plan)), 1);
     rig.serve(&context, "ps-a", 20, |_| ()).await.unwrap();
     let said = seen.lock().unwrap().clone();
-    assert!(
-        said.iter().any(|text| text.contains("no space left")),
-        "{said:?}"
-    );
+    assert!(said.iter().any(|text| text.contains("no space left")), "{said:?}");
     let machine = rig.metrics.machine(&rig.machine);
     assert_eq!(*machine.trouble.lock().unwrap(), None);
     assert!(rig.metrics.store_retries.load(Ordering::Relaxed) >= 10);

@@ -48,36 +48,22 @@ async fn orphans_of_the_dead_go_and_what_is_in_flight_stays() {
     // While the one that made them owns the machine they may be named yet, however old they are.
     rig.clock.advance(10 * HOUR);
     let plain = rig.plain();
-    let none = remove_orphans(&plain, Generation(1), HOUR, Removal::Remove)
-        .await
-        .unwrap();
+    let none = remove_orphans(&plain, Generation(1), HOUR, Removal::Remove).await.unwrap();
     assert_eq!((none.len(), rig.deltas().await.len()), (0, dead));
 
     // The next owner has its own in flight beside them.
     dies_before_publishing(&rig, "ps-b", 20).await;
     let both = rig.deltas().await.len();
     assert!(both > dead);
-    let stale = remove_orphans(&plain, Generation(1), HOUR, Removal::Remove)
-        .await
-        .unwrap_err();
+    let stale = remove_orphans(&plain, Generation(1), HOUR, Removal::Remove).await.unwrap_err();
     assert_eq!(stale.class(), Class::Fence);
     let before = rig.manifest().await;
-    let dry = remove_orphans(&plain, Generation(2), HOUR, Removal::DryRun)
-        .await
-        .unwrap();
+    let dry = remove_orphans(&plain, Generation(2), HOUR, Removal::DryRun).await.unwrap();
     assert_eq!((dry.len(), rig.manifest().await), (dead, before));
     assert_eq!(rig.deltas().await.len(), both, "a dry run deletes nothing");
-    let young = remove_orphans(&plain, Generation(2), 1000 * HOUR, Removal::Remove)
-        .await
-        .unwrap();
-    assert_eq!(
-        (young.len(), rig.deltas().await.len()),
-        (0, both),
-        "the grace is kept"
-    );
-    let gone = remove_orphans(&plain, Generation(2), HOUR, Removal::Remove)
-        .await
-        .unwrap();
+    let young = remove_orphans(&plain, Generation(2), 1000 * HOUR, Removal::Remove).await.unwrap();
+    assert_eq!((young.len(), rig.deltas().await.len()), (0, both), "the grace is kept");
+    let gone = remove_orphans(&plain, Generation(2), HOUR, Removal::Remove).await.unwrap();
     assert_eq!(gone, dry);
     let left = rig.deltas().await;
     assert_eq!(left.len(), both - dead);
@@ -100,10 +86,7 @@ async fn nothing_named_is_ever_an_orphan() {
         assert_eq!(gone.unwrap(), []);
         claim(&plain, &server("ps-b")).await.unwrap();
     }
-    assert_eq!(
-        (rig.deltas().await, rig.pages().await.len()),
-        (deltas, pages.len())
-    );
+    assert_eq!((rig.deltas().await, rig.pages().await.len()), (deltas, pages.len()));
     // A page that cannot be read hides names: nothing is removed then.
     let deltas_before = rig.deltas().await.len();
     let page = &rig.pages().await[0].name;
@@ -155,11 +138,7 @@ async fn truncation_removes_names_first_and_whole_deltas_only() {
         assert!(done.through.0 <= through);
         assert_eq!(manifest.published.0, 45);
         let after = rig.audit().await;
-        assert_eq!(
-            rig.deltas().await.len(),
-            after.len(),
-            "and their objects are gone"
-        );
+        assert_eq!(rig.deltas().await.len(), after.len(), "and their objects are gone");
         assert_eq!(rig.pages().await.len(), manifest.pages.len());
         let kept = before.iter().filter(|entry| entry.last > done.through);
         assert!(kept.eq(after.iter()));
@@ -200,11 +179,7 @@ async fn a_fenced_truncation_deletes_nothing() {
             let names = rig.manifest().await;
             store.go.notify_one();
             let ended = cutting.await;
-            assert_eq!(
-                rig.manifest().await,
-                names,
-                "the newer owner's manifest stands"
-            );
+            assert_eq!(rig.manifest().await, names, "the newer owner's manifest stands");
             if let Err(error) = ended {
                 assert_eq!(error.class(), Class::Fence);
                 assert_eq!(rig.deltas().await, there, "request {at}");
@@ -216,9 +191,7 @@ async fn a_fenced_truncation_deletes_nothing() {
         // Whatever it left is found.
         let plain = rig.plain();
         let generation = rig.manifest().await.generation;
-        remove_orphans(&plain, generation, Duration::ZERO, Removal::Remove)
-            .await
-            .unwrap();
+        remove_orphans(&plain, generation, Duration::ZERO, Removal::Remove).await.unwrap();
         let manifest = rig.manifest().await;
         assert_eq!(rig.deltas().await.len(), rig.audit().await.len());
         assert_eq!(rig.pages().await.len(), manifest.pages.len());
@@ -257,21 +230,13 @@ async fn faults_do_not_hinder_tidying() {
         let hostile = Hostile::random(rig.plain(), &rig, seed, 30);
         let context = rig.context(Arc::clone(&hostile) as _, 1);
         truncate(&context, cut(2, 25)).await.unwrap();
-        remove_orphans(&context, Generation(2), Duration::ZERO, Removal::Remove)
-            .await
-            .unwrap();
+        remove_orphans(&context, Generation(2), Duration::ZERO, Removal::Remove).await.unwrap();
         hostile.settle().await;
         let plain = rig.plain();
-        remove_orphans(&plain, Generation(2), Duration::ZERO, Removal::Remove)
-            .await
-            .unwrap();
+        remove_orphans(&plain, Generation(2), Duration::ZERO, Removal::Remove).await.unwrap();
         let manifest = rig.manifest().await;
         assert!(manifest.truncated.0 > 0);
-        assert_eq!(
-            rig.deltas().await.len(),
-            rig.audit().await.len(),
-            "seed {seed}"
-        );
+        assert_eq!(rig.deltas().await.len(), rig.audit().await.len(), "seed {seed}");
         assert_eq!(rig.pages().await.len(), manifest.pages.len());
     }
 }
@@ -281,17 +246,11 @@ async fn what_is_named_and_missing_is_said() {
     let rig = Rig::new(1);
     rig.serve(&rig.plain(), "ps-a", 20, |_| ()).await.unwrap();
     let row = rig.deltas().await.remove(0);
-    rig.memory
-        .delete(&row.name, Condition::Always)
-        .await
-        .unwrap();
+    rig.memory.delete(&row.name, Condition::Always).await.unwrap();
     let gone = rig.memory.read(&row.name).await.unwrap_err();
     assert!(matches!(gone, StoreError::NotFound { .. }));
     let log = rig.plain().log;
-    let entries = log
-        .entries(&rig.manifest().await, Sequence::ZERO)
-        .await
-        .unwrap();
+    let entries = log.entries(&rig.manifest().await, Sequence::ZERO).await.unwrap();
     let error = log.open_delta(&entries[0], None).await.unwrap_err();
     assert_eq!(error.class(), Class::Poison);
     assert!(error.to_string().contains(row.name.as_str()), "{error}");
