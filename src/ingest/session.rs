@@ -97,10 +97,16 @@ impl Session {
         credit_bytes: u64,
         cache_full: bool,
     ) -> Result<(Self, Welcome), Refuse> {
-        check_histories(&hello, stream, standing.published)?;
+        check_histories(&hello, stream)?;
+        let set_back = hello.witnessed > standing.published;
+        if set_back {
+            tracing::error!(machine = %hello.machine, witnessed = %hello.witnessed,
+                published = %standing.published,
+                "the store was set back: the machine begins a new epoch");
+        }
         let never_sent = hello.last == Sequence::ZERO;
         let must_begin_epoch =
-            hello.epoch < stream.epoch || (hello.epoch > stream.epoch && never_sent);
+            set_back || hello.epoch < stream.epoch || (hello.epoch > stream.epoch && never_sent);
         let mut credit = Credit::new(credit_bytes);
         if !cache_full {
             credit.grant();
@@ -212,19 +218,11 @@ impl Session {
 }
 
 /// Whether what the agent remembers can be this stream.
-fn check_histories(hello: &Hello, stream: &StreamState, published: Sequence) -> Result<(), Refuse> {
+fn check_histories(hello: &Hello, stream: &StreamState) -> Result<(), Refuse> {
     if hello.last != Sequence::ZERO && stream.sequence > hello.last {
         let text = format_args!(
             "the stream of {} is at record {}, this agent gave out {} only: somebody else writes it",
             hello.machine, stream.sequence, hello.last
-        );
-        return Err(refuse(Refusal::Foreign, text));
-    }
-    if hello.witnessed > published {
-        let text = format_args!(
-            "the cloud log of {} ends at record {published}, the agent was told that {} is published: \
-             the store was set back",
-            hello.machine, hello.witnessed
         );
         return Err(refuse(Refusal::Foreign, text));
     }

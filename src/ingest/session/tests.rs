@@ -206,11 +206,34 @@ fn histories_that_do_not_fit_are_foreign() {
     assert!(begin(last(10), 8).is_ok());
     assert!(begin(last(0), 8).is_ok(), "a new life has given out nothing");
     let witnessed = |at| Hello { witnessed: Sequence(at), ..tracking.clone() };
-    assert_eq!(begin(witnessed(9), 8), Err(Refusal::Foreign));
+    assert!(begin(witnessed(9), 8).is_ok(), "a store that was set back: see below");
     let welcome = begin(witnessed(8), 8).unwrap();
     assert_eq!((welcome.durable.0, welcome.published.0, welcome.epoch.0), (10, 8, 2));
     let disks = disks()[..1].to_vec();
     assert_eq!(begin(Hello { disks, ..tracking }, 8), Err(Refusal::Protocol));
+}
+
+#[test]
+fn where_the_store_was_set_back_only_a_new_epoch_may_follow() {
+    let hello = Hello { epoch: Epoch(2), witnessed: Sequence(9), ..hello() };
+    let mut stream = ordered();
+    let (mut session, welcome) =
+        Session::begin(hello, &stream, &standing(8), CREDIT, false).unwrap();
+    let next = welcome.durable.next();
+    let bookmark = Bookmark {
+        id: crate::model::BookmarkId([1; 16]),
+        kind: crate::model::BookmarkKind::CrashConsistent,
+        time: Timestamp(0),
+        name: String::new(),
+    };
+    let goes_on = Record { sequence: next, change: Change::Bookmark(bookmark) };
+    let (header, payload) = frame(&FromAgent::Record(goes_on));
+    let refused = session.handle_frame(&mut stream, &header, payload);
+    assert_eq!(refused.unwrap_err().code, Refusal::Protocol);
+    let begin = EpochBegin { epoch: Epoch(3), disks: disks() };
+    let anew = Record { sequence: next, change: Change::EpochBegin(begin) };
+    let (header, payload) = frame(&FromAgent::Record(anew));
+    assert!(session.handle_frame(&mut stream, &header, payload).is_ok());
 }
 
 #[test]
