@@ -42,7 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("apply", &["model", "clock", "format", "observe", "store", "vault", "seal", "cloud_log"]),
     ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
-    ("agent", &["model", "clock", "format", "settings", "store", "nbd"]),
+    ("agent", &["model", "clock", "format", "settings", "observe", "store", "nbd"]),
     (
         "control",
         &[
