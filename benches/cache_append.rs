@@ -60,11 +60,23 @@ fn benches(criterion: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(4));
     let directory = tempfile::tempdir().expect("a temporary directory");
     append(directory.path(), 1 << 20, 600, 64); // every segment was zero-filled and used once
-    for (bytes, queue) in [(4 << 10, 1), (4 << 10, 256), (64 << 10, 1), (64 << 10, 256)] {
-        group.throughput(Throughput::Bytes(bytes as u64));
+    // Records of an iteration: enough that preparing the first segment and closing do not count.
+    let cases = [
+        (4 << 10, 1, 1 << 10),
+        (4 << 10, 16, 1 << 13),
+        (4 << 10, 256, 1 << 15),
+        (64 << 10, 1, 1 << 10),
+        (64 << 10, 16, 1 << 12),
+        (64 << 10, 256, 1 << 12),
+    ];
+    for (bytes, queue, records) in cases {
+        group.throughput(Throughput::Bytes(bytes as u64 * records));
         let id = BenchmarkId::new(format!("{}KiB", bytes >> 10), format!("queue {queue}"));
         group.bench_function(id, |bencher| {
-            bencher.iter_custom(|count| append(directory.path(), bytes, count, queue));
+            bencher.iter_custom(|count| {
+                let runs = (0..count).map(|_| append(directory.path(), bytes, records, queue));
+                runs.sum()
+            });
         });
     }
     group.finish();

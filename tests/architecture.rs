@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("budget", &[]),
     ("format", &["model"]),
-    ("store", &["model", "clock", "settings"]),
+    ("store", &["model", "clock", "settings", "observe"]),
     ("settings", &["model"]),
     ("observe", &["model", "clock"]),
     ("vault", &["model", "clock", "format", "store", "seal"]),

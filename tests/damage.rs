@@ -9,6 +9,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use holdfast::format::segment::{
+    RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader,
+};
 use support::workload::{Target, Workload};
 use support::{AgentSite, Process, Site, eventually, have};
 
@@ -144,7 +147,7 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     let protected = protect(true);
     let Protected { site, agent_site, server, agent, workload } = protected;
     server.kill();
-    let segment = largest_written(&site.root().join("cache"));
+    let segment = newest_written(&site.root().join("cache"));
     flip_first_record(&segment);
     let server = site.serve();
     let damage = eventually("the damage is counted", 30, || {
@@ -167,15 +170,22 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     drop((agent, agent_site));
 }
 
-/// The segment that was written last.
-fn largest_written(folder: &Path) -> PathBuf {
-    let segments = support::files(folder)
+/// The newest segment with a record in it.
+fn newest_written(folder: &Path) -> PathBuf {
+    let ordinal = |path: &PathBuf| {
+        let bytes = fs::read(path).ok()?;
+        let header = SegmentHeader::decode(bytes.get(..SEGMENT_HEADER_SECTOR)?).ok()??;
+        let first = bytes.get(SEGMENT_HEADER_BYTES as usize..)?.get(..RECORD_HEADER_BYTES)?;
+        first.iter().any(|byte| *byte != 0).then_some(header.ordinal)
+    };
+    support::files(folder)
         .into_iter()
-        .filter(|path| fs::metadata(path).is_ok_and(|facts| facts.len() >= 1 << 20));
-    segments.max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap()).unwrap()
+        .filter(|path| ordinal(path).is_some())
+        .max_by_key(ordinal)
+        .unwrap()
 }
 
 /// Flips a bit in the payload of the segment's first record: many later ones prove it durable.
 fn flip_first_record(segment: &Path) {
-    flip(segment, holdfast::format::segment::SEGMENT_HEADER_BYTES + 96 + 40);
+    flip(segment, SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES as u64 + 40);
 }

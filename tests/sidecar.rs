@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Process, Site, free_port, have, text};
+use support::{Process, Site, eventually, free_port, have, text};
 
 /// A site with a running sidecar, and a directory to work in.
 struct Api {
@@ -158,6 +158,53 @@ fn a_machine_is_enrolled_and_cared_for_as_the_page_shows() {
     let (_, machine) = api.curl("-K operator.curl $API/v1/machines/web-1");
     assert_eq!(machine["certificates"].as_array().unwrap().len(), 2);
     assert_eq!(machine["policy"], policy);
+}
+
+/// The whole way: curl, sidecar, process server, agent, and back.
+#[test]
+fn a_running_machine_is_bookmarked_and_its_point_is_kept() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let api = Api::start();
+    api.block("login");
+    let server = api.site.serve();
+    let machine = api.site.enroll("web-1", &[("root", 4 << 20)]);
+    let agent = machine.start(&["root"]);
+    let status = eventually("the machine is protected", 60, || {
+        let status = api.block_json("status");
+        let first = status["lines"][0]["text"].as_str()?.to_owned();
+        first.starts_with("protected, RPO ").then_some(status)
+    });
+    assert_eq!(status["live"]["connected"], true, "{status}");
+    let bookmark = api.block_json("bookmark");
+    assert_eq!(bookmark["name"], "before-upgrade", "{bookmark}");
+    let id = bookmark["bookmark"].as_str().unwrap();
+    let point = |id: &str| {
+        let points = api.block_json("points");
+        let points = points["points"].as_array().unwrap();
+        points.iter().find(|point| point["bookmark"] == id).cloned()
+    };
+    let found = eventually("the bookmark is a point", 60, || point(id));
+    assert_eq!(found["sequence"], bookmark["sequence"]);
+    assert_eq!(found["pinned"], false);
+    let (done, pinned) = api.shell(&blocks()["pin"], &[("BOOKMARK", id)]);
+    assert!(done && pinned.contains("\"pinned\":true") && pinned.contains("\"pinned\":false"));
+    let keep = format!("-K operator.curl -X POST $API/v1/machines/web-1/points/{id}/pin");
+    assert_eq!(api.curl(&keep).0, 200);
+    assert_eq!(point(id).unwrap()["pinned"], true);
+    agent.stop();
+    let silent = eventually("the silence is said", 60, || {
+        let status = api.block_json("status");
+        status.to_string().contains("agent").then_some(status)
+    });
+    assert_eq!(silent["health"], "critical", "{silent}");
+    server.stop();
+    let status = api.block_json("status");
+    assert!(status.to_string().contains("process server ps-1 does not answer"), "{status}");
+    let (code, body) =
+        api.curl("-K operator.curl $API/v1/machines/web-1/bookmarks -d '{\"name\":\"x\"}'");
+    assert_eq!((code, &body["error"]["code"]), (503, &json!("process_server_unavailable")));
 }
 
 #[test]

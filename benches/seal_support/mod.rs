@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 #![allow(unreachable_pub, reason = "a bench is a crate of its own")]
 
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use holdfast::cache::Durable;
@@ -38,15 +38,18 @@ pub fn seal_settings(level: i32) -> SealSettings {
     SealSettings { threads: 1, level, frame_bytes: 256 << 10 }
 }
 
-/// `bytes` from the middle of the image that `HOLDFAST_BENCH_IMAGE` names, or made up.
+/// `bytes` in stripes of 1 MiB from all over the image that `HOLDFAST_BENCH_IMAGE` names, or made
+/// up.
 pub fn content(bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];
     if let Some(path) = std::env::var_os("HOLDFAST_BENCH_IMAGE") {
-        let mut image = std::fs::File::open(path).expect("the image that the variable names");
+        let image = std::fs::File::open(path).expect("the image that the variable names");
         let length = image.metadata().expect("its length").len();
-        let middle = (length.saturating_sub(bytes as u64) / 2) / 4096 * 4096;
-        std::io::Seek::seek(&mut image, std::io::SeekFrom::Start(middle)).expect("a place in it");
-        image.read_exact(&mut content).expect("an image of at least 128 MiB");
+        let stripes = (bytes >> 20) as u64;
+        for (n, stripe) in content.chunks_mut(1 << 20).enumerate() {
+            let at = (length / stripes * n as u64) / 4096 * 4096;
+            image.read_exact_at(stripe, at).expect("an image of at least 128 MiB");
+        }
         return content;
     }
     for (n, page) in content.chunks_mut(4096).enumerate() {

@@ -17,7 +17,7 @@ use crate::cloud_log::LogStore;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
 use crate::model::{Epoch, Sequence};
-use crate::observe::{CpuTimer, Metrics, Stage, error_chain};
+use crate::observe::{Metrics, Stage, error_chain};
 use crate::seal::OpenDelta;
 use crate::store::{Class, PageGuard, SnapshotId, Store, StoreError};
 use crate::vault::{PinDocument, PointsDocument, Policy, Vault};
@@ -120,9 +120,7 @@ impl Applier {
         self.checkpoint.announce(run.epoch, through).await?;
         self.take_seed_disks(manifest, run.epoch).await?;
         let seed = self.seed.as_ref().expect("taken in the line above");
-        let cpu = CpuTimer::start();
         let plan = plan::plan(&deltas.iter().map(OpenDelta::index).collect::<Vec<_>>());
-        self.context.metrics.cpu(Stage::Apply, cpu.spent());
         let store = &self.context.store;
         let streams = self.context.streams;
         let written = write::write(store, &machine, seed, &deltas, &plan, streams).await?;

@@ -1,8 +1,8 @@
 //! Opening a log: what the last process left, and what of it may be believed.
 //!
-//! Owns: the decision table of `docs/formats/cache-segment.md` (its letters stand at the decisions)
-//! and the rewriting of the tail. Does not own: which bad place is damage (`scan`), which record of
-//! a machine counts (`streams`).
+//! Owns: the decision table of `docs/formats/cache-segment.md` (its letters stand at the decisions).
+//! Does not own: which bad place is damage (`scan`), which record of a machine counts (`streams`),
+//! what is written before the log opens (`rewrite`).
 
 use std::ops::Range;
 use std::sync::Arc;

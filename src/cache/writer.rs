@@ -17,7 +17,7 @@ use super::log::{Batch, Entry};
 use super::pool::Pool;
 use crate::clock::Clock;
 use crate::ingest::Admitted;
-use crate::observe::{CpuTimer, Metrics, Stage};
+use crate::observe::{Meter, Metrics, Stage};
 
 /// Takes admitted records, makes them durable in groups, hands them on in order.
 pub struct Writer {
@@ -41,6 +41,15 @@ impl Writer {
     /// [`CacheError::Poisoned`] when an append or a sync did not succeed. Nothing after the last
     /// call of `on_durable` is durable, and nothing can become so without opening the log anew.
     pub async fn run(
+        self,
+        admitted: mpsc::Receiver<Admitted>,
+        on_durable: impl FnMut(Vec<Durable>),
+    ) -> Result<(), CacheError> {
+        let meter = Meter::new(&self.metrics, Stage::Cache);
+        meter.run(self.write(admitted, on_durable)).await
+    }
+
+    async fn write(
         mut self,
         mut admitted: mpsc::Receiver<Admitted>,
         mut on_durable: impl FnMut(Vec<Durable>),
@@ -59,10 +68,8 @@ impl Writer {
                 Some(segment) => segment,
                 None => self.next_segment(&first).await?,
             };
-            let cpu = CpuTimer::start();
             let (mut batch, rest) = gather(&mut segment, first, &mut admitted);
             left_over = rest;
-            self.metrics.cpu(Stage::Cache, cpu.spent());
             let durable = self.commit(&mut segment, &mut batch).await?;
             if !durable.is_empty() {
                 on_durable(durable);

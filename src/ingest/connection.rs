@@ -30,7 +30,7 @@ use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{BookmarkId, MachineId, Record, Sequence, TrackingMode, Watermarks};
+use crate::model::{BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks};
 use crate::observe::Stage;
 
 /// How long the last words may take to reach the peer.
@@ -275,7 +275,7 @@ impl Live<'_> {
         match event {
             Event::Goodbye => return Err(End::Left),
             Event::Progress(progress) => {
-                show(self.link, &progress);
+                show(self.link, &progress, self.ground.ingest.clock.wall());
                 self.link.note_progress(progress);
             }
             Event::Bookmark(reply) => {
@@ -346,7 +346,7 @@ fn header_of(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, Refuse> {
     FrameHeader::decode(bytes).map_err(|error| refuse(Refusal::Protocol, error))
 }
 
-fn show(link: &MachineLink, progress: &Progress) {
+fn show(link: &MachineLink, progress: &Progress, now: Timestamp) {
     let mode = match progress.mode {
         TrackingMode::Ordered => 1,
         TrackingMode::CatchingUp => 2,
@@ -356,4 +356,11 @@ fn show(link: &MachineLink, progress: &Progress) {
     metrics.agent_mode.store(mode, Ordering::Relaxed);
     metrics.agent_dirty_bytes.store(progress.dirty_bytes, Ordering::Relaxed);
     metrics.agent_total_bytes.store(progress.total_bytes, Ordering::Relaxed);
+    metrics.heard_time.store(now.0, Ordering::Relaxed);
+    // Nothing was written since, so the newest point is as good as one made at that moment.
+    let settled = metrics.watermarks().published >= progress.last;
+    let has_point = metrics.recoverable_time.load(Ordering::Acquire) != 0;
+    if progress.mode == TrackingMode::Ordered && settled && has_point {
+        metrics.recoverable_time.fetch_max(progress.time.0, Ordering::AcqRel);
+    }
 }

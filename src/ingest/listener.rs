@@ -3,7 +3,7 @@
 //! Owns: the bounds on connections, the time for TLS and the HTTP request, the orderly end. Does
 //! not own: routes ([`super::http`]) and what agents say ([`super::connection`]).
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::machines::Machines;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::model::SiteId;
-use crate::observe::{CpuTimer, Metrics, Stage};
+use crate::observe::{Meter, Metrics, Stage};
 use crate::settings::LimitSettings;
 
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
@@ -141,7 +141,9 @@ impl Ingest {
             tasks.spawn(async move {
                 let _counted = Counted::new(Arc::clone(&ingest.metrics));
                 let connection = ingest.connection(socket, handshake);
-                if let Err(error) = metered(&ingest.metrics, connection).await {
+                let meter = Meter::new(&ingest.metrics, Stage::Ingest);
+                // TLS, framing and session together.
+                if let Err(error) = meter.run(connection).await {
                     ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(%peer, error, "refused");
@@ -210,18 +212,6 @@ pub(super) async fn within<T>(
         value = future => Some(value),
         () = clock.sleep(time) => None,
     }
-}
-
-/// Counts the thread's CPU time of every poll: TLS, framing and session together.
-async fn metered<T>(metrics: &Metrics, future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        let timer = CpuTimer::start();
-        let polled = future.as_mut().poll(context);
-        metrics.cpu(Stage::Ingest, timer.spent());
-        polled
-    })
-    .await
 }
 
 /// A connection in the gauge.

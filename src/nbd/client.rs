@@ -34,9 +34,6 @@ pub struct Client {
     cookie: u64,
 }
 
-/// Kind and content of a reply to an option.
-type OptionReply = (u32, Vec<u8>);
-
 /// One request, for the request itself and for messages about it.
 #[derive(Clone, Copy)]
 struct Ask {

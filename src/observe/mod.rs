@@ -5,9 +5,11 @@ pub mod endpoint;
 mod exposition;
 mod facts;
 mod log;
+mod meter;
 mod metrics;
 
 pub use chain::error_chain;
 pub use facts::{AgentTracking, MachineFacts, ServerFacts};
 pub use log::{LogError, start_log};
+pub use meter::Meter;
 pub use metrics::{CpuTimer, MachineMetrics, Metrics, Stage};

@@ -17,7 +17,7 @@ use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
 use crate::model::{Epoch, MachineId, Sequence, Watermarks};
-use crate::observe::{Metrics, Stage, error_chain};
+use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::settings::{ApplySettings, UploadSettings};
 use crate::store::Class;
@@ -86,7 +86,7 @@ impl Applying {
         let mut drain = self.drain.clone();
         while !*drain.borrow_and_update() {
             let permit = permits.acquire().await;
-            let turn = work.turn().await;
+            let turn = Meter::new(&self.metrics, Stage::Apply).run(work.turn()).await;
             drop(permit);
             let wait = work.after(turn).await;
             tokio::select! {

@@ -209,12 +209,19 @@ impl Registry {
             block_bytes: shared.upload.block_bytes,
             entries_max: ENTRIES_MAX,
         };
+        let before = context.log.manifest().await.map_err(|error| refused(&error))?;
+        let ours = before.is_none_or(|(manifest, _)| manifest.owner == shared.server);
         let claim =
             upload::claim(&context, &shared.server).await.map_err(|error| refused(&error))?;
         let mut state = StreamState::published(&claim.manifest);
         let machine_key = MachineKey::of(machine);
         let (records, gap) = {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another server had the machine meanwhile: its agent may have gone on there with
+            // other records under the same sequences.
+            if !ours {
+                kept.forget(machine_key);
+            }
             kept.take(machine_key, &mut state)
         };
         if let Some(gap) = gap {

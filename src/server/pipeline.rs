@@ -16,7 +16,7 @@ use crate::clock::random16;
 use crate::format::wire::{Refusal, Refuse};
 use crate::ingest::MachineLink;
 use crate::model::{DeltaId, MachineKey};
-use crate::observe::{MachineMetrics, error_chain};
+use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
 use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
 use crate::settings::BatchSettings;
 use crate::store::Class;
@@ -45,8 +45,11 @@ type Sealing = BoxFuture<'static, Result<Sealed, Box<Unsealed>>>;
 /// Why a pipeline stopped before its queue was closed.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
+    /// Holds the batch: its records lie in the cache log as long as it does.
     #[error("a batch could not be sealed")]
-    Seal(#[source] SealError),
+    Seal(#[source] Box<Unsealed>),
+    #[error("records cannot be batched")]
+    Batch(#[source] SealError),
     #[error(transparent)]
     Upload(#[from] UploadError),
 }
@@ -54,7 +57,8 @@ enum Stop {
 impl Stop {
     fn class(&self) -> Class {
         match self {
-            Self::Seal(source) => source.class(),
+            Self::Seal(unsealed) => unsealed.source.class(),
+            Self::Batch(source) => source.class(),
             Self::Upload(source) => source.class(),
         }
     }
@@ -74,8 +78,10 @@ impl Pipeline {
                 Err(stopped) => Err((Stop::from(stopped.error), stopped.unpublished)),
             }
         };
-        let mut sealing = std::pin::pin!(self.seal_all(&mut durable, to_upload));
-        let mut uploading = std::pin::pin!(uploading);
+        let meter = |stage| Meter::new(&self.context.metrics, stage);
+        let sealing = meter(Stage::Seal).run(self.seal_all(&mut durable, to_upload));
+        let mut sealing = std::pin::pin!(sealing);
+        let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
         let mut sealing_done = false;
         let (stop, _held) = loop {
             tokio::select! {
@@ -85,7 +91,7 @@ impl Pipeline {
                 },
                 ended = &mut sealing, if !sealing_done => match ended {
                     Ok(()) => sealing_done = true,
-                    Err(error) => break (Stop::Seal(error), Vec::new()),
+                    Err(stop) => break (stop, Vec::new()),
                 },
             }
         };
@@ -97,7 +103,7 @@ impl Pipeline {
         &self,
         durable: &mut mpsc::UnboundedReceiver<Durable>,
         to_upload: mpsc::Sender<Sealed>,
-    ) -> Result<(), SealError> {
+    ) -> Result<(), Stop> {
         let clock = &self.context.clock;
         let machine = MachineKey::of(self.context.log.machine());
         let state = StreamState::after(&self.claim.manifest);
@@ -124,10 +130,10 @@ impl Pipeline {
                 biased;
                 Some(sealed) = sealing.next() => {
                     // A closed channel: the upload has stopped and says why itself.
-                    drop(to_upload.send(sealed?).await);
+                    drop(to_upload.send(sealed.map_err(Stop::Seal)?).await);
                 }
                 item = durable.recv(), if open && room => match item {
-                    Some(item) => batcher.push(item, clock.monotonic())?,
+                    Some(item) => batcher.push(item, clock.monotonic()).map_err(Stop::Batch)?,
                     None => {
                         open = false;
                         batcher.drain();

@@ -24,6 +24,11 @@ impl Kept {
         self.by_machine.keys().copied().collect()
     }
 
+    /// Gives a machine's records up: they are another owner's to know.
+    pub(super) fn forget(&mut self, machine: MachineKey) {
+        self.by_machine.remove(&machine);
+    }
+
     /// Takes a machine's records that follow `state`, moving `state` behind them. What is published
     /// already is dropped: its segments become free. What does not follow is dropped, too, with the
     /// reason: it lies behind a gap, so the agent sends it again (it keeps all that is not

@@ -10,6 +10,7 @@ use super::{
     BlockId, Condition, Dir, ETag, LeaseId, Listed, ObjectName, PageGuard, PageRange, PageWrite,
     Properties, Result, SnapshotId, SnapshotInfo, StoreError,
 };
+use crate::observe::Meter;
 use crate::store::Store;
 
 impl Dir {
@@ -20,7 +21,7 @@ impl Dir {
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let root = Arc::clone(&self.root);
-        match tokio::task::spawn_blocking(move || work(&root)).await {
+        match tokio::task::spawn_blocking(Meter::carry(move || work(&root))).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
