@@ -31,6 +31,26 @@ pub fn random16(entropy: &dyn Entropy) -> [u8; 16] {
     bytes
 }
 
+/// A random number from 0 to 1.
+pub fn fraction(entropy: &dyn Entropy) -> f64 {
+    let mut bytes = [0; 4];
+    entropy.fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+/// How long to wait before trying again: anything up to `first` · 2^`attempt` (counted from 0), at
+/// most `longest`. Exponential with full jitter, so that all who lost the same server or store do
+/// not come back to it in step.
+pub fn back_off(
+    attempt: u32,
+    first: Duration,
+    longest: Duration,
+    entropy: &dyn Entropy,
+) -> Duration {
+    let factor = 1_u32.checked_shl(attempt).unwrap_or(u32::MAX);
+    first.saturating_mul(factor).min(longest).mul_f64(fraction(entropy))
+}
+
 /// The operating system's clock and randomness.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
@@ -74,5 +94,32 @@ impl Entropy for System {
         rand::rngs::SysRng
             .try_fill_bytes(target)
             .expect("getrandom(2) cannot fail once the kernel has booted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(u8);
+
+    impl Entropy for Fixed {
+        fn fill(&self, target: &mut [u8]) {
+            target.fill(self.0);
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_may_be_nothing() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(60));
+        let most = |attempt| back_off(attempt, first, longest, &Fixed(255));
+        assert_eq!(most(0), first, "the ceiling itself can be drawn");
+        for attempt in 1..=9 {
+            assert_eq!(most(attempt), most(attempt - 1) * 2);
+        }
+        for attempt in 10..=80 {
+            assert_eq!(most(attempt), longest, "attempt {attempt}");
+        }
+        assert_eq!(back_off(40, first, longest, &Fixed(0)), Duration::ZERO);
     }
 }

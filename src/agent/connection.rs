@@ -2,13 +2,13 @@
 //!
 //! Owns: which server is tried when. Does not own: what is said there ([`super::session`]).
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::clock::Entropy;
+use crate::clock::{Entropy, back_off, fraction};
 use crate::format::wire::Refusal;
+use crate::observe::error_chain;
 
 use super::error::AgentError;
 use super::run::Shared;
@@ -43,29 +43,9 @@ pub(super) fn next(code: Refusal) -> Next {
     }
 }
 
-/// A random pause up to `PAUSE_MIN` · 2^attempt, at most `PAUSE_MAX`: agents that lost the same
-/// server do not come back together.
+/// The pause before the next attempt; see [`back_off`].
 pub(super) fn pause(attempt: u32, entropy: &dyn Entropy) -> Duration {
-    let longest = PAUSE_MIN.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
-    longest.mul_f64(fraction(entropy))
-}
-
-fn fraction(entropy: &dyn Entropy) -> f64 {
-    let mut bytes = [0; 4];
-    entropy.fill(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    back_off(attempt, PAUSE_MIN, PAUSE_MAX, entropy)
 }
 
 /// Connects, serves the connection, reconnects; returns when the agent leaves or must stop.
@@ -85,7 +65,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 (next(refuse.code), why)
             }
             Ok(End::Foreign(why)) => (Next::Halt, format!("{server}: {why}")),
-            Err(error) => (Next::Retry, chain(&error)),
+            Err(error) => (Next::Retry, error_chain(&error)),
         };
         shared.failed(&why);
         if welcomed.into_inner() {

@@ -1,7 +1,7 @@
 //! One file per subcommand; arguments in, tables or JSON out; no logic.
 //!
-//! A new subcommand is one file with its `Args` and `run`, one variant of [`Command`] and one arm of
-//! [`run`].
+//! A new subcommand is one file with its `Args` and `run`, one variant of `Command` and one arm of
+//! `run`.
 
 pub mod agent;
 pub mod apply;

@@ -15,6 +15,7 @@ use crate::format::wire::{
     Welcome,
 };
 use crate::model::{Change, DiskSpec, Epoch, Generation, MachineId, Record, Sequence, ServerId};
+use crate::observe::error_chain;
 
 /// What a welcome says beside the stream's own state.
 #[derive(Clone, Debug)]
@@ -208,7 +209,7 @@ impl Session {
         }
         stream
             .follow(record.sequence, &record.change)
-            .map_err(|error| refuse(Refusal::Protocol, chain(&error)))?;
+            .map_err(|error| refuse(Refusal::Protocol, error_chain(&error)))?;
         if matches!(record.change, Change::EpochBegin(_)) {
             self.must_begin_epoch = false;
         }
@@ -239,12 +240,6 @@ fn check_histories(hello: &Hello, stream: &StreamState) -> Result<(), Refuse> {
 /// A refusal in words.
 pub(super) fn refuse(code: Refusal, text: impl Display) -> Refuse {
     Refuse { code, text: text.to_string() }
-}
-
-/// An error with its causes, for a peer that has no log of ours to read.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

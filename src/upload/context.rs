@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::error::UploadError;
-use crate::clock::{Clock, Entropy};
+use crate::clock::{Clock, Entropy, back_off};
 use crate::cloud_log::LogStore;
-use crate::observe::Metrics;
+use crate::observe::{Metrics, error_chain};
 
 /// First ceiling of the wait; it doubles with every attempt.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -56,15 +56,14 @@ impl<'a> Patience<'a> {
         context.metrics.store_retries.fetch_add(1, Ordering::Relaxed);
         self.attempts = self.attempts.saturating_add(1);
         if error.is_full() || self.attempts >= QUIET_ATTEMPTS {
-            let text = chain(error);
+            let text = error_chain(error);
             tracing::debug!(machine = %context.log.machine(), attempts = self.attempts, %text);
             let machine = context.metrics.machine(context.log.machine());
             machine.set_trouble(Some(text.clone()));
             self.said = Some(text);
         }
-        let mut random = [0; 8];
-        context.entropy.fill(&mut random);
-        let wait = jitter(self.attempts, u64::from_le_bytes(random));
+        let waited = self.attempts - 1;
+        let wait = back_off(waited, WAIT_FIRST, WAIT_MAX, context.entropy.as_ref());
         context.clock.sleep(wait).await;
     }
 }
@@ -79,41 +78,5 @@ impl Drop for Patience<'_> {
         if trouble.as_ref() == Some(&said) {
             *trouble = None;
         }
-    }
-}
-
-/// A wait between 0 and the attempt's ceiling.
-fn jitter(attempts: u32, random: u64) -> Duration {
-    let factor = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-    let ceiling = WAIT_FIRST.saturating_mul(factor).min(WAIT_MAX);
-    let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(random % nanos.saturating_add(1))
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ceiling_doubles_and_stops_at_a_minute() {
-        for attempts in 1..=80 {
-            let ceiling = jitter(attempts, u64::MAX / 3).max(jitter(attempts, 59_999_999_999));
-            assert!(ceiling <= WAIT_MAX, "{attempts}");
-        }
-        assert_eq!(jitter(1, 100_000_000), WAIT_FIRST, "the ceiling itself can be drawn");
-        assert_eq!(jitter(1, 100_000_001), Duration::ZERO, "and so can no wait at all");
-        assert_eq!(jitter(60, 60_000_000_000), WAIT_MAX);
     }
 }

@@ -1,0 +1,9 @@
+#![no_main]
+
+#[path = "../decoders.rs"]
+#[allow(dead_code, reason = "each target calls one of them")]
+mod decoders;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    decoders::delta_trailer(bytes);
+});
