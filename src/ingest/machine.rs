@@ -216,12 +216,6 @@ impl MachineLink {
         self.progress.subscribe()
     }
 
-    /// Whether it was ended.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        self.ended.borrow().is_some()
-    }
-
     /// Completes when the stream is durable through `sequence`.
     pub async fn durable_at(&self, sequence: Sequence) {
         let mut durable = self.durable.subscribe();

@@ -57,7 +57,8 @@ impl ShardQueue {
     }
 }
 
-/// One claimed machine.
+/// One claimed machine. A link that was ended stays: records of its generation may still be on
+/// their way through the log, so the machine is claimed anew only by a new process.
 pub(super) struct Served {
     pub(super) link: Arc<MachineLink>,
     keep_every_write: Arc<AtomicBool>,
@@ -262,15 +263,6 @@ impl Registry {
         self.pipelines.lock().await.spawn(work.run(durable));
         Ok(Arc::new(Served { link, keep_every_write }))
     }
-
-    /// Forgets a machine whose link was ended, so that the next connection claims it anew.
-    fn forget_ended(&self, machine: &MachineId) {
-        let mut cells = self.cells();
-        let ended = cells.get(machine).and_then(|cell| cell.get()).is_some_and(|s| s.link.ended());
-        if ended {
-            cells.remove(machine);
-        }
-    }
 }
 
 fn interval_ms(policy: &Policy) -> u32 {
@@ -303,7 +295,6 @@ impl Machines for Registry {
             let (machine, certificate) = (machine.clone(), *certificate);
             return Err(OpenError::Revoked { machine, certificate });
         }
-        self.forget_ended(machine);
         let served = self.claimed(machine, &document).await?;
         served.follow(&document.policy);
         Ok(Arc::clone(&served.link))
