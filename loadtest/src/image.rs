@@ -13,6 +13,8 @@ use crate::process::output;
 const CONTENT_PART: f64 = 0.84;
 /// A larger file is left out: one alone would say little about real content.
 const FILE_BYTES_MAX: u64 = 64 << 20;
+/// The image has an inode for each of these.
+const INODE_BYTES: u64 = 8192;
 /// Files of one folder of the image.
 const FOLDER_FILES: u64 = 1000;
 
@@ -23,10 +25,10 @@ pub(crate) fn make(
     from: &Path,
     size_bytes: u64,
 ) -> Result<(), LoadError> {
-    gather(staging, from, (size_bytes as f64 * CONTENT_PART) as u64, size_bytes >> 15)?;
+    gather(staging, from, (size_bytes as f64 * CONTENT_PART) as u64, size_bytes / INODE_BYTES / 10 * 9)?;
     let file = File::create(image).map_err(LoadError::file(image, "creating it"))?;
     file.set_len(size_bytes).map_err(LoadError::file(image, "giving it its size"))?;
-    let quiet = ["-q", "-F", "-b", "4096", "-m", "0", "-d"].map(std::ffi::OsStr::new);
+    let quiet = ["-q", "-F", "-b", "4096", "-i", "8192", "-m", "0", "-d"].map(std::ffi::OsStr::new);
     let args: Vec<_> = quiet.into_iter().chain([staging.as_os_str(), image.as_os_str()]).collect();
     output(Path::new("mkfs.ext4"), &args)?;
     fs::remove_dir_all(staging).map_err(LoadError::file(staging, "removing it"))

@@ -186,7 +186,7 @@ fn disks(args: &Args, work: &Path) -> Result<Vec<Vec<Disk>>, LoadError> {
             if image != first {
                 image::copy(&first, &image)?;
             }
-            disks.push(Disk { name: format!("disk-{disk}"), image });
+            disks.push(Disk { name: format!("disk{disk}"), image });
         }
         machines.push(disks);
     }

@@ -99,7 +99,7 @@ impl Process {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        let _ended_already = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        kill_process(Pid::from_child(&self.child), Signal::TERM).ok(); // it may just have ended
         let ended = eventually("the end of a process", END, || {
             Ok((!matches!(self.child.try_wait(), Ok(None))).then_some(()))
         });

@@ -14,7 +14,8 @@ use crate::error::LoadError;
 use crate::wait::pause;
 
 /// Content that writes are cut from.
-const POOL_BYTES: usize = 64 << 20;
+const PIECES: usize = 256;
+const PIECE_BYTES: usize = 256 << 10;
 const BLOCK: u64 = 4096;
 const BLOCKS_MAX: u64 = 16;
 
@@ -46,14 +47,23 @@ impl Writer {
         self.write(&pool).map_err(failed)
     }
 
-    /// Bytes from the middle of the disk: real content, compressible as real content is.
+    /// Pieces of the whole disk that are no holes: compressible as its content is.
     fn pool(&self) -> Result<Vec<u8>, LoadError> {
         let size = crate::image::size_bytes(&self.image)?;
-        let mut pool = vec![0; POOL_BYTES.min(size as usize)];
         let file = File::open(&self.image).map_err(LoadError::file(&self.image, "opening it"))?;
-        let from = (size / 2).min(size - pool.len() as u64);
-        let read = file.read_exact_at(&mut pool, from);
-        read.map_err(LoadError::file(&self.image, "reading it"))?;
+        let mut pool = Vec::with_capacity(PIECES * PIECE_BYTES);
+        let mut piece = vec![0; PIECE_BYTES];
+        for number in 0..PIECES as u64 {
+            let from = (size - PIECE_BYTES as u64) / PIECES as u64 * number;
+            let read = file.read_exact_at(&mut piece, from);
+            read.map_err(LoadError::file(&self.image, "reading it"))?;
+            if piece.iter().filter(|byte| **byte == 0).count() < PIECE_BYTES / 2 {
+                pool.extend_from_slice(&piece);
+            }
+        }
+        if pool.is_empty() {
+            pool = piece; // the disk is nearly empty, and so will be what is written
+        }
         Ok(pool)
     }
 
