@@ -17,6 +17,8 @@ use super::request::encode;
 use crate::format::bytes::{FormatError, Reader};
 
 type Result<T> = std::result::Result<T, NbdError>;
+/// Kind and content of a reply to an option.
+type OptionReply = (u32, Vec<u8>);
 
 /// Longest run of one request that has no payload, bytes: 4 GiB less one block of any size.
 const RUN_BYTES_MAX: u64 = (4 << 30) - (32 << 20);
