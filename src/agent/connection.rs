@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::clock::{Entropy, back_off, fraction};
+use crate::clock::{back_off, fraction};
 use crate::format::wire::Refusal;
 use crate::observe::error_chain;
 
@@ -43,11 +43,6 @@ pub(super) fn next(code: Refusal) -> Next {
     }
 }
 
-/// The pause before the next attempt; see [`back_off`].
-pub(super) fn pause(attempt: u32, entropy: &dyn Entropy) -> Duration {
-    back_off(attempt, PAUSE_MIN, PAUSE_MAX, entropy)
-}
-
 /// Connects, serves the connection, reconnects; returns when the agent leaves or must stop.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut attempt = 0;
@@ -72,7 +67,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             attempt = 0;
         }
         let pause = match next {
-            Next::Retry => pause(attempt, shared.entropy.as_ref()),
+            Next::Retry => back_off(attempt, PAUSE_MIN, PAUSE_MAX, shared.entropy.as_ref()),
             Next::Slowly => PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref())),
             Next::Halt => {
                 tracing::error!(
@@ -111,22 +106,6 @@ async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Fixed(u8);
-    impl Entropy for Fixed {
-        fn fill(&self, target: &mut [u8]) {
-            target.fill(self.0);
-        }
-    }
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_are_jittered_down_to_nothing() {
-        let longest = |attempt| pause(attempt, &Fixed(255));
-        assert_eq!(longest(0), PAUSE_MIN);
-        assert_eq!(longest(3), PAUSE_MIN * 8);
-        assert_eq!(longest(40), PAUSE_MAX);
-        assert_eq!(pause(40, &Fixed(0)), Duration::ZERO);
-    }
 
     #[test]
     fn every_refusal_has_its_answer() {

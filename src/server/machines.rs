@@ -44,6 +44,21 @@ pub(super) struct Shared {
     pub(super) shards: Vec<ShardQueue>,
 }
 
+impl Shared {
+    fn upload_context(&self, machine: &MachineId, keys: KeyRing) -> UploadContext {
+        let store = Arc::clone(self.vault.store());
+        UploadContext {
+            log: Arc::new(LogStore::new(store, machine.clone(), keys)),
+            clock: Arc::clone(&self.clock),
+            entropy: Arc::clone(&self.entropy),
+            metrics: Arc::clone(&self.metrics),
+            streams: Arc::clone(&self.streams),
+            block_bytes: self.upload.block_bytes,
+            entries_max: ENTRIES_MAX,
+        }
+    }
+}
+
 /// The way into one shard's log.
 pub(super) struct ShardQueue {
     /// Taken away when the server drains: then only links keep the log open.
@@ -200,16 +215,7 @@ impl Registry {
         };
         let keys = KeyRing::unwrap(&shared.kek, document).map_err(|error| refused(&error))?;
         let key = keys.newest().clone();
-        let store = Arc::clone(shared.vault.store());
-        let context = UploadContext {
-            log: Arc::new(LogStore::new(store, machine.clone(), keys)),
-            clock: Arc::clone(&shared.clock),
-            entropy: Arc::clone(&shared.entropy),
-            metrics: Arc::clone(&shared.metrics),
-            streams: Arc::clone(&shared.streams),
-            block_bytes: shared.upload.block_bytes,
-            entries_max: ENTRIES_MAX,
-        };
+        let context = shared.upload_context(machine, keys);
         let before = context.log.manifest().await.map_err(|error| refused(&error))?;
         let ours = before.is_none_or(|(manifest, _)| manifest.owner == shared.server);
         let claim =
