@@ -93,7 +93,7 @@ pub struct MachineMetrics {
     published: AtomicU64,
     applied: AtomicU64,
     recoverable: AtomicU64,
-    /// Bytes of writes made durable since the process started.
+    /// Bytes of writes received since the process started.
     pub source_bytes: AtomicU64,
     /// Bytes of deltas published.
     pub published_bytes: AtomicU64,

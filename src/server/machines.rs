@@ -16,6 +16,7 @@ use super::recovered::Kept;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
+use crate::format::manifest::Manifest;
 use crate::ingest::{
     Admitted, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
 };
@@ -118,7 +119,6 @@ impl Routes {
         for record in records {
             let Some(route) = routes.get(&record.machine()) else { continue };
             let bytes = record.payload().len() as u64;
-            route.metrics.source_bytes.fetch_add(bytes, Ordering::Relaxed);
             route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
             newest.insert(record.machine(), record.clone());
             // A pipeline that has ended was fenced: the record is another server's to take.
@@ -203,6 +203,29 @@ impl Registry {
         Ok(Arc::clone(served))
     }
 
+    /// Where the machine's stream goes on: behind what is published and what the cache log kept.
+    fn resume(
+        &self,
+        machine: &MachineId,
+        manifest: &Manifest,
+        ours: bool,
+    ) -> (StreamState, Vec<Durable>) {
+        let mut state = StreamState::published(manifest);
+        let key = MachineKey::of(machine);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another server had the machine meanwhile: its agent may have gone on there with other
+        // records under the same sequences.
+        if !ours {
+            kept.forget(key);
+        }
+        let (records, gap) = kept.take(key, &mut state);
+        if let Some(gap) = gap {
+            tracing::error!(%machine, error = error_chain(&gap),
+                "records of the cache log do not follow; the agent sends them again");
+        }
+        (state, records)
+    }
+
     async fn claim(
         &self,
         machine: &MachineId,
@@ -220,24 +243,13 @@ impl Registry {
         let ours = before.is_none_or(|(manifest, _)| manifest.owner == shared.server);
         let claim =
             upload::claim(&context, &shared.server).await.map_err(|error| refused(&error))?;
-        let mut state = StreamState::published(&claim.manifest);
-        let machine_key = MachineKey::of(machine);
-        let (records, gap) = {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            // Another server had the machine meanwhile: its agent may have gone on there with
-            // other records under the same sequences.
-            if !ours {
-                kept.forget(machine_key);
-            }
-            kept.take(machine_key, &mut state)
-        };
-        if let Some(gap) = gap {
-            tracing::error!(%machine, error = error_chain(&gap),
-                "records of the cache log do not follow; the agent sends them again");
-        }
         let metrics = shared.metrics.machine(machine);
+        let machine_key = MachineKey::of(machine);
         let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];
+        // Before the kept records are taken: it keeps the log open, and only while nobody holds
+        // a record may its segment be written anew.
         let appends = queue.appends().ok_or_else(|| draining(machine))?;
+        let (state, records) = self.resume(machine, &claim.manifest, ours);
         let link = MachineLink::new(LinkSetup {
             machine: machine.clone(),
             server: shared.server.clone(),

@@ -32,17 +32,11 @@ pub struct Target {
 
 impl Workload {
     pub fn start(seed: u64, targets: Vec<Target>) -> Self {
-        Self::resume(seed, targets, History::default())
-    }
-
-    /// Goes on after the writes in `history`.
-    pub fn resume(seed: u64, targets: Vec<Target>, history: History) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let held = Arc::new(Mutex::new(()));
         let waiting = Arc::new(AtomicU64::new(0));
-        let last = history.writes.last().map_or(0, |write| write.number);
-        let history = Arc::new(Mutex::new(history));
-        let acknowledged = Arc::new(AtomicU64::new(last));
+        let history = Arc::new(Mutex::new(History::default()));
+        let acknowledged = Arc::new(AtomicU64::new(0));
         let mut writer = Writer {
             random: StdRng::seed_from_u64(seed),
             clients: targets.iter().map(|_| None).collect(),
@@ -54,7 +48,7 @@ impl Workload {
             let waiting = Arc::clone(&waiting);
             let (history, acknowledged) = (Arc::clone(&history), Arc::clone(&acknowledged));
             std::thread::spawn(move || {
-                let mut number = last;
+                let mut number = 0;
                 while !stop.load(Ordering::Acquire) {
                     if waiting.load(Ordering::Acquire) > 0 {
                         std::thread::yield_now(); // std's mutex is not fair
