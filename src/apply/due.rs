@@ -6,7 +6,7 @@ use crate::vault::{PointsDocument, Policy};
 
 /// Source bytes of a run at most: bounds the applier's memory (its frames are held while it
 /// writes) and how much is done again after a crash.
-pub(super) const RUN_BYTES_MAX: u64 = 64 << 20;
+pub(super) const RUN_BYTES_MAX: u64 = 16 << 20;
 
 /// The next stretch of deltas to apply at once.
 #[derive(Debug, PartialEq)]

@@ -29,7 +29,7 @@ const ROLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How often retention and tidying run for a machine.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Machines that are applied at the same moment: bounds memory to this × a run's bytes.
-const APPLYING_MAX: usize = 4;
+const APPLYING_MAX: usize = 2;
 
 /// What applying works with.
 pub(super) struct Applying {

@@ -161,7 +161,8 @@ impl ServerSettings {
     pub fn memory_bytes_max(&self) -> u64 {
         const CONNECTION: u64 = 16 << 10; // TLS and session of an idle agent
         const HANDSHAKE: u64 = 68 << 10; // a ClientHello that trickles in
-        const PAGE_WRITE: u64 = 4 << 20; // longest page write of any store
+        const APPLYING: u64 = 2; // machines that are applied at once
+        const RUN: u64 = 16 << 20; // source bytes of a run, unless one delta has more
         const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
         let (limits, streams) = (&self.limits, self.upload.streams as u64);
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
@@ -170,7 +171,7 @@ impl ServerSettings {
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal
             + streams * self.batch.bytes_max
-            + self.apply.streams as u64 * PAGE_WRITE
+            + APPLYING * 2 * RUN.max(self.batch.bytes_max) // frames, and bodies joined from them
     }
 }
 
