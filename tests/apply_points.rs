@@ -2,6 +2,8 @@
 //! applier is replaced, each snapshot point holds exactly the writes up to its bookmark, over all
 //! disks, and a stale applier changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

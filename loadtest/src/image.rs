@@ -25,7 +25,12 @@ pub(crate) fn make(
     from: &Path,
     size_bytes: u64,
 ) -> Result<(), LoadError> {
-    gather(staging, from, (size_bytes as f64 * CONTENT_PART) as u64, size_bytes / INODE_BYTES / 10 * 9)?;
+    gather(
+        staging,
+        from,
+        (size_bytes as f64 * CONTENT_PART) as u64,
+        size_bytes / INODE_BYTES / 10 * 9,
+    )?;
     let file = File::create(image).map_err(LoadError::file(image, "creating it"))?;
     file.set_len(size_bytes).map_err(LoadError::file(image, "giving it its size"))?;
     let quiet = ["-q", "-F", "-b", "4096", "-i", "8192", "-m", "0", "-d"].map(std::ffi::OsStr::new);
