@@ -57,7 +57,10 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse(); // leaves with 2 by itself when the usage is wrong
-    let ended = crate::observe::start_log().map_err(Failure::from).and_then(|()| run(cli.command));
+    // The demo tells its own story; what the parts log would be in its way.
+    let filter = if matches!(cli.command, Command::Demo(_)) { "error" } else { "info" };
+    let log = crate::observe::start_log(filter).map_err(Failure::from);
+    let ended = log.and_then(|()| run(cli.command));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),

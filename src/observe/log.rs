@@ -29,13 +29,13 @@ pub enum LogError {
     },
 }
 
-/// Starts the process's log as the environment asks. A log that runs already stays.
+/// Starts the process's log as the environment asks, with the filter `unless_asked` by default. A log that runs already stays.
 ///
 /// # Errors
 /// When the environment asks for something that does not exist.
-pub fn start_log() -> Result<(), LogError> {
+pub fn start_log(unless_asked: &str) -> Result<(), LogError> {
     let text = std::env::var(FILTER).unwrap_or_default();
-    let text = if text.is_empty() { "info" } else { &text };
+    let text = if text.is_empty() { unless_asked } else { &text };
     let filter = EnvFilter::try_new(text)
         .map_err(|source| LogError::Filter { text: text.to_owned(), source })?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
