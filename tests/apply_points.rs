@@ -2,11 +2,7 @@
 //! applier is replaced, each snapshot point holds exactly the writes up to its bookmark, over all
 //! disks, and a stale applier changes nothing.
 
-<<<<<<< HEAD
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-=======
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
->>>>>>> fuzz
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
