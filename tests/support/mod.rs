@@ -39,8 +39,9 @@ pub fn pause(millis: u64) {
 
 /// Says loudly that something is missing; under CI that is a failure.
 pub fn skipped(why: &str) {
-    println!("skipped: {why}");
-    eprintln!("skipped: {why}");
+    // Past the test harness, which keeps what a passing test prints.
+    let line = format_args!("skipped: {why}\n");
+    std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
     assert!(std::env::var_os("CI").is_none(), "CI never skips: {why}");
 }
 
