@@ -21,6 +21,7 @@ mod keeping;
 mod locks;
 mod medium;
 mod opening;
+mod quiesce;
 mod run;
 mod session;
 mod source;
@@ -28,6 +29,7 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
+mod syncs;
 mod tls;
 mod welcome;
 

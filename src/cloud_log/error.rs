@@ -106,6 +106,22 @@ impl CloudLogError {
         matches!(self, Self::Store { source, .. } if matches!(**source, StoreError::Full { .. }))
     }
 
+    /// The object that cannot be believed, where it is one.
+    #[must_use]
+    pub fn object(&self) -> Option<&ObjectName> {
+        match self {
+            Self::Store { name, .. }
+            | Self::Sealed { name, .. }
+            | Self::Format { name, .. }
+            | Self::Mismatch { name, .. }
+            | Self::Missing { name, .. } => Some(name),
+            Self::Truncated { .. }
+            | Self::Next { .. }
+            | Self::Changed { .. }
+            | Self::Unsettled { .. } => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

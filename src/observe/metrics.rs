@@ -58,6 +58,8 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
+    /// What was found damaged in the cache log at start, in words: segment, bytes, consequence.
+    pub cache_damages: Mutex<Vec<String>>,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
     /// Why the cache takes nothing in; `None` while it does.
@@ -171,6 +173,13 @@ impl Metrics {
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// Says what was found damaged in the cache log.
+    pub fn note_cache_damage(&self, damage: &impl ToString) {
+        let mut damages =
+            self.cache_damages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        damages.push(damage.to_string());
     }
 
     /// Bytes into and out of a stage.

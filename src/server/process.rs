@@ -302,7 +302,8 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
     let mut drain = registry.shared().drain.clone();
     while !*drain.borrow_and_update() {
         match registry.claim_kept().await {
-            Ok(()) => return,
+            Ok(true) => return,
+            Ok(false) => {}
             Err(error) => {
                 tracing::warn!(error = observe::error_chain(&error), "kept records wait");
             }
@@ -353,12 +354,13 @@ async fn open_logs(
     for shard in 0..settings.shards {
         let (cache, shards) = (settings.cache.clone(), settings.shards);
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
-        let metrics = Arc::clone(metrics);
-        let open = move || cache::open(&cache, shard, shards, clock, entropy, metrics);
+        let measured = Arc::clone(metrics);
+        let open = move || cache::open(&cache, shard, shards, clock, entropy, measured);
         let log =
             tokio::task::spawn_blocking(open).await.map_err(|_| ServerError::Shard { shard })??;
         for damage in &log.damage {
             tracing::error!(shard, %damage, "damage in the cache log");
+            metrics.note_cache_damage(damage);
         }
         opened.push(log);
     }

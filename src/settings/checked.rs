@@ -198,8 +198,21 @@ pub struct AgentSettings {
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// How the application is quiesced for application-consistent bookmarks, if it can be.
+    pub application: Option<ApplicationHook>,
     /// Disks.
     pub disks: Vec<AgentDisk>,
+}
+
+/// Commands around an application-consistent bookmark: program and arguments, without a shell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApplicationHook {
+    /// Quiesces the application; the bookmark is placed when it has ended well.
+    pub freeze: Vec<String>,
+    /// Lets it go on; run whatever became of `freeze`.
+    pub thaw: Vec<String>,
+    /// Time for each of them; default 10 s.
+    pub timeout: Duration,
 }
 
 /// When a write is acknowledged to the workload.

@@ -15,9 +15,9 @@ mod tests;
 use std::path::Path;
 
 pub use checked::{
-    AgentDisk, AgentMode, AgentSettings, ApplySettings, BatchSettings, CacheSettings, Capture,
-    LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
-    UploadSettings,
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
+    CacheSettings, Capture, LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl,
+    TlsFiles, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
 

@@ -110,7 +110,16 @@ pub(super) struct RawAgent {
     pub(super) mode: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
+    pub(super) application: Option<RawApplication>,
     pub(super) disk: Vec<RawDisk>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawApplication {
+    pub(super) freeze: Vec<String>,
+    pub(super) thaw: Vec<String>,
+    pub(super) timeout_ms: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

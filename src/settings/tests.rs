@@ -150,8 +150,10 @@ fn every_key_is_documented() {
         }
     }
     let mut agent_keys = known_keys::<raw::RawAgent>("");
-    assert!(agent_keys.remove("disk"));
-    agent_keys.extend(known_keys::<raw::RawAgent>("[[disk]]"));
+    for (table, head) in [("disk", "[[disk]]"), ("application", "[application]")] {
+        assert!(agent_keys.remove(table));
+        agent_keys.extend(known_keys::<raw::RawAgent>(head));
+    }
     for key in agent_keys {
         assert!(agent_part.contains(&format!("\n| `{key}` |")), "{key}");
     }

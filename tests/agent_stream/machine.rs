@@ -63,6 +63,7 @@ impl Machine {
             mode: AgentMode::Async,
             buffer_bytes_max: buffer_bytes,
             bitmap_chunk_bytes: 65536,
+            application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };
         Self { directory, settings }

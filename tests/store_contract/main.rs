@@ -7,6 +7,7 @@
 
 mod clones;
 mod damage;
+mod distrust;
 mod fencing;
 mod fixture;
 mod full;

@@ -249,6 +249,9 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
+        if self.disk.trusted().is_err() {
+            return; // what is left says to the next open that it has to sync first
+        }
         // Best effort: what stays is swept when the store is opened next.
         let _ = std::fs::remove_dir_all(&self.staging);
     }
