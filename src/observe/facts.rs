@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MachineMetrics, Metrics};
+use super::{CacheOutlook, MachineMetrics, Metrics};
 use crate::model::{MachineId, Timestamp, TrackingMode};
 
 /// Everything that one process server knows right now.
@@ -25,6 +25,10 @@ pub struct ServerFacts {
     pub cache_max_bytes: u64,
     /// What its cache log had lost when it started, segment and bytes named.
     pub cache_damages: Vec<String>,
+    /// How the cache stands to its marks, and where it is going.
+    pub cache: CacheOutlook,
+    /// Payload bytes durable and not yet published, over all machines.
+    pub backlog_bytes: u64,
     /// Its machines.
     pub machines: Vec<MachineFacts>,
 }
@@ -120,6 +124,8 @@ impl ServerFacts {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
+            cache: metrics.outlook.now(),
+            backlog_bytes: metrics.backlog_bytes(),
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics))

@@ -5,8 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holdfast::store::dir::{Dir, Step, Watch};
-use holdfast::store::{Class, Condition, Store, StoreError};
+use holdfast::store::{Class, Condition, Dir, Step, Store, StoreError, Watch};
 
 use crate::fixture::{Hands, fast_directory, name};
 
