@@ -15,12 +15,15 @@ mod connection;
 #[cfg(test)]
 mod crash_tests;
 mod dial;
+mod dial_quic;
+mod dial_tcp;
 mod disk;
 mod error;
 mod keeping;
 mod locks;
 mod medium;
 mod opening;
+mod outgoing;
 mod run;
 mod session;
 mod source;
@@ -31,7 +34,7 @@ mod stream_tests;
 mod tls;
 mod welcome;
 
-pub use dial::{Dial, Transport};
+pub use dial::{Connection, Dial, Way};
 pub use error::AgentError;
 pub use run::{Agent, Stopped, run};
 pub use status::{AgentStatus, DiskStatus};

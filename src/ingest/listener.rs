@@ -21,6 +21,7 @@ use super::handshakes::{Handshake, Handshakes};
 use super::http;
 use super::identity::{Identity, IdentityError, Role};
 use super::machines::Machines;
+use super::pipe::Reader;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::model::SiteId;
@@ -30,7 +31,7 @@ use crate::settings::LimitSettings;
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to end when the server drains.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What ingest is made of.
 pub struct IngestSetup {
@@ -63,15 +64,19 @@ pub struct Ingest {
     pub(super) drain: watch::Receiver<bool>,
     pub(super) budget: Budget,
     tls: TlsAcceptor,
-    connections: Arc<Semaphore>,
-    handshakes: Handshakes,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) handshakes: Handshakes,
+    /// Receive windows of QUIC connections.
+    pub(super) windows: Budget,
 }
 
 /// Why a connection never became one.
 #[derive(Debug, thiserror::Error)]
-enum Stranger {
+pub(super) enum Stranger {
     #[error("no TLS 1.3 with a certificate of this site")]
     Tls(#[source] std::io::Error),
+    #[error("no QUIC with a certificate of this site")]
+    Quic(#[source] std::io::Error),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("no request")]
@@ -86,6 +91,7 @@ impl Ingest {
     pub fn new(setup: IngestSetup) -> Arc<Self> {
         Arc::new(Self {
             budget: Budget::new(setup.limits.receive_bytes_max),
+            windows: Budget::new(setup.limits.quic_window_bytes_max),
             connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
             handshakes: Handshakes::new(setup.limits.handshakes_max),
             tls: TlsAcceptor::from(setup.tls),
@@ -180,7 +186,7 @@ impl Ingest {
         let (reader, writer) = tokio::io::split(tls);
         let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
         let agent = Agent { machine, certificate: &identity.certificate };
-        connection::serve(self, agent, reader, writer).await;
+        connection::serve(self, agent, Reader(reader), writer).await;
         Ok(())
     }
 }
@@ -215,10 +221,10 @@ pub(super) async fn within<T>(
 }
 
 /// A connection in the gauge.
-struct Counted(Arc<Metrics>);
+pub(super) struct Counted(Arc<Metrics>);
 
 impl Counted {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         metrics.connections.fetch_add(1, Ordering::Relaxed);
         Self(metrics)
     }
@@ -231,7 +237,7 @@ impl Drop for Counted {
 }
 
 /// A panic ends one connection, not the process; it is our bug all the same.
-fn note_panic(ended: Result<(), JoinError>) {
+pub(super) fn note_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {

@@ -10,17 +10,58 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::patience::Patience;
 use crate::clock::Clock;
-use crate::format::wire::{self, FromServer, HEADER_BYTES};
+use crate::format::wire::{self, FromServer, HEADER_BYTES, Refuse};
+use crate::model::Sequence;
+
+/// What a peer sends, in pieces as they come.
+pub(super) trait Chunks {
+    /// The next piece, never empty; `None` at the end.
+    async fn next(&mut self) -> io::Result<Option<Bytes>>;
+
+    /// The peer is welcomed; its next record follows `durable`.
+    fn welcomed(&mut self, _durable: Sequence) {}
+}
+
+/// A peer that broke the protocol where frames do not show it; travels inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.text)]
+pub(super) struct Breach(pub(super) Refuse);
+
+/// A byte stream in pieces.
+pub(super) struct Reader<R>(pub(super) R);
+
+impl<R: AsyncRead + Unpin> Chunks for Reader<R> {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let mut piece = BytesMut::with_capacity(64 << 10);
+        let count = self.0.read_buf(&mut piece).await?;
+        Ok((count > 0).then(|| piece.freeze()))
+    }
+}
 
 /// Frames from the peer.
 #[derive(Debug)]
-pub(super) struct Inbox<R> {
-    reader: R,
+pub(super) struct Inbox<C> {
+    chunks: C,
+    rest: Bytes,
 }
 
-impl<R: AsyncRead + Unpin> Inbox<R> {
-    pub(super) fn new(reader: R) -> Self {
-        Self { reader }
+impl<C: Chunks> Inbox<C> {
+    pub(super) fn new(chunks: C) -> Self {
+        Self { chunks, rest: Bytes::new() }
+    }
+
+    pub(super) fn welcomed(&mut self, durable: Sequence) {
+        self.chunks.welcomed(durable);
+    }
+
+    async fn fill(&mut self) -> io::Result<bool> {
+        if self.rest.is_empty() {
+            match self.chunks.next().await? {
+                Some(piece) => self.rest = piece,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// The next header; `None` at an end between frames. Silence and a trickled header are the
@@ -34,10 +75,14 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         let mut header = [0; HEADER_BYTES];
         let mut filled = 0;
         while filled < HEADER_BYTES {
-            match self.reader.read(&mut header[filled..]).await? {
-                0 if filled == 0 => return Ok(None),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
+            match self.fill().await? {
+                false if filled == 0 => return Ok(None),
+                false => return Err(io::ErrorKind::UnexpectedEof.into()),
+                true => {
+                    let count = self.rest.len().min(HEADER_BYTES - filled);
+                    header[filled..filled + count].copy_from_slice(&self.rest.split_to(count));
+                    filled += count;
+                }
             }
         }
         patience.received();
@@ -55,11 +100,11 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         let length = length as usize;
         let mut payload = BytesMut::with_capacity(length);
         while payload.len() < length {
-            let missing = length - payload.len();
-            let mut rest = (&mut payload).limit(missing); // the allocator may have given more
-            if self.reader.read_buf(&mut rest).await? == 0 {
+            if !self.fill().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            let count = self.rest.len().min(length - payload.len());
+            payload.put_slice(&self.rest.split_to(count));
         }
         patience.received();
         Ok(payload.freeze())
@@ -68,8 +113,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     /// Reads and forgets until the peer ends, so that closing does not reset the connection while
     /// our last words are still on their way.
     pub(super) async fn discard(&mut self) {
-        let mut waste = vec![0; 16 << 10];
-        while let Ok(1..) = self.reader.read(&mut waste).await {}
+        while let Ok(Some(_)) = self.chunks.next().await {}
     }
 }
 

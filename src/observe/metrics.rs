@@ -50,6 +50,8 @@ pub struct Metrics {
     pub connections: AtomicI64,
     /// Connections refused, for whatever reason.
     pub connections_refused: AtomicU64,
+    /// Times that the QUIC endpoint ended by itself and was started again.
+    pub quic_restarts: AtomicU64,
     /// Bytes of cache segments in use / of all that may exist.
     pub cache_used_bytes: AtomicU64,
     /// See `cache_used_bytes`.

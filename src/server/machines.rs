@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -105,6 +106,8 @@ pub(super) struct Registry {
     served: Mutex<HashMap<MachineId, Cell>>,
     routes: Arc<RwLock<HashMap<MachineKey, Route>>>,
     pipelines: tokio::sync::Mutex<JoinSet<()>>,
+    /// Where they run: a machine is opened by whatever thread its agent came to.
+    runtime: Handle,
 }
 
 /// The routes alone: what a shard's log holds. It must hold no link, or no log would ever close.
@@ -141,6 +144,7 @@ impl Registry {
             served: Mutex::default(),
             routes: Arc::default(),
             pipelines: tokio::sync::Mutex::default(),
+            runtime: Handle::current(),
         })
     }
 
@@ -278,7 +282,7 @@ impl Registry {
             metrics,
             drain: shared.drain.clone(),
         };
-        self.pipelines.lock().await.spawn(work.run(durable));
+        self.pipelines.lock().await.spawn_on(work.run(durable), &self.runtime);
         Ok(Arc::new(Served { link, keep_every_write }))
     }
 }

@@ -18,6 +18,7 @@ mod machines;
 mod operator;
 mod pipeline;
 mod process;
+mod quic;
 mod recovered;
 mod shard;
 mod standalone;

@@ -1,6 +1,6 @@
 //! A whole process server: made, run, drained.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,12 +13,13 @@ use super::applying::Applying;
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::quic;
 use super::recovered::Kept;
 use super::shard::Shard;
 use crate::budget::Budget;
 use crate::cache::{self, CacheError, Fill, Opened};
 use crate::clock::{Clock, Entropy};
-use crate::ingest::{self, Ingest, IngestSetup};
+use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};
 use crate::observe::{self, Metrics};
 use crate::seal::{KeyEncryptionKey, SealPool};
 use crate::settings::ServerSettings;
@@ -27,6 +28,8 @@ use crate::vault::{ServerDocument, Vault};
 
 /// Records between the sessions and one shard's log.
 const APPENDS_QUEUED: usize = 1024;
+/// Ports that are tried when the system chooses one.
+const PORT_TRIES: u32 = 16;
 /// How often the fill of a cache log is compared with its marks.
 const FILL_INTERVAL: Duration = Duration::from_millis(50);
 /// Fill at which credit is given again, as part of the fill at which it is withheld.
@@ -53,6 +56,7 @@ pub struct ProcessServer {
     clock: Arc<dyn Clock>,
     drain: watch::Sender<bool>,
     shards: Vec<(u16, JoinHandle<()>)>,
+    quic: JoinHandle<()>,
     logs: Vec<oneshot::Receiver<Result<(), CacheError>>>,
     tasks: Vec<Task<()>>,
 }
@@ -70,7 +74,8 @@ impl ProcessServer {
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
-        let data = listen(settings.listen)?;
+        let quic = ingest::quic_config(&tls, &settings.limits)?;
+        let (data, datagrams) = listen_both(settings.listen)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek).await?;
         let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
@@ -82,7 +87,7 @@ impl ProcessServer {
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
         let mut server =
             Building { settings, clock, entropy, metrics, vault, drain: watch::Sender::new(false) };
-        server.run(kek, tls, opened, data, observed, addresses)
+        server.run(kek, tls, opened, data, observed, addresses, (datagrams, quic))
     }
 
     /// Where it listens.
@@ -136,10 +141,13 @@ impl ProcessServer {
             drop(task.await);
         }
         let joined = tokio::task::spawn_blocking(move || {
-            self.shards.into_iter().find_map(|(shard, thread)| thread.join().err().map(|_| shard))
+            let failed = self.quic.join().err().map(|_| ServerError::QuicThread);
+            self.shards.into_iter().fold(failed, |failed, (shard, thread)| {
+                failed.or(thread.join().err().map(|_| ServerError::Shard { shard }))
+            })
         });
         match joined.await {
-            Ok(Some(shard)) => result.and(Err(ServerError::Shard { shard })),
+            Ok(Some(failed)) => result.and(Err(failed)),
             Ok(None) | Err(_) => result,
         }
     }
@@ -164,6 +172,7 @@ impl Building {
         data: TcpListener,
         observed: TcpListener,
         addresses: Addresses,
+        (datagrams, quic): (UdpSocket, QuicConfig),
     ) -> Result<ProcessServer, ServerError> {
         let mut kept = Kept::default();
         let mut tasks = Vec::new();
@@ -200,13 +209,15 @@ impl Building {
             shards.push((number, shard.start()?));
             logs.push(log);
         }
+        let clock = Arc::clone(&self.clock);
+        let quic = quic::start(ingest, datagrams, quic, clock, Arc::clone(&self.metrics))?;
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
         tasks.push(tokio::spawn(self.applying(kek).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
-        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, logs, tasks })
+        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, quic, logs, tasks })
     }
 
     fn shared(
@@ -310,6 +321,21 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
         tokio::select! {
             _ = drain.changed() => {}
             () = clock.sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// The data port: TCP and UDP under one number. When the system chooses it, it knows of TCP only.
+fn listen_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), ServerError> {
+    let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        let stream = listen(address)?;
+        let chosen = self::address(&stream, address)?;
+        tries -= 1;
+        match quic::listen(chosen) {
+            Ok(datagrams) => return Ok((stream, datagrams)),
+            Err(error) if tries == 0 => return Err(error),
+            Err(_) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::check::Check;
 use super::raw::{RawAgent, RawDisk};
-use super::{AgentDisk, AgentMode, AgentSettings, Capture, SettingsError};
+use super::{AgentDisk, AgentMode, AgentSettings, Capture, SettingsError, TransportChoice};
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
@@ -37,6 +37,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         certificate: c.path("certificate", raw.certificate.as_deref(), "machine.crt"),
         key: c.path("key", raw.key.as_deref(), "machine.key"),
         mode: mode(&mut c, raw.mode.as_deref()),
+        transport: transport(&mut c, raw.transport.as_deref()),
         buffer_bytes_max: c.number(
             "buffer_bytes_max",
             raw.buffer_bytes_max,
@@ -82,6 +83,23 @@ fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
                 "leave it out for \"async\"",
             );
             AgentMode::Async
+        }
+    }
+}
+
+fn transport(c: &mut Check, value: Option<&str>) -> TransportChoice {
+    match value {
+        None | Some("auto") => TransportChoice::Auto,
+        Some("tcp") => TransportChoice::Tcp,
+        Some("quic") => TransportChoice::Quic,
+        Some(other) => {
+            c.violation(
+                "transport",
+                format!("{other:?}"),
+                "must be \"tcp\", \"quic\" or \"auto\"",
+                "leave it out for \"auto\"",
+            );
+            TransportChoice::Auto
         }
     }
 }

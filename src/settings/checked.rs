@@ -139,6 +139,8 @@ pub struct LimitSettings {
     pub receive_bytes_max: u64,
     /// Credit of one connection; default 16 MiB.
     pub credit_bytes: u64,
+    /// Receive windows of QUIC connections, over all machines; default 64 MiB.
+    pub quic_window_bytes_max: u64,
 }
 
 /// Control API.
@@ -167,6 +169,7 @@ impl ServerSettings {
         let (limits, streams) = (&self.limits, self.upload.streams as u64);
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
+            + limits.quic_window_bytes_max
             + limits.connections_max as u64 * CONNECTION
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal
@@ -194,6 +197,8 @@ pub struct AgentSettings {
     pub state_directory: PathBuf,
     /// Acknowledge writes at once or when durable at the server.
     pub mode: AgentMode,
+    /// What carries the stream; default `auto`.
+    pub transport: TransportChoice,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
@@ -209,6 +214,17 @@ pub enum AgentMode {
     Async,
     /// When it is durable at the process server, too.
     Sync,
+}
+
+/// What carries an agent's stream to the process server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// TLS over TCP.
+    Tcp,
+    /// QUIC over UDP.
+    Quic,
+    /// TCP, or QUIC where TCP does not get through.
+    Auto,
 }
 
 /// One disk of an agent.

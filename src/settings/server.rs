@@ -202,6 +202,12 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
             16 * MIB,
             2 * u64::from(WRITE_BYTES_MAX)..=GIB,
         ),
+        quic_window_bytes_max: c.number(
+            "limits.quic_window_bytes_max",
+            raw.quic_window_bytes_max,
+            64 * MIB,
+            0..=64 * GIB,
+        ),
     }
 }
 

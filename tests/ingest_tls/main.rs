@@ -5,6 +5,9 @@
 mod agent;
 mod flood;
 mod pki;
+mod quic;
+mod quic_agent;
+mod quic_flood;
 mod refused;
 mod server;
 mod stream;
