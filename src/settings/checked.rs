@@ -139,7 +139,7 @@ pub struct LimitSettings {
     pub receive_bytes_max: u64,
     /// Credit of one connection; default 16 MiB.
     pub credit_bytes: u64,
-    /// Receive windows of QUIC connections, over all machines; default 64 MiB.
+    /// Receive windows of QUIC connections, over all machines; default 32 MiB.
     pub quic_window_bytes_max: u64,
 }
 

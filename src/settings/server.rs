@@ -205,7 +205,7 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
         quic_window_bytes_max: c.number(
             "limits.quic_window_bytes_max",
             raw.quic_window_bytes_max,
-            64 * MIB,
+            32 * MIB,
             0..=64 * GIB,
         ),
     }
