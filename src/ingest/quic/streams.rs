@@ -43,6 +43,8 @@ pub(super) struct Streams {
     /// The stream whose payload is being read, and what is missing of it. 0: the control stream.
     current: usize,
     left: usize,
+    /// A frame stood where it must not stand.
+    misplaced: bool,
     windows: Budget,
     wanted_bytes: u64,
     /// What this connection took of the windows.
@@ -75,6 +77,7 @@ impl Streams {
             next: Sequence::ZERO,
             current: 0,
             left: 0,
+            misplaced: false,
             windows,
             wanted_bytes,
             _window: Permit::none(),
@@ -98,13 +101,21 @@ impl Streams {
         if self.left > 0 {
             return self.payload().await.map(Some);
         }
+        if self.misplaced {
+            // It was refused, and there is no order in what follows: its end is all that matters.
+            self.connection.closed().await;
+            return Ok(None);
+        }
         loop {
             let heads: Vec<Head> = self.records.iter().map(|lane| lane.head).collect();
             match choose(self.control.head, &heads, self.next, self.streams_max) {
                 Ok(Some(at)) => return Ok(Some(self.begin(at))),
                 Ok(None) if self.control.ended => return Ok(None),
                 Ok(None) => self.wait().await?,
-                Err(misplaced) => return Err(breach(misplaced)),
+                Err(misplaced) => {
+                    self.misplaced = true;
+                    return Err(breach(misplaced));
+                }
             }
         }
     }
