@@ -13,11 +13,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Admitted;
+use super::chunks::Chunks;
 use super::listener::{Ingest, drained, within};
 use super::machine::{Asked, MachineLink, Seat, Ticket};
 use super::machines::Fingerprint;
@@ -30,7 +30,9 @@ use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks};
+use crate::model::{
+    BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode, Watermarks,
+};
 use crate::observe::Stage;
 
 /// How long the last words may take to reach the peer.
@@ -79,14 +81,14 @@ struct Ground<'a> {
 }
 
 /// Serves an upgraded connection to its end.
-pub(super) async fn serve<R, W>(ingest: &Ingest, agent: Agent<'_>, reader: R, writer: W)
+pub(super) async fn serve<C, W>(ingest: &Ingest, agent: Agent<'_>, chunks: C, writer: W)
 where
-    R: AsyncRead + Unpin,
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
     let patience = Patience::new(ingest.limits.idle_timeout);
     let ground = Ground { ingest, agent, patience: &patience };
-    let (mut inbox, mut outbox) = (Inbox::new(reader), Outbox::new(writer));
+    let (mut inbox, mut outbox) = (Inbox::new(chunks), Outbox::new(writer));
     let end = tokio::select! {
         end = converse(ground, &mut inbox, &mut outbox) => end,
         end = overdue(ground) => end,
@@ -130,9 +132,9 @@ async fn overdue(ground: Ground<'_>) -> End {
     }
 }
 
-async fn converse<R, W>(ground: Ground<'_>, inbox: &mut Inbox<R>, outbox: &mut Outbox<W>) -> End
+async fn converse<C, W>(ground: Ground<'_>, inbox: &mut Inbox<C>, outbox: &mut Outbox<W>) -> End
 where
-    R: AsyncRead + Unpin,
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
     let Agent { machine, certificate } = ground.agent;
@@ -154,10 +156,7 @@ where
     }
 }
 
-async fn first_frame<R: AsyncRead + Unpin>(
-    ground: Ground<'_>,
-    inbox: &mut Inbox<R>,
-) -> Result<Hello, End> {
+async fn first_frame<C: Chunks>(ground: Ground<'_>, inbox: &mut Inbox<C>) -> Result<Hello, End> {
     let clock = &*ground.ingest.clock;
     let bytes = inbox.header(ground.patience, clock).await?.ok_or(End::Left)?;
     let header = header_of(&bytes)?;
@@ -167,7 +166,7 @@ async fn first_frame<R: AsyncRead + Unpin>(
             let length = header.payload_length();
             inbox.payload(length, ground.patience, clock).await?
         }
-        _ => Bytes::new(),
+        _ => Payload::default(),
     };
     Ok(greet(ground.agent.machine, &header, payload)?)
 }
@@ -181,15 +180,15 @@ struct Live<'a> {
     asked: Mutex<HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>>,
 }
 
-async fn seated<R, W>(
+async fn seated<C, W>(
     ground: Ground<'_>,
     hello: Hello,
     ticket: &Ticket,
-    inbox: &mut Inbox<R>,
+    inbox: &mut Inbox<C>,
     outbox: &mut Outbox<W>,
 ) -> End
 where
-    R: AsyncRead + Unpin,
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
     let limits = &ground.ingest.limits;
@@ -216,11 +215,7 @@ where
 }
 
 impl Live<'_> {
-    async fn receive<R: AsyncRead + Unpin>(
-        &self,
-        inbox: &mut Inbox<R>,
-        stream: &mut StreamState,
-    ) -> End {
+    async fn receive<C: Chunks>(&self, inbox: &mut Inbox<C>, stream: &mut StreamState) -> End {
         loop {
             if let Err(end) = self.receive_frame(inbox, stream).await {
                 return end;
@@ -228,9 +223,9 @@ impl Live<'_> {
         }
     }
 
-    async fn receive_frame<R: AsyncRead + Unpin>(
+    async fn receive_frame<C: Chunks>(
         &self,
-        inbox: &mut Inbox<R>,
+        inbox: &mut Inbox<C>,
         stream: &mut StreamState,
     ) -> Result<(), End> {
         let Ground { ingest, patience, .. } = self.ground;

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use super::chunks;
 use super::connection::{self, Agent};
 use super::handshakes::{Handshake, Handshakes};
 use super::http;
@@ -178,9 +179,9 @@ impl Ingest {
             return Ok(());
         };
         let (reader, writer) = tokio::io::split(tls);
-        let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
+        let chunks = chunks::Read::new(early, reader);
         let agent = Agent { machine, certificate: &identity.certificate };
-        connection::serve(self, agent, reader, writer).await;
+        connection::serve(self, agent, chunks, writer).await;
         Ok(())
     }
 }
