@@ -6,13 +6,18 @@
 //! Each connection has a socket of its own. It is bound to no address, so a machine that moves to
 //! another network keeps its connection: packets leave from the new address and the server follows.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
+use rustix::net::sockopt;
 
 use super::dial::Connection;
 use super::error::AgentError;
@@ -26,6 +31,11 @@ use crate::settings::AgentSettings;
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// Acks and bookmark requests are small.
 const RECEIVE_WINDOW_BYTES: u32 = 256 << 10;
+/// Longest datagram that is tried: what an Ethernet with jumbo frames carries over IPv6. A packet
+/// costs what it costs, so longer ones are cheaper by the byte.
+const DATAGRAM_BYTES_MAX: u16 = 8952;
+/// Datagrams that the system keeps until the device takes them; it may give less.
+const SOCKET_BYTES: usize = 1 << 20;
 /// Silence of the peer after which the connection is gone; the server says its own, the shorter
 /// one counts.
 const IDLE_MAX_MS: u32 = 60_000;
@@ -62,7 +72,7 @@ impl QuicDial {
             }
         }
         Err(last.unwrap_or_else(|| {
-            let none = std::io::Error::new(std::io::ErrorKind::NotFound, "no address");
+            let none = io::Error::new(io::ErrorKind::NotFound, "no address");
             AgentError::dial(server, "looking up the name")(none)
         }))
     }
@@ -72,7 +82,7 @@ impl QuicDial {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        let endpoint = Endpoint::client(any).map_err(AgentError::dial(server, "opening UDP"))?;
+        let endpoint = endpoint(any).map_err(AgentError::dial(server, "opening UDP"))?;
         let connecting = endpoint.connect_with(self.config.clone(), address, &self.name);
         let connecting = connecting.map_err(AgentError::dial(server, "QUIC"))?;
         let connection = connecting.await.map_err(AgentError::dial(server, "QUIC handshake"))?;
@@ -84,8 +94,18 @@ impl QuicDial {
     }
 }
 
+fn endpoint(any: SocketAddr) -> io::Result<Endpoint> {
+    let socket = UdpSocket::bind(any)?;
+    sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES)?;
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+}
+
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES_MAX);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -94,6 +114,7 @@ fn transport() -> TransportConfig {
         .send_window(SEND_WINDOW_BYTES)
         // The server puts records in order again: what was written first must arrive first.
         .send_fairness(false)
+        .mtu_discovery_config(Some(mtu))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_MAX_MS).into()))
         .keep_alive_interval(Some(KEEP_ALIVE))

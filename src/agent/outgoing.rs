@@ -54,7 +54,10 @@ impl Outgoing {
         match self {
             Self::Bytes(writer) => {
                 writer.write_all(&frame.header).await?;
-                writer.write_all(&frame.payload).await
+                for fragment in frame.payload.fragments() {
+                    writer.write_all(fragment).await?;
+                }
+                Ok(())
             }
             Self::Quic(streams) => match message {
                 FromAgent::Record(_) => streams.record(frame).await,
@@ -128,7 +131,8 @@ impl Drop for Streams {
 
 /// Hands a frame over without copying its payload.
 async fn write(stream: &mut SendStream, frame: Frame) -> io::Result<()> {
-    let mut parts = [Bytes::copy_from_slice(&frame.header), frame.payload];
+    let mut parts = vec![Bytes::copy_from_slice(&frame.header)];
+    parts.extend(frame.payload.fragments().iter().cloned());
     match stream.write_all_chunks(&mut parts).await {
         Ok(()) => Ok(()),
         // The server takes no more of this stream: what it has to say stands on the control stream.

@@ -138,15 +138,12 @@ pub(super) fn gather(
         return (Batch::end(layout), Some(first));
     }
     let mut batch = Batch::new(layout);
-    let mut next = Some(first);
-    while let Some(entry) = next.take() {
-        if !layout.fits(entry.payload.len()) {
+    batch.add(layout, first);
+    while let Some(entry) = admitted.try_recv().ok().map(Entry::from) {
+        if batch.is_full_for(&entry, layout) || !layout.fits(entry.payload.len()) {
             return (batch, Some(entry));
         }
         batch.add(layout, entry);
-        if !batch.is_full(layout) {
-            next = admitted.try_recv().ok().map(Entry::from);
-        }
     }
     (batch, None)
 }

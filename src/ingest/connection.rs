@@ -13,16 +13,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Admitted;
+use super::chunks::{Breach, Chunks};
 use super::listener::{Ingest, drained, within};
 use super::machine::{Asked, MachineLink, Seat, Ticket};
 use super::machines::Fingerprint;
 use super::patience::{Overdue, Patience};
-use super::pipe::{Breach, Chunks, Inbox, Outbox};
+use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
 use super::stream::StreamState;
 use crate::budget::Permit;
@@ -30,7 +30,9 @@ use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks};
+use crate::model::{
+    BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode, Watermarks,
+};
 use crate::observe::Stage;
 
 /// How long the last words may take to reach the peer.
@@ -167,7 +169,7 @@ async fn first_frame<C: Chunks>(ground: Ground<'_>, inbox: &mut Inbox<C>) -> Res
             let length = header.payload_length();
             inbox.payload(length, ground.patience, clock).await?
         }
-        _ => Bytes::new(),
+        _ => Payload::default(),
     };
     Ok(greet(ground.agent.machine, &header, payload)?)
 }

@@ -16,12 +16,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use super::chunks;
 use super::connection::{self, Agent};
 use super::handshakes::{Handshake, Handshakes};
 use super::http;
 use super::identity::{Identity, IdentityError, Role};
 use super::machines::Machines;
-use super::pipe::Reader;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::model::SiteId;
@@ -184,9 +184,9 @@ impl Ingest {
             return Ok(());
         };
         let (reader, writer) = tokio::io::split(tls);
-        let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
+        let chunks = chunks::Read::new(early, reader);
         let agent = Agent { machine, certificate: &identity.certificate };
-        connection::serve(self, agent, Reader(reader), writer).await;
+        connection::serve(self, agent, chunks, writer).await;
         Ok(())
     }
 }

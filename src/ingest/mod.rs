@@ -16,11 +16,12 @@
 //!
 //! The way of a byte: [`Ingest::serve`] accepts (`listener`), TLS proves a certificate (`tls`) whose
 //! URI says who it is (`identity`), HTTP upgrades (`http`); or [`Ingest::serve_quic`] does all that
-//! over UDP and makes one sequence of several streams (`quic`). Then frames are read and paid for
-//! (`connection`, `pipe`), the session checks them (`session`, `stream`, `credit`) and the machine's
-//! one seat (`machine`) sends them on.
+//! over UDP and makes one sequence of several streams (`quic`). Then frames are cut out of the
+//! plaintext (`chunks`, `pipe`) and paid for (`connection`), the session checks them (`session`,
+//! `stream`, `credit`) and the machine's one seat (`machine`) sends them on.
 
 mod admission;
+mod chunks;
 mod connection;
 mod credit;
 mod handshakes;

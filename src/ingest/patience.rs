@@ -1,11 +1,13 @@
 //! How long a peer may keep us waiting, sans-io.
 //!
 //! Owns: the moments after which a silent, trickling or unread connection is given up. Does not own
-//! the clock: time is an argument. Waiting for ourselves (budget, cache) never counts against a
+//! the clock, which is asked only when the peer has to be waited for. Waiting for ourselves (budget, cache) never counts against a
 //! peer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::clock::Clock;
 
 /// A frame that was begun must come at least this fast.
 const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
@@ -33,10 +35,14 @@ impl Patience {
         Self { idle, reading: AtomicU64::new(NEVER), writing: AtomicU64::new(NEVER) }
     }
 
-    /// The peer owes `bytes`: a header, or the payload behind one.
-    pub(super) fn expect(&self, now: Duration, bytes: u32) {
-        let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
-        self.reading.store(nanos(now + self.idle + slowest), Ordering::Relaxed);
+    /// The peer owes `bytes`: a header, or the payload behind one. Said again while it still owes
+    /// them it changes nothing, so a trickle gains no time.
+    pub(super) fn expect(&self, clock: &dyn Clock, bytes: u32) {
+        if self.reading.load(Ordering::Relaxed) == NEVER {
+            let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
+            let deadline = clock.monotonic() + self.idle + slowest;
+            self.reading.store(nanos(deadline), Ordering::Relaxed);
+        }
     }
 
     /// The peer owes nothing: what comes next is ours to do.
@@ -80,18 +86,35 @@ fn nanos(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Timestamp;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    struct At(u64);
+
+    #[async_trait::async_trait]
+    impl Clock for At {
+        fn wall(&self) -> Timestamp {
+            Timestamp(0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            seconds(self.0)
+        }
+
+        async fn sleep(&self, _: Duration) {}
     }
 
     #[test]
     fn only_the_peers_own_time_counts() {
         let patience = Patience::new(seconds(30));
         assert_eq!(patience.look(seconds(1000)), Ok(seconds(30)));
-        patience.expect(seconds(1000), 40);
+        patience.expect(&At(1000), 40);
         assert!(patience.look(seconds(1029)).is_ok());
-        assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading));
+        patience.expect(&At(1029), 40);
+        assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading), "a trickle gains no time");
         patience.received();
         assert!(patience.look(seconds(2000)).is_ok(), "we waited for ourselves");
         patience.offer(seconds(2000));
@@ -103,7 +126,7 @@ mod tests {
     #[test]
     fn a_large_frame_has_more_time_and_not_for_ever() {
         let patience = Patience::new(seconds(30));
-        patience.expect(Duration::ZERO, 1 << 20);
+        patience.expect(&At(0), 1 << 20);
         assert!(patience.look(seconds(45)).is_ok());
         assert_eq!(patience.look(seconds(47)), Err(Overdue::Reading));
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, VarInt};
+use quinn::{Connection, Endpoint, Incoming, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
@@ -57,7 +57,7 @@ impl Ingest {
         config: QuicConfig,
     ) -> std::io::Result<QuicEnd> {
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config.0), socket, runtime)?;
+        let endpoint = Endpoint::new(config::endpoint()?, Some(config.0), socket, runtime)?;
         Ok(tokio::select! {
             end = Arc::clone(&self).serve_endpoint(endpoint) => end,
             never = self.meter_thread() => never,

@@ -24,7 +24,7 @@ async fn welcomed(server: &Server, config: ClientConfig) -> bool {
     let Ok((mut control, mut heard)) = connection.open_bi().await else { return false };
     let said = holdfast::format::wire::encode_from_agent(&FromAgent::Hello(hello("web-1")));
     let _ = control.write_all(&said.header).await;
-    let _ = control.write_chunk(said.payload).await;
+    let _ = control.write_all_chunks(&mut said.payload.fragments().to_vec()).await;
     let mut header = [0; 40];
     heard.read_exact(&mut header).await.is_ok() && header[2] == 0x20
 }
@@ -214,8 +214,8 @@ async fn streams_and_bytes_are_bounded() {
                         Record { sequence: Sequence(4 + taken), change: write(0, 1 << 20) },
                     ));
                     let stream = &mut agent.records[taken as usize % 4];
-                    let mut parts = [frame.header.to_vec().into(), frame.payload];
-                    let _ = stream.write_all_chunks(&mut parts).await;
+                    let _ = stream.write_all(&frame.header).await;
+                    let _ = stream.write_all_chunks(&mut frame.payload.fragments().to_vec()).await;
                 } => taken += 1,
             }
         };

@@ -142,6 +142,7 @@ impl QuicAgent {
 
 async fn send(stream: &mut SendStream, frame: Frame) {
     // A server that has refused us takes no more; what it said is still to be heard.
-    let mut parts = [Bytes::copy_from_slice(&frame.header), frame.payload];
+    let mut parts = vec![Bytes::copy_from_slice(&frame.header)];
+    parts.extend(frame.payload.fragments().iter().cloned());
     let _ = stream.write_all_chunks(&mut parts).await;
 }

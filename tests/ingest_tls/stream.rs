@@ -186,7 +186,7 @@ async fn what_the_receive_budget_does_not_cover_stays_with_the_agent() {
                 let record = Record { sequence: Sequence(n), change: write(n, 1 << 20) };
                 let frame = encode_from_agent(&FromAgent::Record(record));
                 writer.write_all(&frame.header).await.unwrap();
-                writer.write_all(&frame.payload).await.unwrap();
+                writer.write_all(&frame.payload.to_bytes()).await.unwrap();
             }
             writer.flush().await.unwrap();
             std::future::pending::<()>().await;

@@ -2,11 +2,14 @@
 //!
 //! Owns: the transport parameters and why. Does not own: certificates ([`super::super::tls`]).
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
-use quinn::{IdleTimeout, ServerConfig, TransportConfig, ValidationTokenConfig, VarInt};
+use quinn::{
+    EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, ValidationTokenConfig, VarInt,
+};
 
 use super::streams::{CONTROL_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::format::wire::PROTOCOL;
@@ -22,6 +25,8 @@ const INCOMING_BYTES_ALL: u64 = 4 << 20;
 const RETRY_LIFETIME: Duration = Duration::from_secs(10);
 /// Handshake bytes out of order; a certificate chain has a few KiB.
 const CRYPTO_BYTES: usize = 16 << 10;
+/// Longest datagram that agents may find to fit: what an Ethernet with jumbo frames carries.
+const DATAGRAM_BYTES_MAX: u16 = 8952;
 /// What we send and the peer has not acknowledged: acks and requests, all small.
 const SEND_WINDOW_BYTES: u64 = 256 << 10;
 
@@ -65,6 +70,13 @@ pub fn quic_config(
         .migration(true)
         .transport_config(Arc::new(transport(limits)));
     Ok(QuicConfig(config))
+}
+
+/// What packets the endpoint takes.
+pub(super) fn endpoint() -> io::Result<EndpointConfig> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
+    Ok(config)
 }
 
 fn transport(limits: &LimitSettings) -> TransportConfig {

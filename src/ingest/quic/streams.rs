@@ -14,7 +14,7 @@ use quinn::{Connection, RecvStream, VarInt};
 use super::order::{Head, Misplaced, choose};
 use crate::budget::{Budget, Permit};
 use crate::format::wire::{FrameHeader, FrameKind, HEADER_BYTES, Refusal};
-use crate::ingest::pipe::{Breach, Chunks};
+use crate::ingest::chunks::{Breach, Chunks};
 use crate::ingest::session::refuse;
 use crate::model::Sequence;
 
