@@ -4,6 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// Memory of a kind of its own that is lent out; told when a share of it is not needed any more.
+pub trait Lease: std::fmt::Debug + Send + Sync {
+    /// One share is not needed any more.
+    fn give_back(&self);
+}
+
 /// Bytes per semaphore permit: tokio counts permits in 32 bits at a time, budgets are larger.
 const GRAIN: u64 = 512;
 
@@ -14,10 +20,20 @@ pub struct Budget {
     grains: u32,
 }
 
-/// A share of a [`Budget`]; travels inside the item it pays for.
+/// A share of a [`Budget`], or of lent memory; travels inside the item it pays for, and is dropped
+/// after what it pays for.
 #[derive(Debug, Default)]
 pub struct Permit {
     held: Option<OwnedSemaphorePermit>,
+    lease: Option<Arc<dyn Lease>>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
 }
 
 impl Budget {
@@ -34,14 +50,14 @@ impl Budget {
             .acquire_many_owned(self.grains_of(bytes))
             .await
             .expect("the semaphore is never closed");
-        Permit { held: Some(held) }
+        Permit { held: Some(held), lease: None }
     }
 
     /// Takes `bytes` if they are free now.
     #[must_use]
     pub fn try_acquire(&self, bytes: u64) -> Option<Permit> {
         let held = Arc::clone(&self.semaphore).try_acquire_many_owned(self.grains_of(bytes));
-        held.ok().map(|held| Permit { held: Some(held) })
+        held.ok().map(|held| Permit { held: Some(held), lease: None })
     }
 
     /// Bytes that are free now.
@@ -60,6 +76,12 @@ impl Permit {
     #[must_use]
     pub fn none() -> Self {
         Self::default()
+    }
+
+    /// A share of lent memory.
+    #[must_use]
+    pub fn leased(lease: Arc<dyn Lease>) -> Self {
+        Self { held: None, lease: Some(lease) }
     }
 
     /// Gives back what is not needed for `bytes`: the item turned out smaller than it might have.

@@ -4,8 +4,7 @@
 //! last words. Does not own: what frames mean (the session) and who may sit (the machine's link).
 //!
 //! Both directions run in one task beside each other, so acks flow while a frame waits for memory
-//! or for room in the log. The budget is acquired between a frame's header and its payload: a
-//! payload is never in memory without having paid for it.
+//! or for room in the log. A payload is never in memory without having paid for it.
 
 use std::collections::HashMap;
 use std::io;
@@ -81,13 +80,17 @@ struct Ground<'a> {
 }
 
 /// Serves an upgraded connection to its end.
-pub(super) async fn serve<C, W>(ingest: &Ingest, agent: Agent<'_>, chunks: C, writer: W)
-where
+pub(super) async fn serve<C, W>(
+    ingest: &Ingest,
+    agent: Agent<'_>,
+    patience: &Patience,
+    chunks: C,
+    writer: W,
+) where
     C: Chunks,
     W: AsyncWrite + Unpin,
 {
-    let patience = Patience::new(ingest.limits.idle_timeout);
-    let ground = Ground { ingest, agent, patience: &patience };
+    let ground = Ground { ingest, agent, patience };
     let (mut inbox, mut outbox) = (Inbox::new(chunks), Outbox::new(writer));
     let end = tokio::select! {
         end = converse(ground, &mut inbox, &mut outbox) => end,
@@ -98,15 +101,23 @@ where
     };
     let machine = agent.machine;
     match end {
-        End::Left => tracing::info!(%machine, "the agent left"),
-        End::Broken(error) => tracing::info!(%machine, %error, "the agent's connection broke"),
+        End::Left => {
+            tracing::info!(%machine, "the agent left");
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
+        End::Broken(error) => {
+            let cause = crate::observe::error_chain(&error);
+            tracing::info!(%machine, cause, "the agent's connection broke");
+            // What broke may be the peer's records: then there is an alert to be sent.
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
         End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
         End::Refuse(refuse) => {
             tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
             ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             outbox.push(&FromServer::Refuse(refuse));
             let farewell = async {
-                outbox.flush(&patience, &*ingest.clock).await?;
+                outbox.flush(patience, &*ingest.clock).await?;
                 outbox.close().await?;
                 inbox.discard().await;
                 Ok::<_, io::Error>(())
@@ -237,8 +248,7 @@ impl Live<'_> {
             let event = self.session().handle_frame(stream, &header, payload)?;
             return self.take_message(event);
         };
-        let permit = ingest.budget.acquire(header.frame_bytes()).await;
-        let payload = inbox.payload(header.payload_length(), patience, &*ingest.clock).await?;
+        let (payload, permit) = inbox.record(&header, patience, &*ingest.clock).await?;
         let room = self.link.reserve().await?;
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;

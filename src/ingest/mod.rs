@@ -20,6 +20,7 @@
 //! `credit`) and the machine's one seat (`machine`) sends them on.
 
 mod admission;
+mod arena;
 mod chunks;
 mod connection;
 mod credit;

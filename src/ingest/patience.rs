@@ -4,6 +4,7 @@
 //! the clock, which is asked only when the peer has to be waited for. Waiting for ourselves (budget, cache) never counts against a
 //! peer.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -50,6 +51,17 @@ impl Patience {
         self.reading.store(NEVER, Ordering::Relaxed);
     }
 
+    /// Waits for ourselves: the peer's time stands still meanwhile.
+    pub(super) async fn ours<T>(&self, clock: &dyn Clock, wait: impl Future<Output = T>) -> T {
+        let _paused = Paused {
+            patience: self,
+            clock,
+            reading: self.reading.swap(NEVER, Ordering::Relaxed),
+            since: clock.monotonic(),
+        };
+        wait.await
+    }
+
     /// The peer must take what we write.
     pub(super) fn offer(&self, now: Duration) {
         self.writing.store(nanos(now + self.idle), Ordering::Relaxed);
@@ -76,6 +88,25 @@ impl Patience {
         }
         let next = reading.min(writing).min(now.saturating_add(idle));
         Ok(Duration::from_nanos(next - now))
+    }
+}
+
+/// While we wait for ourselves.
+struct Paused<'a> {
+    patience: &'a Patience,
+    clock: &'a dyn Clock,
+    reading: u64,
+    since: Duration,
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        let waited = self.clock.monotonic().saturating_sub(self.since);
+        let reading = match self.reading {
+            NEVER => NEVER,
+            deadline => deadline.saturating_add(nanos(waited)),
+        };
+        self.patience.reading.store(reading, Ordering::Relaxed);
     }
 }
 

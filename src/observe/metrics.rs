@@ -58,6 +58,8 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
+    /// Bytes that user space copied between socket and cache log: none on the fast path.
+    pub ingest_copied_bytes: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
     /// Why the cache takes nothing in; `None` while it does.

@@ -31,6 +31,7 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         listen.to_string()
     });
     c.host_port("advertise", &advertise);
+    let (cache, limits) = (cache(&mut c, &raw.cache), limits(&mut c, &raw.limits));
     let settings = ServerSettings {
         site: c.name("site", raw.site.as_deref()),
         server: c.name("server", raw.server.as_deref()),
@@ -41,13 +42,13 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
         tls: tls(&mut c, &raw.tls),
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
-        shards: c.narrow("shards", raw.shards, 1, 1..=256),
-        cache: cache(&mut c, &raw.cache),
+        shards: c.narrow("shards", raw.shards, shards_default(&cache, &limits), 1..=256),
+        cache,
         batch: batch(&mut c, &raw.batch),
         seal: seal(&mut c, &raw.seal),
         upload: upload(&mut c, &raw.upload),
         apply: apply(&mut c, &raw.apply),
-        limits: limits(&mut c, &raw.limits),
+        limits,
         sidecar: sidecar(&mut c, &raw.sidecar),
     };
     relations(&mut c, &settings);
@@ -242,6 +243,19 @@ fn seconds(
     Duration::from_secs(c.number(key, value, default, low..=high))
 }
 
+/// Segments that one shard's log needs.
+const SHARD_SEGMENTS_MIN: u64 = 4;
+/// Memory that one shard needs for what it receives.
+const SHARD_RECEIVE_BYTES_MIN: u64 = 4 << 20;
+
+/// A shard for each core, as far as cache and memory go round.
+fn shards_default(cache: &CacheSettings, limits: &LimitSettings) -> u64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let logs = cache.bytes_max / (SHARD_SEGMENTS_MIN * cache.segment_bytes).max(1);
+    let arenas = limits.receive_bytes_max / SHARD_RECEIVE_BYTES_MIN;
+    cores.min(logs).min(arenas).clamp(1, 256)
+}
+
 /// Rules between settings: a pipeline in which each vessel holds what the one before it pours.
 fn relations(c: &mut Check, s: &ServerSettings) {
     let batch = s.batch.bytes_max;
@@ -252,7 +266,7 @@ fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
         "raise it, or lower batch.bytes_max",
     );
-    let four = 4 * s.cache.segment_bytes * u64::from(s.shards);
+    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
     c.relation(
         s.cache.bytes_max >= four,
         "cache.bytes_max",
@@ -276,6 +290,14 @@ fn relations(c: &mut Check, s: &ServerSettings) {
             s.limits.receive_bytes_max
         ),
         "lower it, or raise limits.receive_bytes_max",
+    );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
     );
     c.relation(
         s.limits.handshakes_max <= s.limits.connections_max,

@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 
 use crate::pki::Ca;
 
-/// Enrolled machines.
-pub(crate) const MACHINES: [&str; 2] = ["web-1", "web-2"];
+/// Enrolled machines: web-1 and on.
+const MACHINES: u32 = 24;
 
 pub(crate) struct Server {
     pub(crate) ca: Ca,
@@ -122,8 +122,8 @@ impl Server {
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
         let (cache_full, running) = (watch::Sender::new(false), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
-        for machine in MACHINES {
-            let machine: MachineId = machine.parse().unwrap();
+        for number in 1..=MACHINES {
+            let machine: MachineId = format!("web-{number}").parse().unwrap();
             let link = MachineLink::new(LinkSetup {
                 machine: machine.clone(),
                 server: "ps-1".parse().unwrap(),
@@ -144,6 +144,7 @@ impl Server {
             site: "lab".parse().unwrap(),
             tls,
             limits,
+            shards: 1,
             clock,
             metrics: Arc::clone(&metrics),
             machines: Arc::clone(&log) as Arc<dyn Machines>,
