@@ -24,15 +24,13 @@ use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
 use super::stream::StreamState;
+use super::tally::Tally;
 use crate::budget::Permit;
 use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{
-    BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode, Watermarks,
-};
-use crate::observe::Stage;
+use crate::model::{BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode};
 
 /// How long the last words may take to reach the peer.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -227,8 +225,12 @@ where
 
 impl Live<'_> {
     async fn receive<C: Chunks>(&self, inbox: &mut Inbox<C>, stream: &mut StreamState) -> End {
+        let mut tally = Tally::new(&self.ground.ingest.metrics);
         loop {
-            if let Err(end) = self.receive_frame(inbox, stream).await {
+            if inbox.is_dry() {
+                tally.tell();
+            }
+            if let Err(end) = self.receive_frame(inbox, stream, &mut tally).await {
                 return end;
             }
         }
@@ -238,6 +240,7 @@ impl Live<'_> {
         &self,
         inbox: &mut Inbox<C>,
         stream: &mut StreamState,
+        tally: &mut Tally<'_>,
     ) -> Result<(), End> {
         let Ground { ingest, patience, .. } = self.ground;
         let bytes = inbox.header(patience, &*ingest.clock).await?.ok_or(End::Left)?;
@@ -253,26 +256,20 @@ impl Live<'_> {
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;
         if let Event::Admit(record) = event {
-            room.send(self.admitted(record, &header, permit, begun_at));
+            let admitted = self.admitted(record, permit);
+            let payload_bytes = admitted.record.change.payload_bytes();
+            let took = admitted.received_at.saturating_sub(begun_at);
+            tally.count(header.frame_bytes(), payload_bytes, took);
+            room.send(admitted);
         }
         Ok(())
     }
 
-    fn admitted(
-        &self,
-        record: Record,
-        header: &FrameHeader,
-        permit: Permit,
-        begun_at: Duration,
-    ) -> Admitted {
-        let ingest = self.ground.ingest;
-        let (payload_bytes, received_at) =
-            (record.change.payload_bytes(), ingest.clock.monotonic());
-        let (metrics, received) = (self.link.metrics(), record.sequence);
-        metrics.raise(Watermarks { received, ..Watermarks::default() });
-        metrics.source_bytes.fetch_add(payload_bytes, Ordering::Relaxed);
-        ingest.metrics.moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
-        ingest.metrics.latency(Stage::Ingest, received_at.saturating_sub(begun_at));
+    fn admitted(&self, record: Record, permit: Permit) -> Admitted {
+        let received_at = self.ground.ingest.clock.monotonic();
+        let metrics = self.link.metrics();
+        metrics.received(record.sequence);
+        metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
         Admitted { machine: self.link.key(), record, permit, received_at }
     }
 

@@ -34,6 +34,7 @@ mod patience;
 mod pipe;
 mod session;
 mod stream;
+mod tally;
 mod tls;
 
 pub use admission::Admitted;

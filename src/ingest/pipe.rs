@@ -31,6 +31,11 @@ impl<C: Chunks> Inbox<C> {
         Self { chunks, rest: Bytes::new() }
     }
 
+    /// Whether everything that came was taken.
+    pub(super) fn is_dry(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// The next header; `None` at an end between frames. Silence and a trickled header are the
     /// same thing here: forty bytes have to come in time.
     pub(super) async fn header(
