@@ -19,15 +19,15 @@ use holdfast::format::wire::{
     self, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello, encode_from_agent,
 };
 use holdfast::ingest::{
-    Admitted, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines, OpenError,
-    StreamState, server_config,
+    Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
+    OpenError, StreamState, server_config,
 };
 use holdfast::model::{
     CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin, Extent, Generation, Incarnation,
     MachineId, MachineKey, Record, Sequence,
 };
 use holdfast::observe::{CpuTimer, Metrics};
-use holdfast::settings::{CacheSettings, LimitSettings, TlsFiles};
+use holdfast::settings::{CacheSettings, LimitSettings, ServerSettings, TlsFiles, load_server};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -49,6 +49,7 @@ struct Site {
     issuer: Issuer<'static, KeyPair>,
     ca: rcgen::Certificate,
     tls: Arc<ServerConfig>,
+    settings: Arc<ServerSettings>,
 }
 
 impl Site {
@@ -72,7 +73,14 @@ impl Site {
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();
         let tls = server_config(&files, System.wall()).unwrap();
-        Self { issuer, ca, tls }
+        let file = path("holdfast.toml");
+        let text = "site = \"bench\"\nserver = \"ps-1\"\nstore = \"dir:store\"\n\
+                    advertise = \"localhost:1\"\n";
+        std::fs::write(&file, text).unwrap();
+        let settings = load_server(&file).unwrap();
+        let limits = LimitSettings { idle_timeout: Duration::from_secs(60), ..settings.limits };
+        let settings = Arc::new(ServerSettings { limits, ..settings });
+        Self { issuer, ca, tls, settings }
     }
 
     fn client(&self, machine: &str) -> Arc<ClientConfig> {
@@ -118,7 +126,7 @@ impl Machines for Links {
 }
 
 fn links(load: Load, appends: &mpsc::Sender<Admitted>, metrics: &Arc<Metrics>) -> Links {
-    let (_full, cache_full) = watch::channel(false);
+    let (_credit, credit) = watch::channel(CreditShare::WHOLE);
     let link = |number| {
         let machine = machine(number);
         let link = MachineLink::new(LinkSetup {
@@ -129,7 +137,7 @@ fn links(load: Load, appends: &mpsc::Sender<Admitted>, metrics: &Arc<Metrics>) -
             published: Sequence::ZERO,
             bookmark_interval_ms: 5000,
             appends: appends.clone(),
-            cache_full: cache_full.clone(),
+            credit: credit.clone(),
             metrics: metrics.machine(&machine),
         });
         (machine, link)
@@ -167,14 +175,8 @@ fn serve(
     let ingest = Ingest::new(IngestSetup {
         site: "bench".parse().unwrap(),
         tls: Arc::clone(&site.tls),
-        limits: LimitSettings {
-            connections_max: 4096,
-            handshakes_max: 256,
-            handshake_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
-            receive_bytes_max: 128 << 20,
-            credit_bytes: 16 << 20,
-        },
+        settings: watch::Sender::new(Arc::clone(&site.settings)).subscribe(),
+        limits: site.settings.limits.clone(),
         shards: 1,
         clock: System::clock(),
         metrics: Arc::clone(metrics),
@@ -187,6 +189,8 @@ fn serve(
         directory: directory.join("cache"),
         segment_bytes: 64 << 20,
         bytes_max: 2 << 30,
+        warn_fill: 0.8,
+        slow_fill: 0.9,
         stop_fill: 0.95,
     });
     let metrics = Arc::clone(metrics);

@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::arena::Arena;
 use super::connection::{self, Agent};
+use super::credit::CreditShare;
 use super::handshakes::{Handshake, Handshakes};
 use super::http;
 use super::identity::{Identity, IdentityError, Role};
@@ -26,7 +27,7 @@ use super::tls::{self, Handshaken};
 use crate::clock::Clock;
 use crate::model::SiteId;
 use crate::observe::{Meter, Metrics, Stage};
-use crate::settings::LimitSettings;
+use crate::settings::{LimitSettings, ServerSettings};
 
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +44,8 @@ pub struct IngestSetup {
     pub limits: LimitSettings,
     /// Threads that serve; what is received is bounded for each.
     pub shards: u16,
+    /// The settings in force: those of the limits that may change.
+    pub settings: watch::Receiver<Arc<ServerSettings>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where everything is counted.
@@ -59,6 +62,7 @@ pub struct IngestSetup {
 pub struct Ingest {
     pub(super) site: SiteId,
     pub(super) limits: LimitSettings,
+    pub(super) settings: watch::Receiver<Arc<ServerSettings>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) machines: Arc<dyn Machines>,
@@ -95,11 +99,22 @@ impl Ingest {
             operator: setup.operator.fallback(http::not_found),
             site: setup.site,
             limits: setup.limits,
+            settings: setup.settings,
             clock: setup.clock,
             metrics: setup.metrics,
             machines: setup.machines,
             drain: setup.drain,
         })
+    }
+
+    /// Silence that a peer is allowed.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.settings.borrow().limits.idle_timeout
+    }
+
+    /// What an agent may have in flight when it gets `share` of its credit.
+    pub(super) fn window(&self, share: CreditShare) -> u64 {
+        share.of(self.settings.borrow().limits.credit_bytes)
     }
 
     /// Accepts connections until the server drains; returns when the last has ended. May run on
@@ -192,7 +207,7 @@ impl Ingest {
         let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
             return Ok(());
         };
-        let patience = Arc::new(Patience::new(self.limits.idle_timeout));
+        let patience = Arc::new(Patience::new(self.idle_timeout()));
         let shared = (Arc::clone(&patience), Arc::clone(&self.clock));
         let (reader, writer) =
             tls::take_over(tls, early, arena, shared.0, shared.1).await.map_err(Stranger::Tls)?;
