@@ -26,6 +26,8 @@ fn settings(directory: &Path, segments: u64) -> CacheSettings {
         directory: directory.to_owned(),
         segment_bytes: SEGMENT,
         bytes_max: segments * SEGMENT,
+        warn_fill: 0.5,
+        slow_fill: 0.65,
         stop_fill: 0.85,
     }
 }
@@ -76,7 +78,7 @@ fn assert_same(found: &Durable, machine_number: u64) {
     match (found.change(), change(machine_number, sequence)) {
         (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
             assert_eq!((*disk, *extent), (d, e));
-            assert!(*payload == *found.payload(), "payload of record {sequence}");
+            assert!(payload == *found.payload(), "payload of record {sequence}");
         }
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             assert_eq!((*disk, *extent), (d, e));

@@ -114,12 +114,9 @@ impl Writer {
         let appended = segment.layout.at() - batch.start;
         let durable = segment.commit(batch).await?;
         let now = self.clock.monotonic();
-        let mut payload_bytes = 0;
-        for record in &durable {
-            payload_bytes += record.payload_bytes();
-            let waited = now.saturating_sub(record.received_at());
-            self.metrics.latency(Stage::Cache, waited);
-        }
+        let payload_bytes = durable.iter().map(Durable::payload_bytes).sum();
+        let waited = durable.iter().map(|record| now.saturating_sub(record.received_at()));
+        self.metrics.latencies(Stage::Cache, waited);
         self.metrics.moved(Stage::Cache, payload_bytes, appended);
         self.metrics.cache_commits.fetch_add(1, Ordering::Relaxed);
         Ok(durable)

@@ -4,8 +4,7 @@
 //! last words. Does not own: what frames mean (the session) and who may sit (the machine's link).
 //!
 //! Both directions run in one task beside each other, so acks flow while a frame waits for memory
-//! or for room in the log. The budget is acquired between a frame's header and its payload: a
-//! payload is never in memory without having paid for it.
+//! or for room in the log. A payload is never in memory without having paid for it.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,15 +24,13 @@ use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
 use super::stream::StreamState;
+use super::tally::Tally;
 use crate::budget::Permit;
 use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{
-    BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode, Watermarks,
-};
-use crate::observe::Stage;
+use crate::model::{BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode};
 
 /// How long the last words may take to reach the peer.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -84,13 +81,17 @@ struct Ground<'a> {
 }
 
 /// Serves an upgraded connection to its end.
-pub(super) async fn serve<C, W>(ingest: &Ingest, agent: Agent<'_>, chunks: C, writer: W)
-where
+pub(super) async fn serve<C, W>(
+    ingest: &Ingest,
+    agent: Agent<'_>,
+    patience: &Patience,
+    chunks: C,
+    writer: W,
+) where
     C: Chunks,
     W: AsyncWrite + Unpin,
 {
-    let patience = Patience::new(ingest.limits.idle_timeout);
-    let ground = Ground { ingest, agent, patience: &patience };
+    let ground = Ground { ingest, agent, patience };
     let (mut inbox, mut outbox) = (Inbox::new(chunks), Outbox::new(writer));
     let end = tokio::select! {
         end = converse(ground, &mut inbox, &mut outbox) => end,
@@ -101,15 +102,23 @@ where
     };
     let machine = agent.machine;
     match end {
-        End::Left => tracing::info!(%machine, "the agent left"),
-        End::Broken(error) => tracing::info!(%machine, %error, "the agent's connection broke"),
+        End::Left => {
+            tracing::info!(%machine, "the agent left");
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
+        End::Broken(error) => {
+            let cause = crate::observe::error_chain(&error);
+            tracing::info!(%machine, cause, "the agent's connection broke");
+            // What broke may be the peer's records: then there is an alert to be sent.
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
         End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
         End::Refuse(refuse) => {
             tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
             ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             outbox.push(&FromServer::Refuse(refuse));
             let farewell = async {
-                outbox.flush(&patience, &*ingest.clock).await?;
+                outbox.flush(patience, &*ingest.clock).await?;
                 outbox.close().await?;
                 inbox.discard().await;
                 Ok::<_, io::Error>(())
@@ -123,9 +132,14 @@ where
 /// Waits until the peer kept us waiting too long.
 async fn overdue(ground: Ground<'_>) -> End {
     let clock = &*ground.ingest.clock;
+    let mut settings = ground.ingest.settings.clone();
     loop {
+        ground.patience.set_idle(settings.borrow_and_update().limits.idle_timeout);
         match ground.patience.look(clock.monotonic()) {
-            Ok(wait) => clock.sleep(wait).await,
+            Ok(wait) => tokio::select! {
+                () = clock.sleep(wait) => {}
+                Ok(()) = settings.changed() => {}
+            },
             Err(Overdue::Writing) => return End::Unread,
             Err(Overdue::Reading) => {
                 let text = "the next frame did not arrive in time";
@@ -194,15 +208,14 @@ where
     C: Chunks,
     W: AsyncWrite + Unpin,
 {
-    let limits = &ground.ingest.limits;
-    let Some(mut seat) = within(&*ground.ingest.clock, limits.idle_timeout, ticket.sit()).await
-    else {
+    let patience = ground.ingest.idle_timeout();
+    let Some(mut seat) = within(&*ground.ingest.clock, patience, ticket.sit()).await else {
         let text = "what the connection before this one sent is not durable yet";
         return End::Refuse(refuse(Refusal::Busy, text));
     };
     let link = Arc::clone(&seat.link);
-    let full = *link.cache_full().borrow();
-    let begun = Session::begin(hello, &seat.stream, &link.standing(), limits.credit_bytes, full);
+    let window = ground.ingest.window(*link.credit().borrow());
+    let begun = Session::begin(hello, &seat.stream, &link.standing(), window);
     let (session, welcome) = match begun {
         Ok(begun) => begun,
         Err(refuse) => return End::Refuse(refuse),
@@ -220,8 +233,12 @@ where
 
 impl Live<'_> {
     async fn receive<C: Chunks>(&self, inbox: &mut Inbox<C>, stream: &mut StreamState) -> End {
+        let mut tally = Tally::new(&self.ground.ingest.metrics);
         loop {
-            if let Err(end) = self.receive_frame(inbox, stream).await {
+            if inbox.is_dry() {
+                tally.tell();
+            }
+            if let Err(end) = self.receive_frame(inbox, stream, &mut tally).await {
                 return end;
             }
         }
@@ -231,6 +248,7 @@ impl Live<'_> {
         &self,
         inbox: &mut Inbox<C>,
         stream: &mut StreamState,
+        tally: &mut Tally<'_>,
     ) -> Result<(), End> {
         let Ground { ingest, patience, .. } = self.ground;
         let bytes = inbox.header(patience, &*ingest.clock).await?.ok_or(End::Left)?;
@@ -241,32 +259,25 @@ impl Live<'_> {
             let event = self.session().handle_frame(stream, &header, payload)?;
             return self.take_message(event);
         };
-        let permit = ingest.budget.acquire(header.frame_bytes()).await;
-        let payload = inbox.payload(header.payload_length(), patience, &*ingest.clock).await?;
+        let (payload, permit) = inbox.record(&header, patience, &*ingest.clock).await?;
         let room = self.link.reserve().await?;
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;
         if let Event::Admit(record) = event {
-            room.send(self.admitted(record, &header, permit, begun_at));
+            let admitted = self.admitted(record, permit);
+            let payload_bytes = admitted.record.change.payload_bytes();
+            let took = admitted.received_at.saturating_sub(begun_at);
+            tally.count(header.frame_bytes(), payload_bytes, took);
+            room.send(admitted);
         }
         Ok(())
     }
 
-    fn admitted(
-        &self,
-        record: Record,
-        header: &FrameHeader,
-        permit: Permit,
-        begun_at: Duration,
-    ) -> Admitted {
-        let ingest = self.ground.ingest;
-        let (payload_bytes, received_at) =
-            (record.change.payload_bytes(), ingest.clock.monotonic());
-        let (metrics, received) = (self.link.metrics(), record.sequence);
-        metrics.raise(Watermarks { received, ..Watermarks::default() });
-        metrics.source_bytes.fetch_add(payload_bytes, Ordering::Relaxed);
-        ingest.metrics.moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
-        ingest.metrics.latency(Stage::Ingest, received_at.saturating_sub(begun_at));
+    fn admitted(&self, record: Record, permit: Permit) -> Admitted {
+        let received_at = self.ground.ingest.clock.monotonic();
+        let metrics = self.link.metrics();
+        metrics.received(record.sequence);
+        metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
         Admitted { machine: self.link.key(), record, permit, received_at }
     }
 
@@ -295,16 +306,18 @@ impl Live<'_> {
         published: &mut watch::Receiver<Sequence>,
         requests: &mut mpsc::Receiver<Asked>,
     ) -> End {
-        let mut full = self.link.cache_full();
+        let mut credit = self.link.credit();
+        let mut settings = self.ground.ingest.settings.clone();
         loop {
-            let (durable_through, published_through, cache_full) = (
+            let (durable_through, published_through, share) = (
                 *durable.borrow_and_update(),
                 *published.borrow_and_update(),
-                *full.borrow_and_update(),
+                *credit.borrow_and_update(),
             );
+            let window = share.of(settings.borrow_and_update().limits.credit_bytes);
             // Published is read after durable and may be ahead of it: an ack is never out of order.
             let published_through = published_through.min(durable_through);
-            let ack = self.session().poll_ack(durable_through, published_through, cache_full);
+            let ack = self.session().poll_ack(durable_through, published_through, window);
             if let Some(ack) = ack {
                 outbox.push(&FromServer::Ack(ack));
             }
@@ -315,7 +328,8 @@ impl Live<'_> {
             tokio::select! {
                 Ok(()) = durable.changed() => {}
                 Ok(()) = published.changed() => {}
-                Ok(()) = full.changed() => {}
+                Ok(()) = credit.changed() => {}
+                Ok(()) = settings.changed() => {}
                 Some(asked) = requests.recv() => self.ask(outbox, asked),
                 else => return End::Refuse(refuse(Refusal::NotOwner, "the machine is not served here")),
             }

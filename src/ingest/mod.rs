@@ -9,7 +9,7 @@
 //!  agent ──▶ session ──▶ LinkSetup::appends ──▶ cache log          Admitted, in order, one sender
 //!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
-//!                    ◀── LinkSetup::cache_full                     withholds credit
+//!                    ◀── LinkSetup::credit                         shrinks, withholds credit
 //!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
 //!  operator ──▶ MachineLink::bookmark ──▶ agent ──▶ its sequence
 //! ```
@@ -21,6 +21,7 @@
 //! `stream`, `credit`) and the machine's one seat (`machine`) sends them on.
 
 mod admission;
+mod arena;
 mod chunks;
 mod connection;
 mod credit;
@@ -35,9 +36,11 @@ mod pipe;
 mod quic;
 mod session;
 mod stream;
+mod tally;
 mod tls;
 
 pub use admission::Admitted;
+pub use credit::CreditShare;
 pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};

@@ -4,6 +4,7 @@
 //! the clock, which is asked only when the peer has to be waited for. Waiting for ourselves (budget, cache) never counts against a
 //! peer.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const NEVER: u64 = u64::MAX;
 /// Deadlines of one connection; the halves of the connection and its watchdog share it.
 #[derive(Debug)]
 pub(super) struct Patience {
-    idle: Duration,
+    idle: AtomicU64,
     reading: AtomicU64,
     writing: AtomicU64,
 }
@@ -32,7 +33,16 @@ pub(super) enum Overdue {
 
 impl Patience {
     pub(super) fn new(idle: Duration) -> Self {
-        Self { idle, reading: AtomicU64::new(NEVER), writing: AtomicU64::new(NEVER) }
+        Self {
+            idle: AtomicU64::new(nanos(idle)),
+            reading: AtomicU64::new(NEVER),
+            writing: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// Changes how long silence may last, for what is expected from now on.
+    pub(super) fn set_idle(&self, idle: Duration) {
+        self.idle.store(nanos(idle), Ordering::Relaxed);
     }
 
     /// The peer owes `bytes`: a header, or the payload behind one. Said again while it still owes
@@ -40,7 +50,7 @@ impl Patience {
     pub(super) fn expect(&self, clock: &dyn Clock, bytes: u32) {
         if self.reading.load(Ordering::Relaxed) == NEVER {
             let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
-            let deadline = clock.monotonic() + self.idle + slowest;
+            let deadline = clock.monotonic() + self.idle() + slowest;
             self.reading.store(nanos(deadline), Ordering::Relaxed);
         }
     }
@@ -50,9 +60,20 @@ impl Patience {
         self.reading.store(NEVER, Ordering::Relaxed);
     }
 
+    /// Waits for ourselves: the peer's time stands still meanwhile.
+    pub(super) async fn ours<T>(&self, clock: &dyn Clock, wait: impl Future<Output = T>) -> T {
+        let _paused = Paused {
+            patience: self,
+            clock,
+            reading: self.reading.swap(NEVER, Ordering::Relaxed),
+            since: clock.monotonic(),
+        };
+        wait.await
+    }
+
     /// The peer must take what we write.
     pub(super) fn offer(&self, now: Duration) {
-        self.writing.store(nanos(now + self.idle), Ordering::Relaxed);
+        self.writing.store(nanos(now + self.idle()), Ordering::Relaxed);
     }
 
     /// The peer took it.
@@ -60,12 +81,16 @@ impl Patience {
         self.writing.store(NEVER, Ordering::Relaxed);
     }
 
+    fn idle(&self) -> Duration {
+        Duration::from_nanos(self.idle.load(Ordering::Relaxed))
+    }
+
     /// How long to wait before looking again.
     ///
     /// # Errors
     /// When a deadline has passed.
     pub(super) fn look(&self, now: Duration) -> Result<Duration, Overdue> {
-        let (now, idle) = (nanos(now), nanos(self.idle));
+        let (now, idle) = (nanos(now), nanos(self.idle()));
         let reading = self.reading.load(Ordering::Relaxed);
         let writing = self.writing.load(Ordering::Relaxed);
         if now >= reading {
@@ -76,6 +101,25 @@ impl Patience {
         }
         let next = reading.min(writing).min(now.saturating_add(idle));
         Ok(Duration::from_nanos(next - now))
+    }
+}
+
+/// While we wait for ourselves.
+struct Paused<'a> {
+    patience: &'a Patience,
+    clock: &'a dyn Clock,
+    reading: u64,
+    since: Duration,
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        let waited = self.clock.monotonic().saturating_sub(self.since);
+        let reading = match self.reading {
+            NEVER => NEVER,
+            deadline => deadline.saturating_add(nanos(waited)),
+        };
+        self.patience.reading.store(reading, Ordering::Relaxed);
     }
 }
 
@@ -121,6 +165,17 @@ mod tests {
         assert_eq!(patience.look(seconds(2031)), Err(Overdue::Writing));
         patience.taken();
         assert!(patience.look(seconds(3000)).is_ok());
+    }
+
+    #[test]
+    fn another_patience_holds_from_the_next_expectation() {
+        let patience = Patience::new(seconds(30));
+        patience.expect(&At(100), 40);
+        patience.set_idle(seconds(5));
+        assert!(patience.look(seconds(129)).is_ok(), "what was promised is kept");
+        patience.received();
+        patience.expect(&At(129), 40);
+        assert_eq!(patience.look(seconds(135)), Err(Overdue::Reading));
     }
 
     #[test]

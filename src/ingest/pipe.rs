@@ -4,14 +4,17 @@
 //! where the bytes lie ([`super::chunks`]). A payload is cut out of what came: nothing copies it.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use super::arena::Arena;
 use super::chunks::Chunks;
 use super::patience::Patience;
+use crate::budget::Permit;
 use crate::clock::Clock;
-use crate::format::wire::{self, FromServer, HEADER_BYTES};
+use crate::format::wire::{self, FrameHeader, FromServer, HEADER_BYTES};
 use crate::model::{Payload, Sequence};
 
 /// Frames from the peer. A dropped future of these loses what it has taken of its frame: the
@@ -31,6 +34,11 @@ impl<C: Chunks> Inbox<C> {
     /// The peer is welcomed; its next record follows `durable`.
     pub(super) fn welcomed(&mut self, durable: Sequence) {
         self.chunks.welcomed(durable);
+    }
+
+    /// Whether everything that came was taken.
+    pub(super) fn is_dry(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// The next header; `None` at an end between frames. Silence and a trickled header are the
@@ -57,23 +65,80 @@ impl<C: Chunks> Inbox<C> {
         Ok(Some(header))
     }
 
-    /// The payload behind a header that was checked, in the pieces in which it came.
+    /// The payload behind a record's header, which was checked, in the pieces in which it came; and
+    /// what it holds of the memory that was paid for.
+    pub(super) async fn record(
+        &mut self,
+        header: &FrameHeader,
+        patience: &Patience,
+        clock: &dyn Clock,
+    ) -> io::Result<(Payload, Permit)> {
+        let paid = self.chunks.pay(header.frame_bytes()).await;
+        let (payload, spare) = self.gather(header.payload_length(), patience, clock).await?;
+        let permit = match (spare, self.chunks.arena()) {
+            (Some(spare), _) => spare,
+            (None, Some(arena)) => arena.lease(),
+            (None, None) => paid,
+        };
+        Ok((payload, permit))
+    }
+
+    /// The payload behind any other header that was checked.
     pub(super) async fn payload(
         &mut self,
         length: u32,
         patience: &Patience,
         clock: &dyn Clock,
     ) -> io::Result<Payload> {
-        let mut payload = Gathered::default();
-        while payload.len() < length as usize {
-            if self.rest.is_empty() && !self.more(length, patience, clock).await? {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        self.gather(length, patience, clock).await.map(|(payload, _)| payload)
+    }
+
+    async fn gather(
+        &mut self,
+        length: u32,
+        patience: &Patience,
+        clock: &dyn Clock,
+    ) -> io::Result<(Payload, Option<Permit>)> {
+        let whole = length as usize;
+        let (mut payload, mut spare) = (Gathered::default(), None);
+        while payload.len() < whole {
+            if self.rest.is_empty() {
+                patience.expect(clock, length);
+                match self.wait(&payload).await? {
+                    Came::Chunk(chunk) => self.rest = chunk,
+                    Came::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Came::Shortage(arena) => {
+                        let room = arena.spare(u64::from(length));
+                        spare = Some(patience.ours(clock, room).await);
+                        payload.join(whole);
+                        arena.count_copy(payload.len());
+                        arena.note_freed();
+                        continue;
+                    }
+                }
             }
-            let missing = length as usize - payload.len();
-            payload.take(self.rest.split_to(self.rest.len().min(missing)), length as usize);
+            let missing = whole - payload.len();
+            let copied = payload.take(self.rest.split_to(self.rest.len().min(missing)), whole);
+            if let Some(arena) = self.chunks.arena() {
+                arena.count_copy(copied);
+            }
         }
         patience.received();
-        Ok(payload.finish())
+        Ok((payload.finish(), spare))
+    }
+
+    /// Waits for the rest of a payload; or, when others need the memory that it lies in, for that.
+    async fn wait(&mut self, payload: &Gathered) -> io::Result<Came> {
+        let chunk = match (payload, self.chunks.arena().cloned()) {
+            (Gathered::Joined(_), _) => self.chunks.next_to_copy().await?,
+            (Gathered::Pieces(pieces), Some(arena)) if !pieces.is_empty() => tokio::select! {
+                biased;
+                chunk = self.chunks.next() => chunk?,
+                () = arena.short() => return Ok(Came::Shortage(Arc::clone(&arena))),
+            },
+            (Gathered::Pieces(_), _) => self.chunks.next().await?,
+        };
+        Ok(chunk.map_or(Came::End, Came::Chunk))
     }
 
     /// Waits for the peer, which owes `bytes` since it was first waited for; false at the end.
@@ -98,6 +163,14 @@ impl<C: Chunks> Inbox<C> {
     pub(super) async fn discard(&mut self) {
         while let Ok(Some(_)) = self.chunks.next().await {}
     }
+}
+
+/// What a frame that is on its way in waited for.
+enum Came {
+    Chunk(Bytes),
+    End,
+    /// Others need the memory.
+    Shortage(Arc<Arena>),
 }
 
 /// A payload on its way in. Pieces stay where they are, unless there are far too many of them: a
@@ -127,19 +200,31 @@ impl Gathered {
         }
     }
 
-    /// Takes the next piece of a payload of `length`.
-    fn take(&mut self, piece: Bytes, length: usize) {
+    /// Takes the next piece of a payload of `length`; the bytes that were copied for it.
+    fn take(&mut self, piece: Bytes, length: usize) -> usize {
         match self {
-            Self::Joined(bytes) => bytes.put_slice(&piece),
+            Self::Joined(bytes) => {
+                bytes.put_slice(&piece);
+                piece.len()
+            }
             Self::Pieces(payload) => {
                 payload.push(piece);
                 let many = PIECES_MIN + payload.len() / PIECE_BYTES_MIN;
-                if payload.fragments().len() > many {
-                    let mut joined = BytesMut::with_capacity(length);
-                    payload.fragments().iter().for_each(|piece| joined.put_slice(piece));
-                    *self = Self::Joined(joined);
+                if payload.fragments().len() <= many {
+                    return 0;
                 }
+                self.join(length);
+                self.len()
             }
+        }
+    }
+
+    /// Copies what came into one run, and whatever comes.
+    fn join(&mut self, length: usize) {
+        if let Self::Pieces(payload) = self {
+            let mut joined = BytesMut::with_capacity(length);
+            payload.fragments().iter().for_each(|piece| joined.put_slice(piece));
+            *self = Self::Joined(joined);
         }
     }
 
@@ -201,6 +286,18 @@ mod tests {
     impl Chunks for Pieces {
         async fn next(&mut self) -> io::Result<Option<Bytes>> {
             Ok(self.0.pop_front())
+        }
+
+        async fn next_to_copy(&mut self) -> io::Result<Option<Bytes>> {
+            self.next().await
+        }
+
+        async fn pay(&mut self, _: u64) -> Permit {
+            Permit::none()
+        }
+
+        fn arena(&self) -> Option<&Arc<Arena>> {
+            None
         }
     }
 

@@ -22,9 +22,12 @@ use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
 use super::connection::{self, Agent};
+use super::credit::CreditShare;
 use super::handshakes::Handshake;
 use super::identity::{Identity, IdentityError, Role};
 use super::listener::{Counted, DRAIN_MAX, Ingest, Stranger, drained, note_panic, within};
+use super::patience::Patience;
+use crate::budget::Budget;
 use crate::observe::{CpuTimer, Stage};
 pub use config::{QuicConfig, QuicError, quic_config};
 use streams::Streams;
@@ -43,6 +46,24 @@ pub enum QuicEnd {
     Drained,
     /// By itself: a panic in its driver, or a socket that cannot be used any more. Start it again.
     Died,
+}
+
+/// The memory of QUIC, over all connections.
+#[derive(Clone, Debug)]
+pub(super) struct QuicBudgets {
+    /// What waits in streams.
+    windows: Budget,
+    /// What is received and not yet durable.
+    received: Budget,
+}
+
+impl QuicBudgets {
+    /// A record stays in a stream until it is its turn, and in memory until it is durable, which is
+    /// sooner.
+    pub(super) fn new(bytes_max: u64) -> Self {
+        let received = bytes_max / 3;
+        Self { windows: Budget::new(bytes_max - received), received: Budget::new(received) }
+    }
 }
 
 impl Ingest {
@@ -162,9 +183,10 @@ impl Ingest {
         };
         drop(handshake);
         let agent = Agent { machine: &machine, certificate: &certificate };
-        let wanted = self.limits.credit_bytes;
-        let streams = Streams::new(connection.clone(), reader, self.windows.clone(), wanted);
-        connection::serve(self, agent, streams, writer).await;
+        let wanted = self.window(CreditShare::WHOLE);
+        let streams = Streams::new(connection.clone(), reader, self.quic.clone(), wanted);
+        let patience = Patience::new(self.idle_timeout());
+        connection::serve(self, agent, &patience, streams, writer).await;
         connection.close(ENDED, b"");
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
 /// A part of the pipeline that is measured.
@@ -60,8 +61,13 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
+    /// Bytes that user space copied between socket and cache log: none on the fast path.
+    pub ingest_copied_bytes: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
+    /// How the cache stands to its marks, and where it is going.
+    pub outlook: OutlookCell,
+    pressure_changes: [AtomicU64; 4],
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
 }
@@ -141,6 +147,11 @@ impl MachineMetrics {
         self.recoverable.fetch_max(to.recoverable.0, Ordering::AcqRel);
     }
 
+    /// Raises one watermark that moves with every record.
+    pub fn received(&self, through: Sequence) {
+        self.received.fetch_max(through.0, Ordering::AcqRel);
+    }
+
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
@@ -175,6 +186,24 @@ impl Metrics {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
+    /// A shard's cache came to this pressure.
+    pub fn pressure_changed(&self, to: Pressure) {
+        self.pressure_changes[to as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a shard's cache came to this pressure.
+    #[must_use]
+    pub fn pressure_changes(&self, to: Pressure) -> u64 {
+        self.pressure_changes[to as usize].load(Ordering::Relaxed)
+    }
+
+    /// Payload bytes durable and not yet published, over all machines.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.values().map(|machine| machine.backlog_bytes.load(Ordering::Relaxed)).sum()
+    }
+
     /// Bytes into and out of a stage.
     pub fn moved(&self, stage: Stage, bytes_in: u64, bytes_out: u64) {
         let stage = &self.stages[stage as usize];
@@ -184,11 +213,18 @@ impl Metrics {
 
     /// One latency of a stage.
     pub fn latency(&self, stage: Stage, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.latencies(stage, [latency]);
+    }
+
+    /// Many latencies of a stage at once.
+    pub fn latencies(&self, stage: Stage, latencies: impl IntoIterator<Item = Duration>) {
         let stage = &self.stages[stage as usize];
         let mut histogram =
             stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        histogram.saturating_record(micros);
+        for latency in latencies {
+            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+            histogram.saturating_record(micros);
+        }
     }
 
     /// CPU time spent in a stage.

@@ -55,6 +55,15 @@ pub enum ServerError {
     /// The thread of QUIC ended in a panic.
     #[error("the thread of QUIC ended unexpectedly; its log says why")]
     QuicThread,
+    /// The cache log is written through io_uring, and there is none for us.
+    #[error("io_uring cannot be used: {cure}")]
+    Uring {
+        /// What helps.
+        cure: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A shard's thread ended in a panic.
     #[error("shard {shard} ended unexpectedly; its log says why")]
     Shard {

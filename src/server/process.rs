@@ -6,34 +6,35 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::net::TcpSocket;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::applying::Applying;
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::pressure::Pressures;
 use super::quic;
 use super::recovered::Kept;
-use super::shard::Shard;
-use crate::budget::Budget;
-use crate::cache::{self, CacheError, Fill, Opened};
+use super::retune::{Retune, sealed_bytes, streams};
+use super::shard::{self, Shard};
+use crate::budget::{Budget, Slots};
+use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};
 use crate::observe::{self, Metrics};
 use crate::seal::{KeyEncryptionKey, SealPool};
-use crate::settings::ServerSettings;
+use crate::settings::{ServerSettings, Tuning};
 use crate::store;
 use crate::vault::{ServerDocument, Vault};
 
+/// Connections of one shard that wait to be accepted; the system's own bound may be lower.
+const WAITING_MAX: u32 = 1024;
 /// Records between the sessions and one shard's log.
 const APPENDS_QUEUED: usize = 1024;
 /// Ports that are tried when the system chooses one.
 const PORT_TRIES: u32 = 16;
-/// How often the fill of a cache log is compared with its marks.
-const FILL_INTERVAL: Duration = Duration::from_millis(50);
-/// Fill at which credit is given again, as part of the fill at which it is withheld.
-const RESUME_PART: f64 = 0.9;
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -62,31 +63,36 @@ pub struct ProcessServer {
 }
 
 impl ProcessServer {
-    /// Starts everything. Must be called on a multi-threaded tokio runtime.
+    /// Starts everything. Must be called on a multi-threaded tokio runtime. Settings that come from
+    /// [`crate::settings::load_tuning`] can keep changes over a restart.
     ///
     /// # Errors
     /// Before anything is listened on: settings, certificates, keys, the store, the cache log.
     pub async fn start(
-        settings: ServerSettings,
+        settings: impl Into<Tuning>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, ServerError> {
+        let tuning = settings.into();
+        let probed = tokio::task::spawn_blocking(shard::probe).await;
+        probed.map_err(|_| ServerError::Shard { shard: 0 })??;
+        let settings = ServerSettings::clone(&tuning.now());
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
         let quic = ingest::quic_config(&tls, &settings.limits)?;
-        let (data, datagrams) = listen_both(settings.listen)?;
+        let (data, datagrams) = listen_both(settings.listen, settings.shards)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek).await?;
         let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
         let addresses = Addresses {
-            data: address(&data, settings.listen)?,
+            data: address(&data[0], settings.listen)?,
             metrics: address(&observed, settings.metrics_listen)?,
             pid: std::process::id(),
         };
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
-        let mut server =
-            Building { settings, clock, entropy, metrics, vault, drain: watch::Sender::new(false) };
+        let drain = watch::Sender::new(false);
+        let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
         server.run(kek, tls, opened, data, observed, addresses, (datagrams, quic))
     }
 
@@ -155,7 +161,9 @@ impl ProcessServer {
 
 /// What the parts are made from.
 struct Building {
+    /// As they were at the start.
     settings: ServerSettings,
+    tuning: Tuning,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     metrics: Arc<Metrics>,
@@ -169,7 +177,7 @@ impl Building {
         kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
-        data: TcpListener,
+        data: Vec<TcpListener>,
         observed: TcpListener,
         addresses: Addresses,
         (datagrams, quic): (UdpSocket, QuicConfig),
@@ -178,19 +186,24 @@ impl Building {
         let mut tasks = Vec::new();
         let mut queues = Vec::new();
         let mut writers = Vec::new();
+        let mut pressure = self.pressure();
         for log in opened {
             let (appends, admitted) = mpsc::channel(APPENDS_QUEUED);
-            let (full, cache_full) = watch::channel(false);
-            tasks.push(tokio::spawn(self.watch_fill(log.fill, full)));
+            let credit = pressure.watch(log.fill);
             kept.add(log.recovered);
-            queues.push(ShardQueue { appends: Some(appends).into(), cache_full });
+            queues.push(ShardQueue { appends: Some(appends).into(), credit });
             writers.push((log.writer, admitted));
         }
-        let registry = Registry::new(self.shared(Arc::clone(&kek), queues)?, kept);
+        tasks.push(tokio::spawn(pressure.run()));
+        let shared = self.shared(Arc::clone(&kek), queues)?;
+        tasks.push(tokio::spawn(self.retune(&shared).run()));
+        let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
             limits: self.settings.limits.clone(),
+            shards: self.settings.shards,
+            settings: self.tuning.subscribe(),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             machines: Arc::clone(&registry) as Arc<dyn ingest::Machines>,
@@ -198,13 +211,10 @@ impl Building {
             drain: self.drain.subscribe(),
         });
         let (mut shards, mut logs) = (Vec::new(), Vec::new());
-        for (number, (writer, admitted)) in writers.into_iter().enumerate() {
+        for (number, ((writer, admitted), listener)) in writers.into_iter().zip(data).enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             let (ended, log) = oneshot::channel();
             let (routes, ingest) = (registry.routes(), Arc::clone(&ingest));
-            let listener = data
-                .try_clone()
-                .map_err(|source| ServerError::Listen { address: addresses.data, source })?;
             let shard = Shard { number, writer, admitted, routes, ingest, listener, ended };
             shards.push((number, shard.start()?));
             logs.push(log);
@@ -226,11 +236,9 @@ impl Building {
         shards: Vec<ShardQueue>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
-        // One object may be twice a batch at its worst; streams of them are held at once.
-        let sealed = (settings.upload.streams as u64).saturating_mul(settings.batch.bytes_max);
         let pool = SealPool::new(
             settings.seal.clone(),
-            Budget::new(sealed),
+            Budget::new(sealed_bytes(settings)),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
             Arc::clone(&self.entropy),
@@ -243,9 +251,9 @@ impl Building {
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
             pool: Arc::new(pool),
-            streams: Arc::new(Semaphore::new(settings.upload.streams)),
-            batch: settings.batch.clone(),
-            upload: settings.upload.clone(),
+            streams: Slots::new(streams(settings)),
+            block_bytes: Arc::new(settings.upload.block_bytes.into()),
+            tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
             shards,
         })
@@ -258,8 +266,7 @@ impl Building {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            apply: self.settings.apply.clone(),
-            upload: self.settings.upload.clone(),
+            tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
         })
     }
@@ -281,29 +288,18 @@ impl Building {
         }))
     }
 
-    /// Withholds credit while the log is nearly full, until it is clearly less so.
-    fn watch_fill(
-        &self,
-        fill: Arc<Fill>,
-        full: watch::Sender<bool>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (clock, stop_fill) = (Arc::clone(&self.clock), self.settings.cache.stop_fill);
-        let (metrics, mut drain) = (Arc::clone(&self.metrics), self.drain.subscribe());
-        async move {
-            while !*drain.borrow_and_update() {
-                let mark = if *full.borrow() { stop_fill * RESUME_PART } else { stop_fill };
-                let refusal = fill.refusal();
-                let now = refusal.is_some() || fill.fraction() >= mark;
-                let said = refusal.or_else(|| {
-                    now.then(|| "cache full: uploads are behind; credit is withheld".to_owned())
-                });
-                metrics.set_cache_trouble(said);
-                full.send_if_modified(|full| std::mem::replace(full, now) != now);
-                tokio::select! {
-                    _ = drain.changed() => {}
-                    () = clock.sleep(FILL_INTERVAL) => {}
-                }
-            }
+    fn pressure(&self) -> Pressures {
+        let (clock, metrics) = (Arc::clone(&self.clock), Arc::clone(&self.metrics));
+        Pressures::new(self.tuning.subscribe(), clock, metrics, self.drain.subscribe())
+    }
+
+    fn retune(&self, shared: &Shared) -> Retune {
+        Retune {
+            settings: self.tuning.subscribe(),
+            drain: self.drain.subscribe(),
+            pool: Arc::clone(&shared.pool),
+            streams: shared.streams.clone(),
+            block_bytes: Arc::clone(&shared.block_bytes),
         }
     }
 }
@@ -326,14 +322,17 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
 }
 
 /// The data port: TCP and UDP under one number. When the system chooses it, it knows of TCP only.
-fn listen_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), ServerError> {
+fn listen_both(
+    address: SocketAddr,
+    shards: u16,
+) -> Result<(Vec<TcpListener>, UdpSocket), ServerError> {
     let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
     loop {
-        let stream = listen(address)?;
-        let chosen = self::address(&stream, address)?;
+        let streams = listen_shared(address, shards)?;
+        let chosen = self::address(&streams[0], address)?;
         tries -= 1;
         match quic::listen(chosen) {
-            Ok(datagrams) => return Ok((stream, datagrams)),
+            Ok(datagrams) => return Ok((streams, datagrams)),
             Err(error) if tries == 0 => return Err(error),
             Err(_) => {}
         }
@@ -346,6 +345,32 @@ fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
         Ok(listener)
     });
     listener.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// A socket for each shard on one address: the kernel spreads connections over them, and no shard
+/// waits for another to accept. Nobody else may listen there, which sharing the address would allow:
+/// that is tried first.
+fn listen_shared(address: SocketAddr, shards: u16) -> Result<Vec<TcpListener>, ServerError> {
+    let first = listen(address)?;
+    if shards <= 1 {
+        return Ok(vec![first]);
+    }
+    let address = self::address(&first, address)?;
+    drop(first);
+    let shared = |_| listen_beside(address);
+    let listeners: std::io::Result<_> = (0..shards).map(shared).collect();
+    listeners.map_err(|source| ServerError::Listen { address, source })
+}
+
+fn listen_beside(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)?.into_std()
 }
 
 fn address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ServerError> {
@@ -375,8 +400,14 @@ async fn open_logs(
     entropy: &Arc<dyn Entropy>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Opened>, ServerError> {
-    let mut opened = Vec::new();
+    let mut opened: Vec<Opened> = Vec::new();
+    let found = cache::shards_found(&settings.cache.directory)?;
     for shard in 0..settings.shards {
+        // Before a log is added: a machine's shard depends on how many there are.
+        if shard == found && opened.iter().any(|log| !log.recovered.is_empty()) {
+            let (directory, shards) = (settings.cache.directory.clone(), settings.shards);
+            return Err(CacheError::MoreShards { directory, found, shards }.into());
+        }
         let (cache, shards) = (settings.cache.clone(), settings.shards);
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
         let metrics = Arc::clone(metrics);

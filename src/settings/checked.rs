@@ -27,7 +27,8 @@ pub struct ServerSettings {
     pub tls: TlsFiles,
     /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
     pub key_file: PathBuf,
-    /// Number of shards (threads with their own cache log).
+    /// Number of shards (threads with their own cache log); default: cores, as far as cache and
+    /// memory go round.
     pub shards: u16,
     /// Cache log.
     pub cache: CacheSettings,
@@ -50,6 +51,13 @@ pub struct ServerSettings {
 pub enum StoreUrl {
     /// `dir:PATH`
     Dir(PathBuf),
+}
+
+impl std::fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Dir(path) = self;
+        write!(f, "dir:{}", path.display())
+    }
 }
 
 /// Files of TLS, PEM.
@@ -78,7 +86,11 @@ pub struct CacheSettings {
     pub segment_bytes: u64,
     /// All segments together, over all shards; default 8 GiB.
     pub bytes_max: u64,
-    /// Fill (0..=1) at which credit is withheld; default 0.85.
+    /// Fill (0..=1) above which it is said that uploads are behind; default 0.5.
+    pub warn_fill: f64,
+    /// Fill above which credit shrinks; default 0.65.
+    pub slow_fill: f64,
+    /// Fill at which credit is withheld; default 0.85.
     pub stop_fill: f64,
 }
 
@@ -139,8 +151,8 @@ pub struct LimitSettings {
     pub receive_bytes_max: u64,
     /// Credit of one connection; default 16 MiB.
     pub credit_bytes: u64,
-    /// Receive windows of QUIC connections, over all machines; default 32 MiB.
-    pub quic_window_bytes_max: u64,
+    /// Memory of QUIC over all machines, beside `receive_bytes_max`; default 48 MiB.
+    pub quic_bytes_max: u64,
 }
 
 /// Control API.
@@ -169,7 +181,7 @@ impl ServerSettings {
         let (limits, streams) = (&self.limits, self.upload.streams as u64);
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
-            + limits.quic_window_bytes_max
+            + limits.quic_bytes_max
             + limits.connections_max as u64 * CONNECTION
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal

@@ -43,6 +43,8 @@ pub(super) struct RawCache {
     pub(super) directory: Option<String>,
     pub(super) segment_bytes: Option<i64>,
     pub(super) bytes_max: Option<i64>,
+    pub(super) warn_fill: Option<f64>,
+    pub(super) slow_fill: Option<f64>,
     pub(super) stop_fill: Option<f64>,
 }
 
@@ -86,7 +88,7 @@ pub(super) struct RawLimits {
     pub(super) idle_timeout_ms: Option<i64>,
     pub(super) receive_bytes_max: Option<i64>,
     pub(super) credit_bytes: Option<i64>,
-    pub(super) quic_window_bytes_max: Option<i64>,
+    pub(super) quic_bytes_max: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,7 @@
 
 mod agent;
 mod flood;
+mod inplace;
 mod pki;
 mod quic;
 mod quic_agent;

@@ -1,6 +1,7 @@
 //! The real data port in front of a log that keeps records in memory.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,12 +10,12 @@ use async_trait::async_trait;
 use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
-    Admitted, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines, OpenError,
-    QuicEnd, StreamState, quic_config, server_config,
+    Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
+    OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
 use holdfast::model::{Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
-use holdfast::settings::{LimitSettings, TlsFiles};
+use holdfast::settings::{LimitSettings, ServerSettings, TlsFiles, load_server};
 use rcgen::SanType;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -22,15 +23,15 @@ use tokio::task::JoinHandle;
 
 use crate::pki::Ca;
 
-/// Enrolled machines.
-pub(crate) const MACHINES: [&str; 2] = ["web-1", "web-2"];
+/// Enrolled machines: web-1 and on.
+const MACHINES: u32 = 24;
 
 pub(crate) struct Server {
     pub(crate) ca: Ca,
     pub(crate) port: u16,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
-    pub(crate) cache_full: watch::Sender<bool>,
+    pub(crate) credit: watch::Sender<CreditShare>,
     /// While false the log makes nothing durable.
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
@@ -99,8 +100,18 @@ pub(crate) fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
-        quic_window_bytes_max: 16 << 20,
+        quic_bytes_max: 16 << 20,
     }
+}
+
+/// The settings in force; nobody changes them.
+fn settings(directory: &Path, limits: LimitSettings) -> watch::Receiver<Arc<ServerSettings>> {
+    let file = directory.join("holdfast.toml");
+    let text =
+        "site = \"lab\"\nserver = \"ps-1\"\nstore = \"dir:store\"\nadvertise = \"localhost:1\"\n";
+    std::fs::write(&file, text).unwrap();
+    let settings = load_server(&file).unwrap();
+    watch::Sender::new(Arc::new(ServerSettings { limits, ..settings })).subscribe()
 }
 
 impl Server {
@@ -123,10 +134,10 @@ impl Server {
         let tls = server_config(&files, clock.wall()).unwrap();
         let quic = quic_config(&tls, &limits).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
-        let (cache_full, running) = (watch::Sender::new(false), watch::Sender::new(true));
+        let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
-        for machine in MACHINES {
-            let machine: MachineId = machine.parse().unwrap();
+        for number in 1..=MACHINES {
+            let machine: MachineId = format!("web-{number}").parse().unwrap();
             let link = MachineLink::new(LinkSetup {
                 machine: machine.clone(),
                 server: "ps-1".parse().unwrap(),
@@ -135,7 +146,7 @@ impl Server {
                 published: Sequence::ZERO,
                 bookmark_interval_ms: 5000,
                 appends: appends.clone(),
-                cache_full: cache_full.subscribe(),
+                credit: credit.subscribe(),
                 metrics: metrics.machine(&machine),
             });
             log.links.lock().unwrap().insert(machine, link);
@@ -146,7 +157,9 @@ impl Server {
         let ingest = Ingest::new(IngestSetup {
             site: "lab".parse().unwrap(),
             tls,
+            settings: settings(directory.path(), limits.clone()),
             limits,
+            shards: 1,
             clock,
             metrics: Arc::clone(&metrics),
             machines: Arc::clone(&log) as Arc<dyn Machines>,
@@ -157,7 +170,7 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let serving_quic = tokio::spawn(Arc::clone(&ingest).serve_quic(datagrams, quic));
         let serving = tokio::spawn(ingest.serve(listener));
-        Self { ca, port, metrics, log, cache_full, running, drain, serving, serving_quic }
+        Self { ca, port, metrics, log, credit, running, drain, serving, serving_quic }
     }
 }
 

@@ -6,14 +6,17 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, VarInt};
 
+use super::QuicBudgets;
 use super::order::{Head, Misplaced, choose};
 use crate::budget::{Budget, Permit};
 use crate::format::wire::{FrameHeader, FrameKind, HEADER_BYTES, Refusal};
+use crate::ingest::arena::Arena;
 use crate::ingest::chunks::{Breach, Chunks};
 use crate::ingest::session::refuse;
 use crate::model::Sequence;
@@ -45,7 +48,7 @@ pub(super) struct Streams {
     left: usize,
     /// A frame stood where it must not stand.
     misplaced: bool,
-    windows: Budget,
+    budgets: QuicBudgets,
     wanted_bytes: u64,
     /// What this connection took of the windows.
     _window: Permit,
@@ -66,7 +69,7 @@ impl Streams {
     pub(super) fn new(
         connection: Connection,
         control: RecvStream,
-        windows: Budget,
+        budgets: QuicBudgets,
         wanted_bytes: u64,
     ) -> Self {
         Self {
@@ -78,7 +81,7 @@ impl Streams {
             current: 0,
             left: 0,
             misplaced: false,
-            windows,
+            budgets,
             wanted_bytes,
             _window: Permit::none(),
         }
@@ -86,7 +89,7 @@ impl Streams {
 
     /// Lets the agent open streams for the records behind `durable`.
     fn open(&mut self, durable: Sequence) {
-        let (permit, streams, bytes) = window(&self.windows, self.wanted_bytes);
+        let (permit, streams, bytes) = window(&self.budgets.windows, self.wanted_bytes);
         self._window = permit;
         self.next = durable.next();
         self.streams_max = streams as usize;
@@ -168,6 +171,18 @@ impl Streams {
 impl Chunks for Streams {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         self.piece().await
+    }
+
+    async fn next_to_copy(&mut self) -> io::Result<Option<Bytes>> {
+        self.piece().await
+    }
+
+    async fn pay(&mut self, bytes: u64) -> Permit {
+        self.budgets.received.acquire(bytes).await
+    }
+
+    fn arena(&self) -> Option<&Arc<Arena>> {
+        None // every datagram has memory of its own
     }
 
     fn welcomed(&mut self, durable: Sequence) {

@@ -69,7 +69,7 @@ fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
-        quic_window_bytes_max: 8 << 20,
+        quic_bytes_max: 8 << 20,
     }
 }
 
