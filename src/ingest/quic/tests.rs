@@ -17,7 +17,7 @@ use crate::ingest::machines::{Fingerprint, Machines, OpenError};
 use crate::ingest::{IngestSetup, server_config};
 use crate::model::MachineId;
 use crate::observe::Metrics;
-use crate::settings::{LimitSettings, TlsFiles};
+use crate::settings::{ServerSettings, TlsFiles};
 
 /// A socket whose first datagram is more than the endpoint can bear.
 #[derive(Debug)]
@@ -61,16 +61,12 @@ impl Machines for Nobody {
     }
 }
 
-fn limits() -> LimitSettings {
-    LimitSettings {
-        connections_max: 8,
-        handshakes_max: 8,
-        handshake_timeout: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(20),
-        receive_bytes_max: 8 << 20,
-        credit_bytes: 4 << 20,
-        quic_bytes_max: 8 << 20,
-    }
+fn settings() -> ServerSettings {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("holdfast.toml");
+    let least = "site = \"lab\"\nserver = \"ps-1\"\nstore = \"dir:store\"\nadvertise = \"h:1\"\n";
+    std::fs::write(&path, least).unwrap();
+    crate::settings::load_server(&path).unwrap()
 }
 
 fn tls() -> Arc<rustls::ServerConfig> {
@@ -96,12 +92,17 @@ fn tls() -> Arc<rustls::ServerConfig> {
 #[tokio::test]
 async fn an_endpoint_that_dies_says_so() {
     let tls = tls();
-    let config = quic_config(&tls, &limits()).unwrap();
     let drain = watch::Sender::new(false);
+    let settings = settings();
+    let limits = settings.limits.clone();
+    let config = quic_config(&tls, &limits).unwrap();
+    let settings = watch::Sender::new(Arc::new(settings));
     let ingest = Ingest::new(IngestSetup {
         site: "lab".parse().unwrap(),
         tls,
-        limits: limits(),
+        limits,
+        shards: 1,
+        settings: settings.subscribe(),
         clock: System::clock(),
         metrics: Arc::new(Metrics::default()),
         machines: Arc::new(Nobody),
