@@ -4,14 +4,14 @@
 #
 #   cargo build --release --workspace && loadtest/side-by-side.sh [SECONDS]
 #
-# SECONDS (default 20) bounds each measurement; six of them take about four minutes. Needs root (or
+# SECONDS (default 20) bounds each measurement; eight of them take about five minutes. Needs root (or
 # CAP_NET_ADMIN and CAP_SYS_ADMIN), ip, curl, openssl. Everything it makes is gone at its end.
-# DELAY_MS (one way, 50), LOSS (%, 1), RATE (Mbit/s, 500) and MIB (size of the disk, 1024) may be set.
+# BIN names another folder of programs. DELAY_MS (one way, 50), LOSS (%, 1), RATE (Mbit/s, 500) and MIB (size of the disk, 1024) may be set.
 
 set -euo pipefail
 seconds=${1:-20}
 delay=${DELAY_MS:-50} loss=${LOSS:-1} rate=${RATE:-500} mib=${MIB:-1024}
-bin=$(cd "$(dirname "$0")/../target/release" && pwd)
+bin=$(cd "${BIN:-$(dirname "$0")/../target/release}" && pwd)
 near=hf-near-$$ far=hf-far-$$
 work=$(mktemp -d) pids=()
 
@@ -56,7 +56,7 @@ link() {
 measure() {
     local label=$1 transport=$2 path=$3 congestion=${4:-cubic} server_space=$far address=10.99.0.2
     if [ "$path" = loopback ]; then server_space=$near address=127.0.0.1; else link "$delay" "$loss"; fi
-    ip netns exec "$near" sysctl -qw net.ipv4.tcp_congestion_control="$congestion"
+    [ "$transport" = quic ] || ip netns exec "$near" sysctl -qw net.ipv4.tcp_congestion_control="$congestion"
     local site=$work/site agent=$work/agent
     rm -rf "$site" "$agent" "$work/store"
     "$bin/holdfast" init "$site" --store "dir:$work/store" --listen "$address:19443" >/dev/null
@@ -67,7 +67,7 @@ measure() {
     pids+=("$server")
     for _ in $(seq 200); do [ -n "$(metric "$server_space" holdfast_connections || true)" ] && [ -e "$site/run/addresses.json" ] && break; sleep 0.05; done
     "$bin/holdfast" enroll m1 --config "$site/holdfast.toml" --out "$agent" --disk "root=$work/disk" >/dev/null
-    sed -i "s|^# transport = .*|transport = \"$transport\"|" "$agent/agent.toml"
+    sed -i "s|^# transport = .*|transport = \"$transport\"\nquic_congestion = \"$congestion\"|" "$agent/agent.toml"
     ip netns exec "$near" "$bin/holdfast" agent --config "$agent/agent.toml" >"$work/agent.log" 2>&1 &
     local sender=$!
     pids+=("$sender")
@@ -100,5 +100,6 @@ echo "path: $((2 * delay)) ms round trip, $loss % lost each way, $rate Mbit/s; d
 for path in loopback path; do
     measure "TCP, cubic" tcp "$path" cubic
     if grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control; then measure "TCP, bbr" tcp "$path" bbr; fi
-    measure "QUIC" quic "$path"
+    measure "QUIC, bbr" quic "$path" bbr
+    measure "QUIC, cubic" quic "$path" cubic
 done

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::BbrConfig;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig,
@@ -24,7 +24,7 @@ use super::error::AgentError;
 use super::outgoing::Outgoing;
 use super::tls;
 use crate::format::wire::PROTOCOL;
-use crate::settings::AgentSettings;
+use crate::settings::{AgentSettings, Congestion};
 
 /// Bytes that were handed over and not acknowledged yet: what a second at 130 Mbit/s holds. The
 /// resend buffer has them anyway; a stream's own copy is by reference.
@@ -57,7 +57,7 @@ impl QuicDial {
             AgentError::Settings(format!("the cryptographic provider cannot do QUIC: {error}"))
         })?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(settings.quic_congestion)));
         Ok(Self { config, name: settings.server_name.clone() })
     }
 
@@ -102,7 +102,14 @@ fn endpoint(any: SocketAddr) -> io::Result<Endpoint> {
     Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
 }
 
-fn transport() -> TransportConfig {
+fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion {
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+    }
+}
+
+fn transport(congestion: Congestion) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(DATAGRAM_BYTES_MAX);
@@ -118,6 +125,6 @@ fn transport() -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_MAX_MS).into()))
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .congestion_controller_factory(Arc::new(BbrConfig::default()));
+        .congestion_controller_factory(controller(congestion));
     transport
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use super::check::Check;
 use super::raw::{RawAgent, RawDisk};
-use super::{AgentDisk, AgentMode, AgentSettings, Capture, SettingsError, TransportChoice};
+use super::{
+    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, SettingsError, TransportChoice,
+};
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
@@ -38,6 +40,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         key: c.path("key", raw.key.as_deref(), "machine.key"),
         mode: mode(&mut c, raw.mode.as_deref()),
         transport: transport(&mut c, raw.transport.as_deref()),
+        quic_congestion: congestion(&mut c, raw.quic_congestion.as_deref()),
         buffer_bytes_max: c.number(
             "buffer_bytes_max",
             raw.buffer_bytes_max,
@@ -100,6 +103,19 @@ fn transport(c: &mut Check, value: Option<&str>) -> TransportChoice {
                 "leave it out for \"auto\"",
             );
             TransportChoice::Auto
+        }
+    }
+}
+
+fn congestion(c: &mut Check, value: Option<&str>) -> Congestion {
+    match value {
+        None | Some("bbr") => Congestion::Bbr,
+        Some("cubic") => Congestion::Cubic,
+        Some(other) => {
+            let rule = "must be \"bbr\" or \"cubic\"";
+            let cure = "leave it out for \"bbr\"";
+            c.violation("quic_congestion", format!("{other:?}"), rule, cure);
+            Congestion::Bbr
         }
     }
 }

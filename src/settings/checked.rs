@@ -211,6 +211,8 @@ pub struct AgentSettings {
     pub mode: AgentMode,
     /// What carries the stream; default `auto`.
     pub transport: TransportChoice,
+    /// How QUIC finds out how fast it may send; default `bbr`.
+    pub quic_congestion: Congestion,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
@@ -237,6 +239,15 @@ pub enum TransportChoice {
     Quic,
     /// TCP, or QUIC where TCP does not get through.
     Auto,
+}
+
+/// How QUIC's sender reacts to the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// Models the path's rate and delay; a lost packet by itself changes nothing.
+    Bbr,
+    /// Slows down at every loss, as most of TCP does.
+    Cubic,
 }
 
 /// One disk of an agent.

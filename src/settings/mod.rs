@@ -17,7 +17,7 @@ use std::path::Path;
 
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplySettings, BatchSettings, CacheSettings, Capture,
-    LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
+    Congestion, LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
     TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};

@@ -112,6 +112,7 @@ pub(super) struct RawAgent {
     pub(super) state_directory: Option<String>,
     pub(super) mode: Option<String>,
     pub(super) transport: Option<String>,
+    pub(super) quic_congestion: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
     pub(super) disk: Vec<RawDisk>,

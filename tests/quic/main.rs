@@ -101,9 +101,9 @@ fn a_server_that_restarts_or_drains_is_found_again() {
         pause(700);
         let server = ground.server.take().unwrap();
         if round % 2 == 0 {
-            server.kill()
+            server.kill();
         } else {
-            drop(server.stop())
+            server.stop();
         }
         ground.server = Some(ground.site.serve());
     }
