@@ -68,6 +68,15 @@ const HOMES: &[(&str, &[&str])] = &[
     ("zstd", &["src/seal/compress.rs"]),
     ("aes_gcm", &["src/seal/encrypt.rs"]),
     ("tokio_uring", &["src/server/shard.rs", "src/cache/"]),
+    (
+        "quinn",
+        &[
+            "src/ingest/quic.rs",
+            "src/ingest/quic/",
+            "src/agent/dial_quic.rs",
+            "src/agent/outgoing.rs",
+        ],
+    ),
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),

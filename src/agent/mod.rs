@@ -15,6 +15,8 @@ mod connection;
 #[cfg(test)]
 mod crash_tests;
 mod dial;
+mod dial_quic;
+mod dial_tcp;
 mod disk;
 mod error;
 mod keeping;
@@ -22,6 +24,7 @@ mod locks;
 mod medium;
 mod opening;
 mod quiesce;
+mod outgoing;
 mod run;
 mod session;
 mod source;
@@ -33,7 +36,7 @@ mod syncs;
 mod tls;
 mod welcome;
 
-pub use dial::{Dial, Transport};
+pub use dial::{Connection, Dial, Way};
 pub use error::AgentError;
 pub use run::{Agent, Stopped, run};
 pub use status::{AgentStatus, DiskStatus};

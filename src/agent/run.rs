@@ -17,7 +17,7 @@ use crate::nbd::{self, Export};
 use crate::settings::{AgentSettings, Capture};
 
 use super::clearing::Round;
-use super::dial::{Dial, TlsDial};
+use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
 use super::error::AgentError;
 use super::quiesce::Quiesce;
@@ -39,6 +39,7 @@ pub(super) struct Shared {
     pub(super) dial: Arc<dyn Dial>,
     /// How the application is quiesced, if it can be.
     pub(super) quiesce: Option<Arc<Quiesce>>,
+    pub(super) ways: Ways,
     pub(super) incarnation: Incarnation,
     /// Wakes whoever pauses between connections when the agent leaves.
     pub(super) left: Notify,
@@ -48,11 +49,13 @@ pub(super) struct Shared {
     _lock: File,
 }
 
+/// How the connection is.
 #[derive(Clone, Debug, Default)]
-struct ConnectionState {
-    server: Option<String>,
-    last_error: Option<String>,
-    halted: bool,
+pub(super) struct ConnectionState {
+    /// The server that welcomed us, and how it is reached.
+    pub(super) server: Option<(String, Way)>,
+    pub(super) last_error: Option<String>,
+    pub(super) halted: bool,
 }
 
 impl Shared {
@@ -64,7 +67,7 @@ impl Shared {
         self.leaving.load(Ordering::Acquire)
     }
 
-    pub(super) fn connected_to(&self, server: Option<String>) {
+    pub(super) fn connected_to(&self, server: Option<(String, Way)>) {
         self.connection().server = server;
         self.stream.to_tell.notify_one();
     }
@@ -80,10 +83,8 @@ impl Shared {
         self.stream.to_tell.notify_one();
     }
 
-    /// Server, last error, halted.
-    pub(super) fn connection_state(&self) -> (Option<String>, Option<String>, bool) {
-        let ConnectionState { server, last_error, halted } = self.connection().clone();
-        (server, last_error, halted)
+    pub(super) fn connection_state(&self) -> ConnectionState {
+        self.connection().clone()
     }
 }
 
@@ -123,7 +124,7 @@ impl Agent {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, AgentError> {
-        let dial = Arc::new(TlsDial::new(&settings)?);
+        let dial = Arc::new(Network::new(&settings)?);
         Self::start_with(settings, clock, entropy, dial)
     }
 
@@ -145,6 +146,7 @@ impl Agent {
             quiesce,
             clock,
             dial,
+            ways: Ways::new(settings.transport),
             incarnation: Incarnation(random16(entropy.as_ref())),
             entropy,
             left: Notify::new(),

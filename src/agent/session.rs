@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
@@ -19,9 +19,10 @@ use crate::format::wire::{
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record};
 
 use super::attach::Unwelcome;
-use super::dial::Transport;
+use super::dial::Connection;
 use super::error::AgentError;
 use super::quiesce::NO_HOOK;
+use super::outgoing::Outgoing;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
 
@@ -33,8 +34,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes taken from the stream at a time.
 const TAKE_BYTES: u64 = 1 << 20;
-/// Small frames are gathered up to this before they are written.
-const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 /// How a connection ended, if not by an error.
 #[derive(Debug)]
@@ -88,15 +87,14 @@ struct Session<'a> {
 pub(super) async fn run(
     shared: &Shared,
     server: &str,
-    transport: Box<dyn Transport>,
+    connection: Connection,
     welcomed: impl FnOnce(&Welcome),
 ) -> Result<End, AgentError> {
-    let (reader, writer) = tokio::io::split(transport);
+    let Connection { reader, mut outgoing } = connection;
     let mut reader = BufReader::new(reader);
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let lost = |source| lost(server, source);
-    send(&mut writer, &FromAgent::Hello(hello(shared))).await.map_err(lost)?;
-    writer.flush().await.map_err(lost)?;
+    outgoing.send(&FromAgent::Hello(hello(shared))).await.map_err(lost)?;
+    outgoing.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
         () = shared.clock.sleep(WELCOME_TIMEOUT) => {
@@ -132,7 +130,7 @@ pub(super) async fn run(
     session.resume();
     let end = tokio::select! {
         end = session.receive_all(&mut reader) => end,
-        end = session.send_all(&mut writer) => end,
+        end = session.send_all(&mut outgoing) => end,
         end = session.listen_for_silence() => end,
     };
     shared.stream.detach();
@@ -173,12 +171,6 @@ fn protocol(server: &str, detail: String) -> AgentError {
 
 fn micros(clock: &dyn Clock) -> u64 {
     u64::try_from(clock.monotonic().as_micros()).unwrap_or(u64::MAX)
-}
-
-async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromAgent) -> io::Result<()> {
-    let frame = encode_from_agent(message);
-    writer.write_all(&frame.header).await?;
-    writer.write_all(&frame.payload).await
 }
 
 async fn receive<R: AsyncRead + Unpin>(
@@ -268,10 +260,7 @@ impl Session<'_> {
         told.to_send.notify_one();
     }
 
-    async fn send_all<W: AsyncWrite + Unpin>(
-        &self,
-        writer: &mut BufWriter<W>,
-    ) -> Result<End, AgentError> {
+    async fn send_all(&self, outgoing: &mut Outgoing) -> Result<End, AgentError> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
         let mut progress_at = clock.monotonic();
@@ -279,7 +268,7 @@ impl Session<'_> {
         loop {
             let now = clock.monotonic();
             if now >= progress_at {
-                send(writer, &FromAgent::Progress(self.progress())).await.map_err(lost)?;
+                outgoing.send(&FromAgent::Progress(self.progress())).await.map_err(lost)?;
                 progress_at = now + PROGRESS_INTERVAL;
                 self.resume();
             }
@@ -291,21 +280,21 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             let idle = records.is_empty();
             for record in records {
-                send(writer, &FromAgent::Record(record)).await.map_err(lost)?;
+                outgoing.send(&FromAgent::Record(record)).await.map_err(lost)?;
             }
             for reply in self.answers() {
-                send(writer, &FromAgent::Bookmark(reply)).await.map_err(lost)?;
+                outgoing.send(&FromAgent::Bookmark(reply)).await.map_err(lost)?;
             }
             if !idle {
                 continue;
             }
             if self.shared.leaving() {
-                send(writer, &FromAgent::Goodbye).await.map_err(lost)?;
-                writer.flush().await.map_err(lost)?;
-                writer.shutdown().await.map_err(lost)?;
+                outgoing.send(&FromAgent::Goodbye).await.map_err(lost)?;
+                outgoing.flush().await.map_err(lost)?;
+                outgoing.close().await.map_err(lost)?;
                 return Ok(End::Left);
             }
-            writer.flush().await.map_err(lost)?;
+            outgoing.flush().await.map_err(lost)?;
             let pause = progress_at.min(bookmark_at).saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}

@@ -28,6 +28,9 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     page.single("holdfast_connections", "gauge", help, facts.connections);
     let help = "Connections refused, for whatever reason.";
     page.single("holdfast_connections_refused_total", "counter", help, facts.connections_refused);
+    let help = "Times that the QUIC endpoint ended by itself and was started again.";
+    let restarts = metrics.quic_restarts.load(Ordering::Relaxed);
+    page.single("holdfast_quic_restarts_total", "counter", help, restarts);
     let help = "Bytes of cache segments in use.";
     page.single("holdfast_cache_used_bytes", "gauge", help, facts.cache_used_bytes);
     let help = "Bytes of all cache segments that may exist.";
@@ -38,6 +41,9 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let damage = metrics.cache_damage.load(Ordering::Relaxed);
     let help = "Damaged places found in the cache log at start.";
     page.single("holdfast_cache_damage_total", "counter", help, damage);
+    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
+    let help = "Bytes that user space copied between socket and cache log.";
+    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
     let retries = metrics.store_retries.load(Ordering::Relaxed);
     let help = "Calls to the store that were repeated.";
     page.single("holdfast_store_retries_total", "counter", help, retries);

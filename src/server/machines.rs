@@ -316,7 +316,7 @@ impl Registry {
             metrics,
             drain: shared.drain.clone(),
         };
-        self.pipelines.lock().await.spawn(work.run(durable));
+        self.pipelines.lock().await.spawn_on(work.run(durable), &self.runtime);
         Ok(Arc::new(Served { link, keep_every_write }))
     }
 }

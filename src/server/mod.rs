@@ -19,6 +19,7 @@ mod operator;
 mod pipeline;
 mod pressure;
 mod process;
+mod quic;
 mod recovered;
 mod retune;
 mod shard;

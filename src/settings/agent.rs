@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::raw::{RawAgent, RawApplication, RawDisk};
-use super::{AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, SettingsError};
+use super::{
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, SettingsError,
+    TransportChoice,
+};
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
@@ -38,6 +41,8 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         certificate: c.path("certificate", raw.certificate.as_deref(), "machine.crt"),
         key: c.path("key", raw.key.as_deref(), "machine.key"),
         mode: mode(&mut c, raw.mode.as_deref()),
+        transport: transport(&mut c, raw.transport.as_deref()),
+        quic_congestion: congestion(&mut c, raw.quic_congestion.as_deref()),
         buffer_bytes_max: c.number(
             "buffer_bytes_max",
             raw.buffer_bytes_max,
@@ -95,6 +100,36 @@ fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
                 "leave it out for \"async\"",
             );
             AgentMode::Async
+        }
+    }
+}
+
+fn transport(c: &mut Check, value: Option<&str>) -> TransportChoice {
+    match value {
+        None | Some("auto") => TransportChoice::Auto,
+        Some("tcp") => TransportChoice::Tcp,
+        Some("quic") => TransportChoice::Quic,
+        Some(other) => {
+            c.violation(
+                "transport",
+                format!("{other:?}"),
+                "must be \"tcp\", \"quic\" or \"auto\"",
+                "leave it out for \"auto\"",
+            );
+            TransportChoice::Auto
+        }
+    }
+}
+
+fn congestion(c: &mut Check, value: Option<&str>) -> Congestion {
+    match value {
+        None | Some("bbr") => Congestion::Bbr,
+        Some("cubic") => Congestion::Cubic,
+        Some(other) => {
+            let rule = "must be \"bbr\" or \"cubic\"";
+            let cure = "leave it out for \"bbr\"";
+            c.violation("quic_congestion", format!("{other:?}"), rule, cure);
+            Congestion::Bbr
         }
     }
 }

@@ -27,7 +27,8 @@ pub struct ServerSettings {
     pub tls: TlsFiles,
     /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
     pub key_file: PathBuf,
-    /// Number of shards (threads with their own cache log).
+    /// Number of shards (threads with their own cache log); default: cores, as far as cache and
+    /// memory go round.
     pub shards: u16,
     /// Cache log.
     pub cache: CacheSettings,
@@ -150,6 +151,8 @@ pub struct LimitSettings {
     pub receive_bytes_max: u64,
     /// Credit of one connection; default 16 MiB.
     pub credit_bytes: u64,
+    /// Memory of QUIC over all machines, beside `receive_bytes_max`; default 48 MiB.
+    pub quic_bytes_max: u64,
 }
 
 /// Control API.
@@ -178,6 +181,7 @@ impl ServerSettings {
         let (limits, streams) = (&self.limits, self.upload.streams as u64);
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
+            + limits.quic_bytes_max
             + limits.connections_max as u64 * CONNECTION
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal
@@ -205,6 +209,10 @@ pub struct AgentSettings {
     pub state_directory: PathBuf,
     /// Acknowledge writes at once or when durable at the server.
     pub mode: AgentMode,
+    /// What carries the stream; default `auto`.
+    pub transport: TransportChoice,
+    /// How QUIC finds out how fast it may send; default `bbr`.
+    pub quic_congestion: Congestion,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
@@ -233,6 +241,26 @@ pub enum AgentMode {
     Async,
     /// When it is durable at the process server, too.
     Sync,
+}
+
+/// What carries an agent's stream to the process server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// TLS over TCP.
+    Tcp,
+    /// QUIC over UDP.
+    Quic,
+    /// TCP, or QUIC where TCP does not get through.
+    Auto,
+}
+
+/// How QUIC's sender reacts to the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// Models the path's rate and delay; a lost packet by itself changes nothing.
+    Bbr,
+    /// Slows down at every loss, as most of TCP does.
+    Cubic,
 }
 
 /// One disk of an agent.

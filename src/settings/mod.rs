@@ -17,8 +17,8 @@ use std::path::Path;
 
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
-    CacheSettings, Capture, LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl,
-    TlsFiles, UploadSettings,
+    CacheSettings, Capture, Congestion, LimitSettings, SealSettings, ServerSettings,
+    SidecarSettings, StoreUrl, TlsFiles, TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
 pub use tuning::Tuning;

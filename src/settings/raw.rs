@@ -88,6 +88,7 @@ pub(super) struct RawLimits {
     pub(super) idle_timeout_ms: Option<i64>,
     pub(super) receive_bytes_max: Option<i64>,
     pub(super) credit_bytes: Option<i64>,
+    pub(super) quic_bytes_max: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,6 +111,8 @@ pub(super) struct RawAgent {
     pub(super) key: Option<String>,
     pub(super) state_directory: Option<String>,
     pub(super) mode: Option<String>,
+    pub(super) transport: Option<String>,
+    pub(super) quic_congestion: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
     pub(super) application: Option<RawApplication>,

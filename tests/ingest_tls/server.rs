@@ -11,7 +11,7 @@ use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
     Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
-    OpenError, StreamState, server_config,
+    OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
 use holdfast::model::{Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
@@ -23,8 +23,8 @@ use tokio::task::JoinHandle;
 
 use crate::pki::Ca;
 
-/// Enrolled machines.
-pub(crate) const MACHINES: [&str; 2] = ["web-1", "web-2"];
+/// Enrolled machines: web-1 and on.
+const MACHINES: u32 = 24;
 
 pub(crate) struct Server {
     pub(crate) ca: Ca,
@@ -36,6 +36,7 @@ pub(crate) struct Server {
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
     pub(crate) serving: JoinHandle<()>,
+    pub(crate) serving_quic: JoinHandle<std::io::Result<QuicEnd>>,
 }
 
 /// Records that are "durable", and the machines.
@@ -99,6 +100,7 @@ pub(crate) fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
+        quic_bytes_max: 16 << 20,
     }
 }
 
@@ -130,11 +132,12 @@ impl Server {
         ca.issue(vec![name], 2999).write(&files.certificate, &files.key);
         let clock = System::clock();
         let tls = server_config(&files, clock.wall()).unwrap();
+        let quic = quic_config(&tls, &limits).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
         let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
-        for machine in MACHINES {
-            let machine: MachineId = machine.parse().unwrap();
+        for number in 1..=MACHINES {
+            let machine: MachineId = format!("web-{number}").parse().unwrap();
             let link = MachineLink::new(LinkSetup {
                 machine: machine.clone(),
                 server: "ps-1".parse().unwrap(),
@@ -156,17 +159,31 @@ impl Server {
             tls,
             settings: settings(directory.path(), limits.clone()),
             limits,
+            shards: 1,
             clock,
             metrics: Arc::clone(&metrics),
             machines: Arc::clone(&log) as Arc<dyn Machines>,
             operator,
             drain: drain.subscribe(),
         });
+        let (listener, datagrams) = sockets().await;
+        let port = listener.local_addr().unwrap().port();
+        let serving_quic = tokio::spawn(Arc::clone(&ingest).serve_quic(datagrams, quic));
+        let serving = tokio::spawn(ingest.serve(listener));
+        Self { ca, port, metrics, log, credit, running, drain, serving, serving_quic }
+    }
+}
+
+/// TCP and UDP under one port that the system chose.
+async fn sockets() -> (TcpListener, std::net::UdpSocket) {
+    for _ in 0..16 {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let serving = tokio::spawn(ingest.serve(listener));
-        Self { ca, port, metrics, log, credit, running, drain, serving }
+        if let Ok(datagrams) = std::net::UdpSocket::bind(("127.0.0.1", port)) {
+            return (listener, datagrams);
+        }
     }
+    panic!("no port is free for both");
 }
 
 fn log_task(log: Arc<Log>, mut running: watch::Receiver<bool>) -> mpsc::Sender<Admitted> {
