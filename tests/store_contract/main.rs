@@ -13,6 +13,7 @@ mod full;
 mod model;
 mod mounts;
 mod objects;
+mod offline;
 mod pages;
 mod power;
 mod processes;

@@ -21,7 +21,12 @@ impl Dir {
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let root = Arc::clone(&self.root);
-        match tokio::task::spawn_blocking(Meter::carry(move || work(&root))).await {
+        let named = name.to_owned();
+        let work = move || {
+            root.expect_online(&named)?;
+            work(&root)
+        };
+        match tokio::task::spawn_blocking(Meter::carry(work)).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
