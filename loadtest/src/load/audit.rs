@@ -30,9 +30,15 @@ pub(crate) enum AuditError {
     )]
     Difference { disk: String, at: u64, sequence: Sequence },
     #[error("it cannot be recovered")]
-    Recover(#[from] RecoverError),
+    Recover(#[source] Box<RecoverError>),
     #[error("it has no last bookmark")]
     NoBookmark,
+}
+
+impl From<RecoverError> for AuditError {
+    fn from(error: RecoverError) -> Self {
+        Self::Recover(Box::new(error))
+    }
 }
 
 /// What one machine must hold at which record.
@@ -64,7 +70,7 @@ pub(crate) async fn audit(
                 bytes += compare(&reader, &expected, number, content, done).await?;
             }
             pin.release().await;
-            Ok(bytes)
+            Ok::<_, AuditError>(bytes)
         };
         compared.await.map_err(|source| LoadError::Audit { machine, source })
     });

@@ -285,12 +285,11 @@ impl Hand {
         let sent = link.flush().map_err(named)?;
         link.return_buffer(&mut self.scratch);
         match next {
-            Some(until) => {
-                if *wake != until {
-                    *wake = until;
-                    self.wakes.push(Reverse((until, number)));
-                }
+            Some(until) if *wake != until => {
+                *wake = until;
+                self.wakes.push(Reverse((until, number)));
             }
+            Some(_) => {}
             None if sent => self.ready(number), // the others first
             None => {}
         }

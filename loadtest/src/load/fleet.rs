@@ -65,7 +65,7 @@ impl Fleet {
             }
         };
         std::thread::scope(|scope| {
-            let dialling: Vec<_> = (0..DIALLING).map(|_| scope.spawn(&dial_all)).collect();
+            let dialling: Vec<_> = (0..DIALLING).map(|_| scope.spawn(dial_all)).collect();
             let joined = dialling.into_iter().map(|thread| thread.join());
             let ended = joined.map(|ended| ended.map_err(|_| LoadError::Thread("dialling"))?);
             ended.collect::<Result<(), _>>()

@@ -78,7 +78,8 @@ pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> 
         let text = "--transport quic: this build has no QUIC; use tcp".to_owned();
         return Err(LoadError::Usage(text));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(LoadError::file("tokio", "starting the runtime"))?;
     let _entered = runtime.enter();
     match &args.config {
