@@ -39,6 +39,7 @@ pub(crate) use dial::DialError;
 pub(crate) use trace::TraceError;
 
 use crate::error::LoadError;
+use crate::process::Memory;
 use crate::progress::Progress;
 use crate::site::Setting;
 use args::{Granularity, Transport};
@@ -126,6 +127,12 @@ struct Ran {
     tally: Tally,
 }
 
+/// What is known at the very end.
+struct Closed {
+    memory: Option<Memory>,
+    audited_bytes: Option<u64>,
+}
+
 impl<'a> Run<'a> {
     fn new(
         args: &'a Args,
@@ -155,11 +162,11 @@ impl<'a> Run<'a> {
             courses.push((step.name, ran.tally.course));
             phases.push(ran.report);
         }
-        let audited_bytes = self.close(fleet)?;
+        let closed = self.close(fleet)?;
         if let Some(path) = &self.args.plot {
             plot::draw(path, &courses)?;
         }
-        Ok(self.report(connect_seconds, phases, audited_bytes))
+        Ok(self.report(connect_seconds, phases, closed))
     }
 
     /// The phases.
@@ -282,17 +289,18 @@ impl<'a> Run<'a> {
     }
 
     /// The last bookmark, the end of the server, the audit.
-    fn close(&mut self, fleet: Fleet) -> Result<Option<u64>, LoadError> {
+    fn close(&mut self, fleet: Fleet) -> Result<Closed, LoadError> {
         let progress = Progress::new("last bookmark");
         let target = &mut self.target;
         fleet.finish(LAST, self.args.tamper, || target.expect_alive())?;
         let expected = fleet.close()?;
         drop(progress);
         let progress = Progress::new("stopping the server");
+        let memory = self.target.memory();
         self.target.end();
         drop(progress);
         if !self.args.audit {
-            return Ok(None);
+            return Ok(Closed { memory, audited_bytes: None });
         }
         if expected.len() != self.args.machines as usize {
             let text = format!("{} of {}", expected.len(), self.args.machines);
@@ -302,15 +310,11 @@ impl<'a> Run<'a> {
         let site = site.map_err(LoadError::site("opening the site for the audit"))?;
         let progress = Progress::bytes("audit");
         let audit = audit::audit(&site, &self.content, expected, |bytes| progress.step(bytes));
-        self.runtime.block_on(audit).map(Some)
+        let audited_bytes = Some(self.runtime.block_on(audit)?);
+        Ok(Closed { memory, audited_bytes })
     }
 
-    fn report(
-        &self,
-        connect_seconds: f64,
-        phases: Vec<PhaseReport>,
-        audited_bytes: Option<u64>,
-    ) -> Report {
+    fn report(&self, connect_seconds: f64, phases: Vec<PhaseReport>, closed: Closed) -> Report {
         let args = self.args;
         Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -329,8 +333,8 @@ impl<'a> Run<'a> {
             threads: args.threads,
             connect_seconds,
             phases,
-            server_memory: self.target.memory(),
-            audited_bytes,
+            server_memory: closed.memory,
+            audited_bytes: closed.audited_bytes,
         }
     }
 }

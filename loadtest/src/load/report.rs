@@ -193,7 +193,8 @@ impl Report {
         let size = words::bytes(self.disk_bytes);
         let what = match (&self.trace, self.profile) {
             (Some(trace), _) => format!("trace {trace}"),
-            (None, profile) => format!("profile {profile:?}").to_lowercase(),
+            (None, Some(profile)) => format!("profile {profile:?}").to_lowercase(),
+            (None, None) => "no profile".to_owned(),
         };
         let mut text = format!(
             "{machines} machine(s) of {disks} disk(s) of {size}, {what}, {:?}; {cores} cores, shared \
