@@ -12,7 +12,7 @@ mod applier;
 mod checkpoint;
 mod due;
 mod error;
-mod plan;
+pub mod plan;
 pub mod retention;
 mod seed;
 mod write;

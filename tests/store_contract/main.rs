@@ -15,6 +15,7 @@ mod model;
 #[path = "../support/mounts.rs"]
 mod mounts;
 mod objects;
+mod offline;
 mod pages;
 mod power;
 mod processes;

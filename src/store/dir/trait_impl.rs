@@ -24,6 +24,7 @@ impl Dir {
         let root = Arc::clone(&self.root);
         let own = name.to_owned();
         let work = move || {
+            root.expect_online(&own)?;
             let refuse = |error| io_error(&root.store, own, "using the store", error);
             root.disk.trusted().map_err(refuse)?;
             work(&root)
