@@ -106,6 +106,15 @@ impl CloudLogError {
         matches!(self, Self::Store { source, .. } if matches!(**source, StoreError::Full { .. }))
     }
 
+    /// What the store said, where that is the cause.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store { source, .. } | Self::Unsettled { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

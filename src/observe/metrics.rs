@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::PacingMetrics;
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
 /// A part of the pipeline that is measured.
@@ -58,8 +59,8 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
-    /// Store calls that were repeated.
-    pub store_retries: AtomicU64,
+    /// Levels, streams, rates, retries.
+    pub pacing: PacingMetrics,
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
 }

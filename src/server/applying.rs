@@ -21,7 +21,7 @@ use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::settings::{ApplySettings, UploadSettings};
 use crate::store::Class;
-use crate::upload::{Cut, Removal, UploadContext, remove_orphans, truncate};
+use crate::upload::{Cut, Removal, Uplink, UploadContext, remove_orphans, truncate};
 use crate::vault::{PointsDocument, Policy, Vault};
 
 /// How often the list of machines is read.
@@ -40,6 +40,8 @@ pub(super) struct Applying {
     pub(super) metrics: Arc<Metrics>,
     pub(super) apply: ApplySettings,
     pub(super) upload: UploadSettings,
+    /// Shared with uploading where both run.
+    pub(super) uplink: Arc<Uplink>,
     pub(super) drain: watch::Receiver<bool>,
 }
 
@@ -277,7 +279,7 @@ impl Work<'_> {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Arc::new(Semaphore::new(applying.upload.streams)),
+            uplink: Arc::clone(&applying.uplink),
             block_bytes: applying.upload.block_bytes,
             entries_max: ENTRIES_MAX,
         })

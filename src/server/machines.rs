@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
-use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::pipeline::Pipeline;
@@ -25,7 +25,7 @@ use crate::observe::{MachineMetrics, Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
 use crate::settings::{BatchSettings, UploadSettings};
 use crate::store::StoreError;
-use crate::upload::{self, UploadContext};
+use crate::upload::{self, Uplink, UploadContext};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 
 /// What all machines share.
@@ -37,7 +37,7 @@ pub(super) struct Shared {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pool: Arc<SealPool>,
-    pub(super) streams: Arc<Semaphore>,
+    pub(super) uplink: Arc<Uplink>,
     pub(super) batch: BatchSettings,
     pub(super) upload: UploadSettings,
     pub(super) drain: watch::Receiver<bool>,
@@ -53,7 +53,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            streams: Arc::clone(&self.streams),
+            uplink: Arc::clone(&self.uplink),
             block_bytes: self.upload.block_bytes,
             entries_max: ENTRIES_MAX,
         }

@@ -117,12 +117,12 @@ impl Pipeline {
             {
                 let lineage = self.lineage(&mut previous);
                 let (pool, key) = (Arc::clone(&self.pool), self.key.clone());
-                let keep = self.keep_every_write.load(Ordering::Relaxed);
-                sealing.push(Box::pin(async move { pool.run(batch, lineage, key, keep).await }));
+                sealing.push(Box::pin(async move { pool.run(batch, lineage, key).await }));
             }
             if !open && sealing.is_empty() {
                 return Ok(());
             }
+            batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
             let room = sealing.len() < SEALING_MAX;
             let deadline = batcher.deadline().filter(|_| room);
             let wait = deadline.map(|at| at.saturating_sub(clock.monotonic()));

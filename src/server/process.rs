@@ -6,23 +6,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::applying::Applying;
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::pacing::Pacing;
 use super::recovered::Kept;
 use super::shard::Shard;
-use crate::budget::Budget;
 use crate::cache::{self, CacheError, Fill, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Ingest, IngestSetup};
 use crate::observe::{self, Metrics};
-use crate::seal::{KeyEncryptionKey, SealPool};
+use crate::seal::{KeyEncryptionKey, LevelControl, SealPool};
 use crate::settings::ServerSettings;
 use crate::store;
+use crate::turns::Turns;
+use crate::upload::Uplink;
 use crate::vault::{ServerDocument, Vault};
 
 /// Records between the sessions and one shard's log.
@@ -177,7 +179,10 @@ impl Building {
             queues.push(ShardQueue { appends: Some(appends).into(), cache_full });
             writers.push((log.writer, admitted));
         }
-        let registry = Registry::new(self.shared(Arc::clone(&kek), queues)?, kept);
+        let shared = self.shared(Arc::clone(&kek), queues)?;
+        let uplink = Arc::clone(&shared.uplink);
+        tasks.push(tokio::spawn(self.pacing(&shared).run()));
+        let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
@@ -202,7 +207,7 @@ impl Building {
         }
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
-        tasks.push(tokio::spawn(self.applying(kek).run()));
+        tasks.push(tokio::spawn(self.applying(kek, uplink).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
@@ -215,11 +220,13 @@ impl Building {
         shards: Vec<ShardQueue>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
-        // One object may be twice a batch at its worst; streams of them are held at once.
-        let sealed = (settings.upload.streams as u64).saturating_mul(settings.batch.bytes_max);
+        // Objects of so many batches are held at once. One batch's worth is kept for machines that
+        // hold none: a loud one cannot keep the others from sealing.
+        let (batch, streams) = (settings.batch.bytes_max, u64::from(settings.upload.streams.max));
+        let reserve = if streams > 2 { batch } else { 0 };
         let pool = SealPool::new(
             settings.seal.clone(),
-            Budget::new(sealed),
+            Turns::new(streams.saturating_mul(batch), reserve),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
             Arc::clone(&self.entropy),
@@ -232,7 +239,13 @@ impl Building {
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
             pool: Arc::new(pool),
-            streams: Arc::new(Semaphore::new(settings.upload.streams)),
+            uplink: Uplink::new(
+                settings.upload.streams,
+                settings.upload.rate.clone(),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.entropy),
+                Arc::clone(&self.metrics),
+            ),
             batch: settings.batch.clone(),
             upload: settings.upload.clone(),
             drain: self.drain.subscribe(),
@@ -240,8 +253,21 @@ impl Building {
         })
     }
 
-    fn applying(&self, kek: Arc<KeyEncryptionKey>) -> Arc<Applying> {
+    fn pacing(&self, shared: &Shared) -> Pacing {
+        let (seal, bounds) = (&self.settings.seal, self.settings.levels);
+        Pacing {
+            pool: Arc::clone(&shared.pool),
+            uplink: Arc::clone(&shared.uplink),
+            level: LevelControl::new(seal.level, bounds, seal.threads),
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
+            drain: self.drain.subscribe(),
+        }
+    }
+
+    fn applying(&self, kek: Arc<KeyEncryptionKey>, uplink: Arc<Uplink>) -> Arc<Applying> {
         Arc::new(Applying {
+            uplink,
             vault: self.vault.clone(),
             kek,
             clock: Arc::clone(&self.clock),

@@ -11,6 +11,7 @@ use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
 use crate::settings::{ApplySettings, ServerSettings};
+use crate::upload::Uplink;
 
 /// Applies every machine of the site until `drain` turns true.
 ///
@@ -28,8 +29,15 @@ pub async fn apply(
     // `apply.enabled` is about the process server: who starts the applier means it.
     let apply = ApplySettings { enabled: true, ..settings.apply };
     let upload = settings.upload;
+    let uplink = Uplink::new(
+        upload.streams,
+        upload.rate.clone(),
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        Arc::clone(&metrics),
+    );
     let kek = Arc::new(kek);
-    let applying = Applying { vault, kek, clock, entropy, metrics, apply, upload, drain };
+    let applying = Applying { vault, kek, clock, entropy, metrics, apply, upload, uplink, drain };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -7,8 +7,10 @@ mod agent;
 mod check;
 mod checked;
 mod error;
+mod rate;
 mod raw;
 mod server;
+mod uplink;
 #[cfg(test)]
 mod tests;
 
@@ -16,9 +18,10 @@ use std::path::Path;
 
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplySettings, BatchSettings, CacheSettings, Capture,
-    LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
-    UploadSettings,
+    LevelBounds, LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl,
+    StreamBounds, TlsFiles, UploadSettings,
 };
+pub use rate::{Rate, RateSchedule, RateWindow};
 pub use error::{SettingsError, Violation};
 
 /// Reads and checks `holdfast.toml`.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::raw::{
-    RawApply, RawBatch, RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls, RawUpload,
+    RawApply, RawBatch, RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls,
 };
 use super::{
-    ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
-    SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
+    ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, SealSettings,
+    ServerSettings, SettingsError, SidecarSettings, StoreUrl, TlsFiles, uplink,
 };
 use crate::model::WRITE_BYTES_MAX;
 
@@ -17,8 +17,6 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
-/// Longest block that every store takes.
-const BLOCK_BYTES_MAX: u64 = 64 * MIB;
 
 pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, SettingsError> {
     let mut c = Check::new(path)?;
@@ -31,6 +29,8 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         listen.to_string()
     });
     c.host_port("advertise", &advertise);
+    let seal = seal(&mut c, &raw.seal);
+    let usual = seal.level;
     let settings = ServerSettings {
         site: c.name("site", raw.site.as_deref()),
         server: c.name("server", raw.server.as_deref()),
@@ -44,8 +44,9 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         shards: c.narrow("shards", raw.shards, 1, 1..=256),
         cache: cache(&mut c, &raw.cache),
         batch: batch(&mut c, &raw.batch),
-        seal: seal(&mut c, &raw.seal),
-        upload: upload(&mut c, &raw.upload),
+        levels: levels(&mut c, &raw.seal, usual),
+        seal,
+        upload: uplink::upload(&mut c, &raw.upload),
         apply: apply(&mut c, &raw.apply),
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
@@ -125,36 +126,45 @@ fn batch(c: &mut Check, raw: &RawBatch) -> BatchSettings {
 
 fn seal(c: &mut Check, raw: &RawSeal) -> SealSettings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let level = raw.level.unwrap_or(1);
-    let cure = "leave it out for the default, 1";
-    c.relation((-7..=19).contains(&level), "seal.level", level, "must be -7 to 19", cure);
     let settings = SealSettings {
         threads: c.narrow("seal.threads", raw.threads, cores.min(256), 1..=256),
-        level: i32::try_from(level).unwrap_or(1),
+        level: level(c, "seal.level", raw.level, 1),
         frame_bytes: c.narrow("seal.frame_bytes", raw.frame_bytes, 256 * KIB, 16 * KIB..=MIB),
     };
     c.multiple("seal.frame_bytes", u64::from(settings.frame_bytes), 4 * KIB);
     settings
 }
 
-fn upload(c: &mut Check, raw: &RawUpload) -> UploadSettings {
-    UploadSettings {
-        streams: c.narrow("upload.streams", raw.streams, 8, 1..=256),
-        block_bytes: c.narrow(
-            "upload.block_bytes",
-            raw.block_bytes,
-            4 * MIB,
-            64 * KIB..=BLOCK_BYTES_MAX,
-        ),
-        orphan_grace: seconds(
-            c,
-            "upload.orphan_grace_s",
-            raw.orphan_grace_s,
-            3_600,
-            1,
-            30 * 86_400,
-        ),
-    }
+/// Bounds that are not set reach to the usual level at least.
+fn levels(c: &mut Check, raw: &RawSeal, usual: i32) -> LevelBounds {
+    let bounds = LevelBounds {
+        min: level(c, "seal.level_min", raw.level_min, usual.min(-5)),
+        max: level(c, "seal.level_max", raw.level_max, usual.max(6)),
+    };
+    c.relation(
+        bounds.min <= usual,
+        "seal.level_min",
+        bounds.min,
+        &format!("must not be above seal.level = {usual}"),
+        "lower it, or raise seal.level",
+    );
+    c.relation(
+        bounds.max >= usual,
+        "seal.level_max",
+        bounds.max,
+        &format!("must not be below seal.level = {usual}"),
+        "raise it, or lower seal.level",
+    );
+    bounds
+}
+
+fn level(c: &mut Check, key: &str, value: Option<i64>, default: i32) -> i32 {
+    let Some(value) = value else { return default };
+    // 0 means 3 to zstd: who reads it expects something else.
+    let legal = (-7..=19).contains(&value) && value != 0;
+    let cure = format!("leave it out for the default, {default}");
+    c.relation(legal, key, value, "must be -7 to 19, not 0", &cure);
+    if legal { i32::try_from(value).unwrap_or(default) } else { default }
 }
 
 fn apply(c: &mut Check, raw: &RawApply) -> ApplySettings {
@@ -231,7 +241,7 @@ fn millis(
     Duration::from_millis(c.number(key, value, default, low..=high))
 }
 
-fn seconds(
+pub(super) fn seconds(
     c: &mut Check,
     key: &str,
     value: Option<i64>,
