@@ -120,7 +120,7 @@ impl Site {
                 System::entropy(),
                 Arc::new(Metrics::default()),
             ),
-            block_bytes: 1 << 20,
+            block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();

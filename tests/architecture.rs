@@ -25,17 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ingest", &["model", "clock", "budget", "format", "settings", "observe", "store", "cache"]),
     (
         "seal",
-        &[
-            "model",
-            "clock",
-            "turns",
-            "format",
-            "settings",
-            "observe",
-            "store",
-            "vault",
-            "cache",
-        ],
+        &["model", "clock", "turns", "format", "settings", "observe", "store", "vault", "cache"],
     ),
     ("cloud_log", &["model", "clock", "format", "store", "seal"]),
     (

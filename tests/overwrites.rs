@@ -93,7 +93,7 @@ async fn publish(log: &Arc<LogStore>, records: Vec<Record>, keep_every_write: bo
         entropy: System::entropy(),
         metrics: Arc::clone(&metrics),
         uplink,
-        block_bytes: 4 << 20,
+        block_bytes: Arc::new((4 << 20).into()),
         entries_max: ENTRIES_MAX,
     };
     let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();

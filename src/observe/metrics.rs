@@ -8,6 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::PacingMetrics;
+use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
 /// A part of the pipeline that is measured.
@@ -61,6 +62,9 @@ pub struct Metrics {
     pub cache_damage: AtomicU64,
     /// Levels, streams, rates, retries.
     pub pacing: PacingMetrics,
+    /// How the cache stands to its marks, and where it is going.
+    pub outlook: OutlookCell,
+    pressure_changes: [AtomicU64; 4],
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
 }
@@ -172,6 +176,24 @@ impl Metrics {
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// A shard's cache came to this pressure.
+    pub fn pressure_changed(&self, to: Pressure) {
+        self.pressure_changes[to as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a shard's cache came to this pressure.
+    #[must_use]
+    pub fn pressure_changes(&self, to: Pressure) -> u64 {
+        self.pressure_changes[to as usize].load(Ordering::Relaxed)
+    }
+
+    /// Payload bytes durable and not yet published, over all machines.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.values().map(|machine| machine.backlog_bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Bytes into and out of a stage.

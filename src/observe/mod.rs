@@ -9,6 +9,7 @@ mod log;
 mod meter;
 mod metrics;
 mod pacing;
+mod pressure;
 
 pub use chain::error_chain;
 pub use facts::{AgentTracking, MachineFacts, ServerFacts};
@@ -17,3 +18,4 @@ pub use log::{LogError, start_log};
 pub use meter::Meter;
 pub use metrics::{CpuTimer, MachineMetrics, Metrics, Stage};
 pub use pacing::{PacingMetrics, RetryReason};
+pub use pressure::{CacheOutlook, OutlookCell, Pressure};

@@ -67,7 +67,11 @@ impl LevelControl {
     pub fn level(&self) -> i32 {
         let rest = self.rest();
         // A usual level between two steps is kept as it was set.
-        if self.at == rest { self.usual.clamp(self.bounds.min, self.bounds.max) } else { LADDER[self.at] }
+        if self.at == rest {
+            self.usual.clamp(self.bounds.min, self.bounds.max)
+        } else {
+            LADDER[self.at]
+        }
     }
 
     /// One look; the level for the next second.

@@ -84,6 +84,12 @@ impl SealPool {
         Ok(pool)
     }
 
+    /// Changes how many bytes of objects are held until they are uploaded, and how many of them are
+    /// kept for machines that hold none.
+    pub fn set_room(&self, bytes: u64, reserve: u64) {
+        self.room.resize(bytes, reserve);
+    }
+
     /// Seals the batches that come from now on at this level.
     pub fn set_level(&self, level: i32) {
         self.level.store(level, Ordering::Relaxed);
@@ -123,14 +129,8 @@ impl SealPool {
         // Held here, too: whatever becomes of the job, the records are not lost with it.
         let batch = Arc::new(batch);
         let (reply, made) = oneshot::channel();
-        let job = Job {
-            batch: Arc::clone(&batch),
-            lineage: lineage.clone(),
-            key,
-            settings,
-            reply,
-            slot,
-        };
+        let job =
+            Job { batch: Arc::clone(&batch), lineage: lineage.clone(), key, settings, reply, slot };
         let jobs = self.jobs.as_ref().expect("taken away by drop only");
         // Does not block: there are as many slots as places in the queue.
         drop(jobs.send(job)); // without receivers the reply is gone, too

@@ -81,7 +81,6 @@ async fn a_batch_of_another_machine_is_refused_and_given_back() {
     let (_, mut batches) = many(2);
     let other: MachineId = "db".parse().unwrap();
     let key = ring(&other).newest().clone();
-    let unsealed =
-        pool.run(batches.remove(0), lineage(&other, 1, None), key).await.unwrap_err();
+    let unsealed = pool.run(batches.remove(0), lineage(&other, 1, None), key).await.unwrap_err();
     assert!(matches!(unsealed.source, SealError::ForeignRecord { .. }));
 }

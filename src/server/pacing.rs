@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::observe::{IdleMeter, Metrics};
 use crate::seal::{LevelControl, Load, SealPool};
+use crate::settings::Tuning;
 use crate::upload::Uplink;
 
 /// How often.
@@ -22,6 +23,7 @@ pub(super) struct Pacing {
     pub(super) pool: Arc<SealPool>,
     pub(super) uplink: Arc<Uplink>,
     pub(super) level: LevelControl,
+    pub(super) tuning: Tuning,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) drain: watch::Receiver<bool>,
@@ -43,6 +45,8 @@ impl Pacing {
     }
 
     fn look(&mut self, idle: f64) {
+        let settings = self.tuning.now();
+        self.level.follow(settings.seal.level, settings.levels);
         let before = self.level.level();
         let load = Load {
             seals_waiting: self.pool.waiting(),

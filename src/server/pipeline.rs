@@ -18,7 +18,7 @@ use crate::ingest::MachineLink;
 use crate::model::{DeltaId, MachineKey};
 use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
 use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
-use crate::settings::BatchSettings;
+use crate::settings::ServerSettings;
 use crate::store::Class;
 use crate::upload::{Claim, Published, Upload, UploadContext, UploadError};
 
@@ -31,7 +31,8 @@ pub(super) struct Pipeline {
     pub(super) claim: Claim,
     pub(super) key: DataKey,
     pub(super) pool: Arc<SealPool>,
-    pub(super) batch: BatchSettings,
+    /// The settings in force: when batches close.
+    pub(super) settings: watch::Receiver<Arc<ServerSettings>>,
     pub(super) keep_every_write: Arc<AtomicBool>,
     /// Dropped with the registry when the server drains.
     pub(super) link: Weak<MachineLink>,
@@ -83,7 +84,7 @@ impl Pipeline {
         let mut sealing = std::pin::pin!(sealing);
         let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
         let mut sealing_done = false;
-        let (stop, _held) = loop {
+        let (stop, mut held) = loop {
             tokio::select! {
                 ended = &mut uploading => match ended {
                     Ok(()) => return,
@@ -95,7 +96,10 @@ impl Pipeline {
                 },
             }
         };
+        // The records are what must be held; the objects' memory belongs to the other machines.
+        held.iter_mut().for_each(Sealed::forget_object);
         self.stopped(&stop).await;
+        drop(held);
     }
 
     /// Seals batch after batch, each chained to the one before; deltas leave in any order.
@@ -107,11 +111,14 @@ impl Pipeline {
         let clock = &self.context.clock;
         let machine = MachineKey::of(self.context.log.machine());
         let state = StreamState::after(&self.claim.manifest);
-        let mut batcher = Batcher::new(machine, state, self.batch.clone());
+        let mut settings = self.settings.clone();
+        let batch = settings.borrow_and_update().batch.clone();
+        let mut batcher = Batcher::new(machine, state, batch);
         let mut previous = self.claim.manifest.last_delta;
         let mut sealing = FuturesUnordered::<Sealing>::new();
         let mut open = true;
         loop {
+            batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
             while sealing.len() < SEALING_MAX
                 && let Some(batch) = batcher.poll(clock.monotonic())
             {
@@ -122,7 +129,6 @@ impl Pipeline {
             if !open && sealing.is_empty() {
                 return Ok(());
             }
-            batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
             let room = sealing.len() < SEALING_MAX;
             let deadline = batcher.deadline().filter(|_| room);
             let wait = deadline.map(|at| at.saturating_sub(clock.monotonic()));
@@ -139,6 +145,9 @@ impl Pipeline {
                         batcher.drain();
                     }
                 },
+                Ok(()) = settings.changed() => {
+                    batcher.tune(settings.borrow_and_update().batch.clone());
+                }
                 () = clock.sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
         }

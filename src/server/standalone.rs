@@ -10,7 +10,7 @@ use super::process::open_vault;
 use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
-use crate::settings::{ApplySettings, ServerSettings};
+use crate::settings::{ServerSettings, Tuning};
 use crate::upload::Uplink;
 
 /// Applies every machine of the site until `drain` turns true.
@@ -18,7 +18,7 @@ use crate::upload::Uplink;
 /// # Errors
 /// When the key or the store cannot be opened.
 pub async fn apply(
-    settings: ServerSettings,
+    mut settings: ServerSettings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     drain: watch::Receiver<bool>,
@@ -27,17 +27,17 @@ pub async fn apply(
     let vault = open_vault(&settings, &kek).await?;
     let metrics = Arc::new(Metrics::default());
     // `apply.enabled` is about the process server: who starts the applier means it.
-    let apply = ApplySettings { enabled: true, ..settings.apply };
-    let upload = settings.upload;
+    settings.apply.enabled = true;
     let uplink = Uplink::new(
-        upload.streams,
-        upload.rate.clone(),
+        settings.upload.streams,
+        settings.upload.rate.clone(),
         Arc::clone(&clock),
         Arc::clone(&entropy),
         Arc::clone(&metrics),
     );
+    let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
-    let applying = Applying { vault, kek, clock, entropy, metrics, apply, upload, uplink, drain };
+    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -10,9 +10,10 @@ mod error;
 mod rate;
 mod raw;
 mod server;
-mod uplink;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
+mod uplink;
 
 use std::path::Path;
 
@@ -21,8 +22,9 @@ pub use checked::{
     LevelBounds, LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl,
     StreamBounds, TlsFiles, UploadSettings,
 };
-pub use rate::{Rate, RateSchedule, RateWindow};
 pub use error::{SettingsError, Violation};
+pub use rate::{Rate, RateSchedule, RateWindow};
+pub use tuning::Tuning;
 
 /// Reads and checks `holdfast.toml`.
 ///
@@ -30,6 +32,15 @@ pub use error::{SettingsError, Violation};
 /// When the file cannot be read or understood, or with every rule that it breaks.
 pub fn load_server(path: &Path) -> Result<ServerSettings, SettingsError> {
     server::check(raw(path)?, path)
+}
+
+/// Reads and checks `holdfast.toml` for a server that runs: with the changes that were kept beside
+/// it, and open to further ones.
+///
+/// # Errors
+/// As [`load_server`], and when the kept changes cannot be read or break a rule.
+pub fn load_tuning(path: &Path) -> Result<Tuning, SettingsError> {
+    Tuning::beside(path, load_server(path)?)
 }
 
 /// Reads and checks `agent.toml`.

@@ -76,15 +76,17 @@ fn all_violations_are_reported_at_once() {
             "server",
             "store",
             "shards",
-            "cache.stop_fill",
             "cache.bytes_max",
-            "batch.age_max_ms",
-            "seal.level_min",
-            "upload.streams_min",
-            "upload.bytes_per_s",
+            "seal.frame_bytes",
             "upload.window[0].days",
             "upload.window[0].hours",
             "upload.window[0].bytes_per_s",
+            "cache.stop_fill",
+            "batch.age_max_ms",
+            "seal.level",
+            "seal.level_min",
+            "upload.streams_min",
+            "upload.bytes_per_s",
             "cache.segment_bytes",
             "limits.credit_bytes",
             "limits.handshakes_max",
@@ -95,15 +97,17 @@ fn all_violations_are_reported_at_once() {
 #[test]
 fn rates_and_levels_are_read_with_their_bounds() {
     let text = format!(
-        "{SERVER}[seal]\nlevel = 9\n[upload]\nbytes_per_s = 1000000\n\
+        "{SERVER}[seal]\nlevel = 9\nlevel_max = 12\n[upload]\nbytes_per_s = 1000000\n\
         [[upload.window]]\ndays = \"mon-fri\"\nhours = \"08:00-18:00\"\nbytes_per_s = 500000\n\
         [[upload.window]]\ndays = \"daily\"\nhours = \"22:00-06:00\"\n"
     );
     let s = server(&text).unwrap();
-    assert_eq!((s.levels.min, s.seal.level, s.levels.max), (-5, 9, 9));
+    assert_eq!((s.levels.min, s.seal.level, s.levels.max), (-5, 9, 12));
     let rates: Vec<_> = s.upload.rate.windows.iter().map(|window| window.rate).collect();
     assert_eq!((s.upload.rate.default, rates), (Some(1_000_000), vec![Some(500_000), None]));
     assert_eq!(keys(server(&format!("{SERVER}[seal]\nlevel = 0\n")).unwrap_err()), ["seal.level"]);
+    let above = format!("{SERVER}[seal]\nlevel = 9\n");
+    assert_eq!(keys(server(&above).unwrap_err()), ["seal.level_max"]);
 }
 
 #[test]

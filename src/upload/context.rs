@@ -1,5 +1,6 @@
 //! What an upload works with, and how it waits when the store says "later".
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +32,8 @@ pub struct UploadContext {
     pub metrics: Arc<Metrics>,
     /// The way to the store, shared by all machines of the process.
     pub uplink: Arc<Uplink>,
-    /// Bytes of a staged block.
-    pub block_bytes: u32,
+    /// Bytes of a staged block; may change.
+    pub block_bytes: Arc<AtomicU32>,
     /// Entries that the manifest holds itself; [`crate::cloud_log::ENTRIES_MAX`] outside tests.
     pub entries_max: usize,
 }

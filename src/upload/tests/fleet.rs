@@ -28,7 +28,7 @@ use crate::store::{
     Properties, Result, SnapshotId, SnapshotInfo, Store, StoreError,
 };
 use crate::turns::Turns;
-use crate::upload::{Upload, UploadContext, Uplink, claim};
+use crate::upload::{Uplink, Upload, UploadContext, claim};
 
 /// Time of an empty request.
 const LATENCY: Duration = Duration::from_millis(20);
@@ -211,7 +211,7 @@ impl Fleet {
             entropy: Seeded::new(1_000 + number as u64),
             metrics: Arc::clone(&self.metrics),
             uplink: Arc::clone(&self.uplink),
-            block_bytes: 64 << 10,
+            block_bytes: Arc::new((64 << 10).into()),
             entries_max: 64,
         }
     }
@@ -230,8 +230,11 @@ impl Fleet {
             for entry in published.entries() {
                 let (last, at) = made.lock().unwrap().pop_front().unwrap();
                 assert_eq!(last, entry.last, "in order");
-                let point =
-                    Point { made: at, published: self.clock.monotonic(), bytes: entry.source_bytes };
+                let point = Point {
+                    made: at,
+                    published: self.clock.monotonic(),
+                    bytes: entry.source_bytes,
+                };
                 points.lock().unwrap().push(point);
             }
         });

@@ -24,9 +24,7 @@ use crate::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, Sealed, StreamSta
 use crate::settings::{BatchSettings, RateSchedule, SealSettings, StreamBounds};
 use crate::store::Memory;
 use crate::store::{Listed, Store};
-use crate::upload::{
-    Claim, Published, Stopped, Uplink, Upload, UploadContext, claim,
-};
+use crate::upload::{Claim, Published, Stopped, Uplink, Upload, UploadContext, claim};
 
 /// A clock that only sleeping moves.
 #[derive(Default)]
@@ -105,7 +103,7 @@ impl Rig {
             entropy: Seeded::new(self.seed.wrapping_mul(1000).wrapping_add(salt)),
             metrics: Arc::clone(&self.metrics),
             uplink: self.uplink(salt),
-            block_bytes: 700,
+            block_bytes: Arc::new(700.into()),
             entries_max: 4,
         }
     }

@@ -128,7 +128,13 @@ impl Breaker {
         }
     }
 
-    fn failed(&mut self, leave: Leave, retry_after: Option<Duration>, now: Duration, fraction: f64) {
+    fn failed(
+        &mut self,
+        leave: Leave,
+        retry_after: Option<Duration>,
+        now: Duration,
+        fraction: f64,
+    ) {
         let ordered = retry_after.map(|wait| wait.min(RETRY_AFTER_MAX));
         let probes = match &self.open {
             None if ordered.is_none() && self.failures < FAILURES_MAX => return,
