@@ -62,7 +62,7 @@ fn history() -> (Vec<Record>, Vec<u64>, BTreeMap<u64, Vec<u8>>) {
             let sequence = Sequence(records.len() as u64 + 1);
             let change = Change::Write { disk: DiskIndex(0), extent, payload: payload.into() };
             records.push(Record { sequence, change });
-            if sequence.0 % 1_777 == 0 {
+            if sequence.0.is_multiple_of(1_777) {
                 at.insert(sequence.0, disk.clone());
             }
         }
