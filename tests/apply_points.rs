@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast::apply::{Applier, ApplierContext, ApplyError};
-use holdfast::budget::Slots;
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -16,9 +15,9 @@ use holdfast::format::{manifest::Manifest, names};
 use holdfast::model::*;
 use holdfast::observe::Metrics;
 use holdfast::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, StreamState, seal};
-use holdfast::settings::{BatchSettings, SealSettings};
+use holdfast::settings::{BatchSettings, RateSchedule, SealSettings, StreamBounds};
 use holdfast::store::{Class, Faulty, Memory, Store};
-use holdfast::upload::{Upload, UploadContext, claim};
+use holdfast::upload::{Uplink, Upload, UploadContext, claim};
 use holdfast::vault::{Policy, Vault};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
@@ -113,7 +112,13 @@ impl Site {
             clock: System::clock(),
             entropy: System::entropy(),
             metrics: Arc::new(Metrics::default()),
-            streams: Slots::new(4),
+            uplink: Uplink::new(
+                StreamBounds { min: 4, max: 4 },
+                RateSchedule::default(),
+                System::clock(),
+                System::entropy(),
+                Arc::new(Metrics::default()),
+            ),
             block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };

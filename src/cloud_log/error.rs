@@ -122,6 +122,15 @@ impl CloudLogError {
         }
     }
 
+    /// What the store said, where that is the cause.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store { source, .. } | Self::Unsettled { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

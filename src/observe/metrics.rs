@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
@@ -65,8 +66,8 @@ pub struct Metrics {
     pub cache_damages: Mutex<Vec<String>>,
     /// Bytes that user space copied between socket and cache log: none on the fast path.
     pub ingest_copied_bytes: AtomicU64,
-    /// Store calls that were repeated.
-    pub store_retries: AtomicU64,
+    /// Levels, streams, rates, retries.
+    pub pacing: PacingMetrics,
     /// How the cache stands to its marks, and where it is going.
     pub outlook: OutlookCell,
     pressure_changes: [AtomicU64; 4],

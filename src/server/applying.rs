@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
-use crate::budget::Slots;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
@@ -22,7 +21,7 @@ use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::settings::Tuning;
 use crate::store::Class;
-use crate::upload::{Cut, Removal, UploadContext, remove_orphans, truncate};
+use crate::upload::{Cut, Removal, Uplink, UploadContext, remove_orphans, truncate};
 use crate::vault::{PointsDocument, Policy, Vault};
 
 /// How often the list of machines is read.
@@ -40,6 +39,8 @@ pub(super) struct Applying {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tuning: Tuning,
+    /// Shared with uploading where both run.
+    pub(super) uplink: Arc<Uplink>,
     pub(super) drain: watch::Receiver<bool>,
 }
 
@@ -281,7 +282,7 @@ impl Work<'_> {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Slots::new(1), // the applier uploads no delta
+            uplink: Arc::clone(&applying.uplink),
             block_bytes: Arc::new(applying.tuning.now().upload.block_bytes.into()),
             entries_max: ENTRIES_MAX,
         })

@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
-use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -30,7 +29,7 @@ use crate::observe::{MachineMetrics, Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
 use crate::settings::Tuning;
 use crate::store::StoreError;
-use crate::upload::{self, UploadContext};
+use crate::upload::{self, Uplink, UploadContext};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 
 /// How long an agent waits for its machine to be claimed before it is told to come again: less
@@ -46,7 +45,7 @@ pub(super) struct Shared {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pool: Arc<SealPool>,
-    pub(super) streams: Slots,
+    pub(super) uplink: Arc<Uplink>,
     pub(super) block_bytes: Arc<AtomicU32>,
     pub(super) tuning: Tuning,
     pub(super) drain: watch::Receiver<bool>,
@@ -62,7 +61,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            streams: self.streams.clone(),
+            uplink: Arc::clone(&self.uplink),
             block_bytes: Arc::clone(&self.block_bytes),
             entries_max: ENTRIES_MAX,
         }

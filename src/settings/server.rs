@@ -7,8 +7,9 @@ use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Row, TABLE};
 use super::{
-    ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
-    SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
+    ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
+    SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
+    UploadSettings, uplink,
 };
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -45,7 +46,13 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         cache,
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
-        upload: UploadSettings { streams: 0, block_bytes: 0, orphan_grace: Duration::ZERO },
+        levels: LevelBounds { min: 0, max: 0 },
+        upload: UploadSettings {
+            streams: StreamBounds { min: 0, max: 0 },
+            rate: RateSchedule { default: None, windows: uplink::windows(&mut c, &raw.upload) },
+            block_bytes: 0,
+            orphan_grace: Duration::ZERO,
+        },
         apply: ApplySettings { enabled: true, interval: Duration::ZERO, streams: 0 },
         limits,
         sidecar: sidecar(&mut c, &raw.sidecar),
@@ -219,6 +226,7 @@ fn shards_default(cache: &CacheSettings, limits: &LimitSettings) -> u64 {
 /// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
 /// over the file and over every change at run time.
 pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
+    uplink::relations(c, s);
     let batch = s.batch.bytes_max;
     c.relation(
         s.cache.segment_bytes >= 2 * batch,
