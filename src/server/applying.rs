@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
+use crate::budget::Slots;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
 use crate::model::{Epoch, MachineId, Sequence, Watermarks};
 use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing};
-use crate::settings::{ApplySettings, UploadSettings};
+use crate::settings::Tuning;
 use crate::store::Class;
 use crate::upload::{Cut, Removal, UploadContext, remove_orphans, truncate};
 use crate::vault::{PointsDocument, Policy, Vault};
@@ -38,8 +39,7 @@ pub(super) struct Applying {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) apply: ApplySettings,
-    pub(super) upload: UploadSettings,
+    pub(super) tuning: Tuning,
     pub(super) drain: watch::Receiver<bool>,
 }
 
@@ -84,13 +84,16 @@ impl Applying {
             said: None,
         };
         let mut drain = self.drain.clone();
+        let mut settings = self.tuning.subscribe();
         while !*drain.borrow_and_update() {
+            settings.mark_unchanged();
             let permit = permits.acquire().await;
             let turn = Meter::new(&self.metrics, Stage::Apply).run(work.turn()).await;
             drop(permit);
             let wait = work.after(turn).await;
             tokio::select! {
                 _ = drain.changed() => {}
+                Ok(()) = settings.changed() => {} // a shorter interval begins now
                 () = self.clock.sleep(wait) => {}
             }
         }
@@ -175,7 +178,7 @@ impl Work<'_> {
         let Some((manifest, _)) = context.log.manifest().await.map_err(log)? else {
             return Ok(()); // nothing was published yet
         };
-        if !self.applying.apply.enabled || !self.may_apply(&manifest).await? {
+        if !self.applying.tuning.now().apply.enabled || !self.may_apply(&manifest).await? {
             return Ok(());
         }
         let policy = &document.policy;
@@ -206,6 +209,7 @@ impl Work<'_> {
         let drain = &self.applying.drain;
         loop {
             let start = self.applying.clock.monotonic();
+            applier.set_streams(self.applying.tuning.now().apply.streams);
             let step = applier.step(manifest, policy).await?;
             self.show(applier.points());
             let Some(step) = step else { return Ok(()) };
@@ -237,7 +241,7 @@ impl Work<'_> {
             tracing::info!(machine = %self.machine, through = %cut.through,
                 deltas = cut.removed.len(), "journal window: older deltas removed");
         }
-        let grace = self.applying.upload.orphan_grace;
+        let grace = self.applying.tuning.now().upload.orphan_grace;
         let removed = remove_orphans(context, generation, grace, Removal::Remove).await?;
         if !removed.is_empty() {
             tracing::info!(machine = %self.machine, objects = removed.len(), "orphans removed");
@@ -277,8 +281,8 @@ impl Work<'_> {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Arc::new(Semaphore::new(applying.upload.streams)),
-            block_bytes: applying.upload.block_bytes,
+            streams: Slots::new(1), // the applier uploads no delta
+            block_bytes: Arc::new(applying.tuning.now().upload.block_bytes.into()),
             entries_max: ENTRIES_MAX,
         })
     }
@@ -292,7 +296,7 @@ impl Work<'_> {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: applying.apply.streams,
+            streams: applying.tuning.now().apply.streams,
         }
     }
 
@@ -308,7 +312,7 @@ impl Work<'_> {
 
     /// What follows from how a turn ended: how long to wait before the next.
     async fn after(&mut self, turn: Result<(), TurnError>) -> Duration {
-        let interval = self.applying.apply.interval;
+        let interval = self.applying.tuning.now().apply.interval;
         let metrics = self.applying.metrics.machine(&self.machine);
         let error = match turn {
             Ok(()) => {
