@@ -172,7 +172,7 @@ fn an_agent_whose_clock_runs_ahead_makes_nothing_old() {
     let policy = policy(30 * 60, &[(7200, 0)]);
     let before = decide(&points, &entries, &[], &policy);
     let mut wrong = entry(131, 30 * 86_400);
-    wrong.created = Timestamp(65 * MINUTE * 1_000_000);
+    wrong.created = Timestamp(64 * MINUTE * 1_000_000);
     entries.push(wrong);
     assert_eq!(decide(&points, &entries, &[], &policy), before);
 }

@@ -22,7 +22,7 @@ async fn every_point_is_a_cut_whatever_the_store_does() {
         let mut random = StdRng::seed_from_u64(seed);
         let site = Site::of(history(&mut random)).await;
         let mut applier = None;
-        site.faulty.shake(seed, 120);
+        site.faulty.shake(seed, 60);
         for round in 0.. {
             assert!(round < 2_000, "seed {seed} comes to no end");
             if round == 1_000 {

@@ -52,8 +52,10 @@ async fn a_stale_applier_deletes_no_snapshot_of_a_newer_one() {
     older.step(&manifest, &policy()).await.unwrap();
     let gate = Gate::new();
     site.faulty.add(Rule::on(Op::ListSnapshots, Fault::Hold(gate.clone())).times(1));
-    let mut newer = site.applier().await;
-    let others = async { site.apply_all(newer.as_mut().unwrap(), &policy()).await };
+    let others = async {
+        let mut newer = site.applier().await.unwrap();
+        site.apply_all(&mut newer, &policy()).await;
+    };
     let everything = Policy::default();
     let retained = meanwhile(older.retain(&manifest, &everything), &gate, others).await;
     assert_eq!(retained.unwrap_err().class(), Class::Fence);
@@ -76,7 +78,7 @@ async fn a_newer_applier_builds_on_no_snapshot_that_a_stale_one_may_delete() {
         site.apply_all(&mut newer, &policy()).await;
     };
     let _stale = meanwhile(older.retain(&manifest, &Policy::default()), &gate, others).await;
-    assert_eq!(site.faulty.calls(Op::DeleteSnapshot, ""), 2, "the stale one had begun");
+    assert!(site.faulty.calls(Op::DeleteSnapshot, "") >= 1, "the stale one had begun");
     assert_eq!(site.check().await, 2);
 }
 
@@ -115,12 +117,12 @@ async fn a_failed_run_waits_for_its_page_writes() {
     // The first page write of each disk is its footer.
     let gate = Gate::new();
     let on = |fault, part| Rule::on(Op::WritePages, fault).named(part).after(1).times(1);
-    site.faulty.add(on(Fault::Unreachable, "-root-"));
-    site.faulty.add(on(Fault::Hold(gate.clone()), "-data-"));
+    site.faulty.add(on(Fault::Hold(gate.clone()), "-root-"));
+    site.faulty.add(on(Fault::Unreachable, "-data-"));
     let failed = meanwhile(applier.step(&manifest, &policy()), &gate, async {}).await;
     assert_eq!(failed.unwrap_err().class(), Class::Retry);
-    let data = site.faulty.read_pages(&seed_disk(1), None, 0, DISK_BYTES).await.unwrap();
-    assert!(data == site.at[&at_round(0)][1], "the other disk's write ended before the run did");
+    let root = site.faulty.read_pages(&seed_disk(0), None, 0, DISK_BYTES).await.unwrap();
+    assert!(root == site.at[&at_round(0)][0], "the other disk's write ended before the run did");
 }
 
 #[tokio::test]
