@@ -21,8 +21,8 @@ use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record};
 use super::attach::Unwelcome;
 use super::dial::Connection;
 use super::error::AgentError;
-use super::quiesce::NO_HOOK;
 use super::outgoing::Outgoing;
+use super::quiesce::NO_HOOK;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
 

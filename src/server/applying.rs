@@ -162,6 +162,12 @@ impl TurnError {
     }
 }
 
+/// Whether to tidy although applying ended so. What passes by itself must not keep retention from
+/// its work: a full store has room again only when something was given up.
+fn tidies_after(applied: &Result<(), ApplyError>) -> bool {
+    applied.as_ref().err().is_none_or(|error| error.class() == Class::Retry)
+}
+
 impl Work<'_> {
     /// Applies everything that is published, then retains and tidies if it is time.
     async fn turn(&mut self) -> Result<(), TurnError> {
@@ -188,16 +194,37 @@ impl Work<'_> {
             None => Applier::claim(self.applier_context(&context)).await?,
         };
         let applied = self.apply_all(&mut applier, &manifest, policy).await;
-        let applier = self.applier.insert(applier);
+        let tidied = if tidies_after(&applied) {
+            self.tidy(&mut applier, &context, &manifest, policy).await
+        } else {
+            Ok(())
+        };
+        self.applier = Some(applier);
         applied?;
+        tidied
+    }
+
+    /// Retention and orphans, if it is time. What a drain cuts short is left for the next start.
+    async fn tidy(
+        &mut self,
+        applier: &mut Applier,
+        context: &UploadContext,
+        manifest: &Manifest,
+        policy: &Policy,
+    ) -> Result<(), TurnError> {
         let now = self.applying.clock.monotonic();
-        if self.tidied_at.is_none_or(|at| now.saturating_sub(at) >= TIDY_INTERVAL) {
-            self.tidied_at = Some(now);
-            let decision = applier.retain(&manifest, policy).await?;
-            let upload = |source| TurnError::Upload { machine: machine.clone(), source };
-            self.cut(&context, &manifest, decision).await.map_err(upload)?;
+        if self.tidied_at.is_some_and(|at| now.saturating_sub(at) < TIDY_INTERVAL) {
+            return Ok(());
         }
-        Ok(())
+        self.tidied_at = Some(now);
+        let decision = applier.retain(manifest, policy).await?;
+        let machine = self.machine.clone();
+        let upload = |source| TurnError::Upload { machine, source };
+        let mut drain = self.applying.drain.clone();
+        tokio::select! {
+            cut = self.cut(context, manifest, decision) => cut.map_err(upload),
+            _ = drain.wait_for(|drain| *drain) => Ok(()),
+        }
     }
 
     async fn apply_all(
@@ -318,7 +345,7 @@ impl Work<'_> {
         let error = match turn {
             Ok(()) => {
                 if self.said.take().is_some() {
-                    metrics.set_trouble(None);
+                    metrics.set_apply_trouble(None);
                 }
                 return interval;
             }
@@ -343,7 +370,7 @@ impl Work<'_> {
                 _ => tracing::error!(%machine, %text, "applying stopped before this"),
             }
         }
-        metrics.set_trouble(Some(text.clone()));
+        metrics.set_apply_trouble(Some(text.clone()));
         self.said = Some(text);
         wait
     }

@@ -20,7 +20,6 @@ use super::quic;
 use super::recovered::Kept;
 use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
-use crate::budget::{Budget, Slots};
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};

@@ -317,7 +317,7 @@ impl<'a> Stream<'a> {
         }
         let extent = Extent::new(0, self.payload.len() as u64, 1 << 20).unwrap();
         let payload = Bytes::copy_from_slice(self.payload);
-        self.push(Change::Write { disk: DiskIndex(0), extent, payload });
+        self.push(Change::Write { disk: DiskIndex(0), extent, payload: payload.into() });
         self.push(Change::Bookmark(Bookmark {
             id: BookmarkId(random16(self.entropy.as_ref())),
             kind: BookmarkKind::CrashConsistent,
