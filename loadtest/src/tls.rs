@@ -4,6 +4,7 @@
 //! handshake. The generator shares its cores with the server that it measures, so it seals with one
 //! copy and no allocation; the roofline receives with the same code.
 
+use holdfast::format::wire::Frame;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 /// Plain bytes of a full record.
@@ -88,6 +89,12 @@ impl<'a> Sealer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Adds a wire frame.
+    pub(crate) fn push_frame(&mut self, frame: &Frame) -> Result<(), RecordError> {
+        self.push(&frame.header)?;
+        frame.payload.fragments().iter().try_for_each(|fragment| self.push(fragment))
     }
 
     /// Seals what is open.

@@ -95,7 +95,7 @@ impl ProcessServer {
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
         let drain = watch::Sender::new(false);
         let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
-        server.run(kek, tls, opened, data, observed, addresses, (datagrams, quic))
+        server.run(kek, tls, opened, Ports { data, datagrams, quic, observed, addresses })
     }
 
     /// Where it listens.
@@ -173,17 +173,25 @@ struct Building {
     drain: watch::Sender<bool>,
 }
 
+/// What it listens on; bound before anything is claimed.
+struct Ports {
+    /// One a shard.
+    data: Vec<TcpListener>,
+    datagrams: UdpSocket,
+    quic: QuicConfig,
+    observed: TcpListener,
+    addresses: Addresses,
+}
+
 impl Building {
     fn run(
         &mut self,
         kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
-        data: Vec<TcpListener>,
-        observed: TcpListener,
-        addresses: Addresses,
-        (datagrams, quic): (UdpSocket, QuicConfig),
+        ports: Ports,
     ) -> Result<ProcessServer, ServerError> {
+        let Ports { data, datagrams, quic, observed, addresses } = ports;
         let mut kept = Kept::default();
         let mut tasks = Vec::new();
         let mut queues = Vec::new();

@@ -243,21 +243,7 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must hold 4 segments for each shard = {four}"),
         "raise it, or lower cache.segment_bytes or shards",
     );
-    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = s.cache;
-    c.relation(
-        warn_fill <= slow_fill,
-        "cache.warn_fill",
-        warn_fill,
-        &format!("must not be above cache.slow_fill = {slow_fill}"),
-        "lower it, or raise cache.slow_fill",
-    );
-    c.relation(
-        slow_fill < stop_fill,
-        "cache.slow_fill",
-        slow_fill,
-        &format!("must be below cache.stop_fill = {stop_fill}"),
-        "lower it, or raise cache.stop_fill",
-    );
+    marks(c, &s.cache);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
         "seal.frame_bytes",
@@ -296,5 +282,24 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         s.limits.handshake_timeout.as_millis(),
         "must not be longer than limits.idle_timeout_ms",
         "lower it",
+    );
+}
+
+/// The marks of the cache, in order.
+fn marks(c: &mut Check, cache: &CacheSettings) {
+    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = *cache;
+    c.relation(
+        warn_fill <= slow_fill,
+        "cache.warn_fill",
+        warn_fill,
+        &format!("must not be above cache.slow_fill = {slow_fill}"),
+        "lower it, or raise cache.slow_fill",
+    );
+    c.relation(
+        slow_fill < stop_fill,
+        "cache.slow_fill",
+        slow_fill,
+        &format!("must be below cache.stop_fill = {stop_fill}"),
+        "lower it, or raise cache.stop_fill",
     );
 }

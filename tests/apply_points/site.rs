@@ -155,7 +155,7 @@ pub(crate) fn rounds(count: u8, ids: impl Fn(u8) -> [u8; 16]) -> History {
         });
         for (index, disk) in disks.iter().enumerate() {
             let extent = Extent::new(0, 64 << 10, WRITE_BYTES_MAX).unwrap();
-            let payload = Bytes::copy_from_slice(&disk[..64 << 10]);
+            let payload = disk[..64 << 10].to_vec().into();
             changes.push(Change::Write { disk: DiskIndex(index as u16), extent, payload });
         }
         changes.push(bookmark(ids(round), i64::from(round) * 60, String::new()));

@@ -1,6 +1,6 @@
 //! A directory store that is taken offline refuses everything, loses nothing, and comes back.
 
-use holdfast::store::{Class, Condition, Store};
+use holdfast::store::{Class, Condition};
 
 use crate::fixture::{Hands, bytes, fast_directory, name, open};
 

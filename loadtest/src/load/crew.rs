@@ -271,8 +271,7 @@ impl Hand {
             match machine.poll(now, &mut self.tally) {
                 Poll::Frame(frame) => {
                     composed += frame.header.len() + frame.payload.len();
-                    let pushed = sealer.push(&frame.header);
-                    let pushed = pushed.and_then(|()| sealer.push(&frame.payload));
+                    let pushed = sealer.push_frame(&frame);
                     pushed.map_err(|source| named(source.into()))?;
                 }
                 Poll::Wait(until) => {

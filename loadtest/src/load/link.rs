@@ -56,8 +56,7 @@ impl Link {
     /// Seals one frame into the buffer, with a record of its own.
     pub(crate) fn push(&mut self, frame: &Frame) -> Result<(), LinkError> {
         let mut sealer = self.sealer();
-        sealer.push(&frame.header)?;
-        sealer.push(&frame.payload)?;
+        sealer.push_frame(frame)?;
         Ok(sealer.seal()?)
     }
 

@@ -376,7 +376,7 @@ impl Machine {
             Change::Zero { disk, extent }
         } else {
             let payload = self.setup.content.shared(place, op.length);
-            Change::Write { disk, extent, payload }
+            Change::Write { disk, extent, payload: payload.into() }
         };
         tally.writes += 1;
         tally.bytes += u64::from(op.length);

@@ -17,6 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Server {
     session: Session,
     stream: StreamState,
+    window: u64,
     admitted: Vec<Record>,
 }
 
@@ -30,7 +31,7 @@ impl Server {
     }
 
     fn ack(&mut self, durable: u64, published: u64) -> Option<FromServer> {
-        let ack = self.session.poll_ack(Sequence(durable), Sequence(published), false);
+        let ack = self.session.poll_ack(Sequence(durable), Sequence(published), self.window);
         ack.map(FromServer::Ack)
     }
 }
@@ -57,9 +58,13 @@ fn pair(profile: Profile, credit: u64) -> (Machine, Server, Tally) {
         published: Sequence::ZERO,
         bookmark_interval_ms: 5000,
     };
-    let (session, welcome) = Session::begin(hello, &stream, &standing, credit, false).unwrap();
+    let (session, welcome) = Session::begin(hello, &stream, &standing, credit).unwrap();
     machine.welcome(&welcome).unwrap();
-    (machine, Server { session, stream, admitted: Vec::new() }, Tally::new(SECOND, SECOND))
+    (
+        machine,
+        Server { session, stream, window: credit, admitted: Vec::new() },
+        Tally::new(SECOND, SECOND),
+    )
 }
 
 /// Lets the machine send until it waits; when it wants to be looked at again.
@@ -103,16 +108,12 @@ fn it_opens_writes_and_closes_as_the_session_demands() {
     for record in &server.admitted {
         if let Change::Write { extent, payload, .. } = &record.change {
             let range = extent.offset() as usize..extent.end() as usize;
-            disk[range].copy_from_slice(&bytes_of(payload));
+            disk[range].copy_from_slice(&payload.to_bytes());
         }
     }
     assert_eq!(ledger.difference(0, 0, &Bytes::from(disk.clone()), &content), Some(511));
     disk[511] ^= 1;
     assert_eq!(ledger.difference(0, 0, &Bytes::from(disk), &content), None);
-}
-
-fn bytes_of(payload: &Bytes) -> Vec<u8> {
-    payload.to_vec()
 }
 
 #[test]
