@@ -51,7 +51,7 @@ pub(crate) struct PhaseReport {
     pub(crate) published_after_seconds: f64,
     pub(crate) writes: u64,
     pub(crate) flushes: u64,
-    /// Due and never sent: the rate was more than the server takes.
+    /// Due and never sent: many of them mean that the rate is more than the server takes.
     pub(crate) missed: u64,
     /// Bytes of the writes; zeros count what they cover.
     pub(crate) bytes: u64,
@@ -159,7 +159,8 @@ impl PhaseReport {
             row("published ack p50 / p99 / p99.9", self.published_ms.words());
         }
         if self.missed > 0 {
-            let text = format!("{}: the rate is more than the server takes", self.missed);
+            let part = 100.0 * self.missed as f64 / (self.missed + self.writes) as f64;
+            let text = format!("{} ({part:.1} %)", self.missed);
             row("due and never sent", text);
         }
         row("RPO p50 / p99 / p99.9", self.rpo_ms.words());

@@ -69,7 +69,7 @@ impl Roofline {
         let cpu = &flat.server_cpu_seconds;
         let of = |names: &[&str]| {
             let named = parts.iter().filter(|part| names.contains(&part.name));
-            named.map(|part| part.cpu_seconds_per_gib).sum::<f64>()
+            named.fold(0.0, |sum, part| sum + part.cpu_seconds_per_gib)
         };
         let stage = |stage, names: &[&str], seconds: f64| Stage {
             stage,
