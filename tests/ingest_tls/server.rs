@@ -100,7 +100,7 @@ pub(crate) fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
-        quic_bytes_max: 16 << 20,
+        quic_bytes_max: 48 << 20,
     }
 }
 
