@@ -13,7 +13,7 @@ use holdfast::ingest::{
     Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
     OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
-use holdfast::model::{Generation, MachineId, Record, Sequence};
+use holdfast::model::{Change, Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
 use holdfast::settings::{LimitSettings, ServerSettings, TlsFiles, load_server};
 use rcgen::SanType;
@@ -68,10 +68,22 @@ impl Log {
         if !self.forgets.load(Ordering::Relaxed) {
             let mut records = self.records.lock().unwrap();
             let records = records.entry(link.machine().clone()).or_default();
-            records.push(admitted.record.clone());
+            records.push(Record { sequence, change: apart(&admitted.record.change) });
         }
         link.made_durable(&Durable::never_written(admitted.machine, admitted.record));
         link.published_through(sequence);
+    }
+}
+
+/// A change with memory of its own: what was received into is filled again.
+fn apart(change: &Change) -> Change {
+    match change {
+        Change::Write { disk, extent, payload } => Change::Write {
+            disk: *disk,
+            extent: *extent,
+            payload: payload.to_bytes().to_vec().into(),
+        },
+        other => other.clone(),
     }
 }
 
