@@ -224,17 +224,8 @@ fn shards_default(raw: &RawServer) -> u64 {
     cores.min(logs).min(arenas).clamp(1, 256)
 }
 
-/// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
-/// over the file and over every change at run time.
-pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
-    let batch = s.batch.bytes_max;
-    c.relation(
-        s.cache.segment_bytes >= 2 * batch,
-        "cache.segment_bytes",
-        s.cache.segment_bytes,
-        &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
-        "raise it, or lower batch.bytes_max",
-    );
+/// What each shard needs.
+fn shard_relations(c: &mut Check, s: &ServerSettings) {
     let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
     c.relation(
         s.cache.bytes_max >= four,
@@ -258,6 +249,28 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be below cache.stop_fill = {stop_fill}"),
         "lower it, or raise cache.stop_fill",
     );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
+    );
+}
+
+/// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
+/// over the file and over every change at run time.
+pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
+    let batch = s.batch.bytes_max;
+    c.relation(
+        s.cache.segment_bytes >= 2 * batch,
+        "cache.segment_bytes",
+        s.cache.segment_bytes,
+        &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
+        "raise it, or lower batch.bytes_max",
+    );
+    shard_relations(c, s);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
         "seal.frame_bytes",
@@ -274,14 +287,6 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
             s.limits.receive_bytes_max
         ),
         "lower it, or raise limits.receive_bytes_max",
-    );
-    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
-    c.relation(
-        s.limits.receive_bytes_max >= least,
-        "limits.receive_bytes_max",
-        s.limits.receive_bytes_max,
-        &format!("must be at least 4 MiB for each shard = {least}"),
-        "raise it, or lower shards",
     );
     c.relation(
         s.limits.handshakes_max <= s.limits.connections_max,

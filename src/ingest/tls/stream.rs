@@ -184,7 +184,7 @@ impl Reader {
             };
             match read_now(&mut self.socket, into, want) {
                 // Nothing there after all; or this task has had its turn, which only this sees.
-                None => tokio::task::consume_budget().await,
+                None => tokio::task::coop::consume_budget().await,
                 Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(read) => return read.map(|_| ()),
             }
