@@ -4,9 +4,9 @@
 #
 #   cargo build --release --workspace && loadtest/side-by-side.sh [SECONDS]
 #
-# SECONDS (default 20) bounds each measurement; eight of them take about five minutes. Needs root (or
+# SECONDS (default 20) bounds each measurement; seven of them take about five minutes. Needs root (or
 # CAP_NET_ADMIN and CAP_SYS_ADMIN), ip, curl, openssl. Everything it makes is gone at its end.
-# BIN names another folder of programs. DELAY_MS (one way, 50), LOSS (%, 1), RATE (Mbit/s, 500) and MIB (size of the disk, 1024) may be set.
+# BIN names another folder of programs, PATHS one of `loopback` and `path` alone. DELAY_MS (one way, 50), LOSS (%, 1), RATE (Mbit/s, 500) and MIB (size of the disk, 1024) may be set.
 
 set -euo pipefail
 seconds=${1:-20}
@@ -56,12 +56,14 @@ link() {
 measure() {
     local label=$1 transport=$2 path=$3 congestion=${4:-cubic} server_space=$far address=10.99.0.2
     if [ "$path" = loopback ]; then server_space=$near address=127.0.0.1; else link "$delay" "$loss"; fi
-    [ "$transport" = quic ] || ip netns exec "$near" sysctl -qw net.ipv4.tcp_congestion_control="$congestion"
+    if [ "$transport" = tcp ] && [ "$path" = path ]; then
+        ip -n "$near" route replace 10.99.0.0/30 dev hf0 src 10.99.0.1 congctl "$congestion"
+    fi
     local site=$work/site agent=$work/agent
     rm -rf "$site" "$agent" "$work/store"
     "$bin/holdfast" init "$site" --store "dir:$work/store" --listen "$address:19443" >/dev/null
     sed -i 's|^# metrics_listen = .*|metrics_listen = "127.0.0.1:19445"|' "$site/holdfast.toml"
-    printf '\n[apply]\nenabled = false\n' >>"$site/holdfast.toml"
+    sed -i 's|^enabled = true|enabled = false|' "$site/holdfast.toml"
     ip netns exec "$server_space" "$bin/holdfast" serve --config "$site/holdfast.toml" >"$work/serve.log" 2>&1 &
     local server=$!
     pids+=("$server")
@@ -97,9 +99,12 @@ measure() {
 }
 
 echo "path: $((2 * delay)) ms round trip, $loss % lost each way, $rate Mbit/s; disk of $mib MiB"
-for path in loopback path; do
+for path in ${PATHS:-loopback path}; do
     measure "TCP, cubic" tcp "$path" cubic
-    if grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control; then measure "TCP, bbr" tcp "$path" bbr; fi
+    # On loopback nothing is lost and nothing is far: its controller does not matter.
+    if [ "$path" = path ] && grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control; then
+        measure "TCP, bbr" tcp "$path" bbr
+    fi
     measure "QUIC, bbr" quic "$path" bbr
     measure "QUIC, cubic" quic "$path" cubic
 done

@@ -137,7 +137,8 @@ impl Arena {
 
     /// Something of a piece was dropped: whoever waits for one looks again.
     pub(super) fn note_freed(&self) {
-        if self.waiting.load(Ordering::Acquire) > 0 {
+        // Not a mere load: whoever begins to wait after it sees what was dropped before it.
+        if self.waiting.fetch_add(0, Ordering::AcqRel) > 0 {
             self.freed.notify_waiters();
         }
     }

@@ -197,11 +197,7 @@ impl PartialEq<&[u8]> for Payload {
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes in {} fragments", self.len(), self.fragments().len())?;
-        match self.fragments()[0].get(..8) {
-            Some(start) => write!(f, ", {start:02x?}…"),
-            None => Ok(()),
-        }
+        self.to_bytes().fmt(f)
     }
 }
 

@@ -213,7 +213,7 @@ impl OpenSsl {
 
     /// Waits until it has said `what` so many times.
     async fn said(&self, what: &[u8], times: usize) {
-        loop {
+        for _ in 0..6000 {
             let found = {
                 let said = self.said.lock().unwrap();
                 said.windows(what.len()).filter(|window| *window == what).count()
@@ -223,6 +223,10 @@ impl OpenSsl {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        let said = self.said.lock().unwrap();
+        let (what, said) = (what.escape_ascii(), said.escape_ascii().to_string());
+        let last = said.len().saturating_sub(2000);
+        panic!("openssl did not say {what} {times} times: …{}", &said[last..]);
     }
 }
 

@@ -156,7 +156,8 @@ impl Handshaken {
                 Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => through = true,
                 Ok(_) => return Err(io::Error::other("early data, which is off")),
                 Err(error) => {
-                    self.encode_alert();
+                    self.incoming.drain(..discard);
+                    self.encode_alert()?;
                     return Err(invalid(error));
                 }
             }
@@ -167,19 +168,17 @@ impl Handshaken {
         }
     }
 
-    /// After an error: what rustls wants to tell the peer.
-    fn encode_alert(&mut self) {
-        while let Ok(ConnectionState::EncodeTlsData(mut alert)) =
-            self.connection.process_tls_records(&mut []).state
-        {
-            let encoded = append(&mut self.outgoing, |to| match alert.encode(to) {
-                Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
-                Err(EncodeError::AlreadyEncoded) => Err(None),
-                Ok(bytes) => Ok(bytes),
-            });
-            if encoded.is_err() {
-                return;
+    /// After an error: what rustls wants to tell the peer, which comes before all else.
+    fn encode_alert(&mut self) -> io::Result<()> {
+        match self.connection.process_tls_records(&mut self.incoming).state {
+            Ok(ConnectionState::EncodeTlsData(mut alert)) => {
+                append(&mut self.outgoing, |to| match alert.encode(to) {
+                    Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                    Err(EncodeError::AlreadyEncoded) => Err(None),
+                    Ok(bytes) => Ok(bytes),
+                })
             }
+            _ => Ok(()),
         }
     }
 

@@ -164,27 +164,27 @@ impl Reader {
         loop {
             self.give_back_empty();
             self.readable().await?;
-            let (into, want) = match (&mut self.held, apart) {
-                (Held::Piece(piece), _) => {
+            match &self.held {
+                Held::Nothing if apart => self.held = Held::Apart(BytesMut::new()),
+                Held::Apart(_) if apart => {}
+                Held::Piece(_) => {}
+                Held::Nothing | Held::Apart(_) => self.take_piece().await,
+            }
+            let (into, want) = match &mut self.held {
+                Held::Piece(piece) => {
                     let want = room_to_fill(piece);
                     (piece, want)
                 }
-                (Held::Apart(part), true) => {
+                Held::Apart(part) => {
                     let want = missing(part);
                     part.reserve(want);
                     (part, want)
                 }
-                (Held::Nothing, true) => {
-                    self.held = Held::Apart(BytesMut::new());
-                    continue;
-                }
-                (Held::Nothing | Held::Apart(_), false) => {
-                    self.take_piece().await;
-                    continue;
-                }
+                Held::Nothing => continue,
             };
             match read_now(&mut self.socket, into, want) {
-                None => {}
+                // Nothing there after all; or this task has had its turn, which only this sees.
+                None => tokio::task::coop::consume_budget().await,
                 Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(read) => return read.map(|_| ()),
             }
