@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use holdfast::apply::{Applier, ApplierContext, ApplyError};
 use holdfast::budget::Slots;
 use holdfast::cache::Durable;
@@ -80,7 +79,7 @@ fn history(random: &mut StdRng) -> (Vec<Record>, BTreeMap<u64, Disks>) {
                 Change::Zero { disk: index, extent }
             } else {
                 random.fill_bytes(&mut payload);
-                let payload = Bytes::from(payload.clone());
+                let payload = payload.clone().into();
                 Change::Write { disk: index, extent, payload }
             });
             disks[disk][offset as usize..extent.end() as usize].copy_from_slice(&payload);

@@ -168,7 +168,8 @@ impl Server {
         for record in &self.log[..through as usize] {
             match &record.change {
                 Change::Write { extent, payload, .. } => {
-                    image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
+                    image[extent.offset() as usize..extent.end() as usize]
+                        .copy_from_slice(&payload.to_bytes());
                 }
                 Change::Zero { extent, .. } => {
                     image[extent.offset() as usize..extent.end() as usize].fill(0);

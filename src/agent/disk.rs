@@ -128,7 +128,7 @@ impl Export for Captured {
         let changes = || {
             let part = |extent: Extent| {
                 let start = (extent.offset() - offset) as usize;
-                let payload = payload.slice(start..start + extent.length() as usize);
+                let payload = payload.slice(start..start + extent.length() as usize).into();
                 Change::Write { disk, extent, payload }
             };
             cut(offset, length, WRITE_BYTES_MAX).map(part).collect()

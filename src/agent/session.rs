@@ -160,7 +160,10 @@ fn micros(clock: &dyn Clock) -> u64 {
 async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromAgent) -> io::Result<()> {
     let frame = encode_from_agent(message);
     writer.write_all(&frame.header).await?;
-    writer.write_all(&frame.payload).await
+    for fragment in frame.payload.fragments() {
+        writer.write_all(fragment).await?;
+    }
+    Ok(())
 }
 
 async fn receive<R: AsyncRead + Unpin>(

@@ -343,6 +343,7 @@ fn a_failed_write_is_told_and_its_chunks_are_read_again() {
         panic!("{:?}", records[1]);
     };
     assert_eq!(extent.offset(), CHUNK);
+    let payload = payload.to_bytes();
     assert_eq!((payload[511], payload[512]), (7, 0), "what the disk holds, not what was meant");
 }
 
@@ -438,7 +439,9 @@ fn overtaken(machine: &Machine, first: impl FnOnce()) {
     first();
     written.recv_timeout(Duration::from_secs(30)).unwrap();
     let last = machine.take().into_iter().rev().find_map(|record| match record.change {
-        Change::Write { extent, payload, .. } if extent.offset() == 0 => Some(payload[0]),
+        Change::Write { extent, payload, .. } if extent.offset() == 0 => {
+            Some(payload.to_bytes()[0])
+        }
         _ => None,
     });
     assert_eq!(machine.sources[0].bytes.lock().unwrap()[0], 2);

@@ -15,11 +15,13 @@
 //! ```
 //!
 //! The way of a byte: [`Ingest::serve`] accepts (`listener`), TLS proves a certificate (`tls`) whose
-//! URI says who it is (`identity`), HTTP upgrades (`http`), frames are read and paid for
-//! (`connection`, `pipe`), the session checks them (`session`, `stream`, `credit`) and the machine's
-//! one seat (`machine`) sends them on.
+//! URI says who it is (`identity`), HTTP upgrades (`http`), frames are cut out of the plaintext
+//! (`chunks`, `pipe`) and paid for (`connection`), the session checks them (`session`, `stream`,
+//! `credit`) and the machine's one seat (`machine`) sends them on.
 
 mod admission;
+mod arena;
+mod chunks;
 mod connection;
 mod credit;
 mod handshakes;
@@ -32,6 +34,7 @@ mod patience;
 mod pipe;
 mod session;
 mod stream;
+mod tally;
 mod tls;
 
 pub use admission::Admitted;

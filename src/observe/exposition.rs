@@ -38,6 +38,9 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let damage = metrics.cache_damage.load(Ordering::Relaxed);
     let help = "Damaged places found in the cache log at start.";
     page.single("holdfast_cache_damage_total", "counter", help, damage);
+    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
+    let help = "Bytes that user space copied between socket and cache log.";
+    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
     let retries = metrics.store_retries.load(Ordering::Relaxed);
     let help = "Calls to the store that were repeated.";
     page.single("holdfast_store_retries_total", "counter", help, retries);

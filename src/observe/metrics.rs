@@ -59,6 +59,8 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
+    /// Bytes that user space copied between socket and cache log: none on the fast path.
+    pub ingest_copied_bytes: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
     /// How the cache stands to its marks, and where it is going.
@@ -143,6 +145,11 @@ impl MachineMetrics {
         self.recoverable.fetch_max(to.recoverable.0, Ordering::AcqRel);
     }
 
+    /// Raises one watermark that moves with every record.
+    pub fn received(&self, through: Sequence) {
+        self.received.fetch_max(through.0, Ordering::AcqRel);
+    }
+
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
@@ -204,11 +211,18 @@ impl Metrics {
 
     /// One latency of a stage.
     pub fn latency(&self, stage: Stage, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.latencies(stage, [latency]);
+    }
+
+    /// Many latencies of a stage at once.
+    pub fn latencies(&self, stage: Stage, latencies: impl IntoIterator<Item = Duration>) {
         let stage = &self.stages[stage as usize];
         let mut histogram =
             stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        histogram.saturating_record(micros);
+        for latency in latencies {
+            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+            histogram.saturating_record(micros);
+        }
     }
 
     /// CPU time spent in a stage.

@@ -49,6 +49,15 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The cache log is written through io_uring, and there is none for us.
+    #[error("io_uring cannot be used: {cure}")]
+    Uring {
+        /// What helps.
+        cure: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A shard's thread ended in a panic.
     #[error("shard {shard} ended unexpectedly; its log says why")]
     Shard {

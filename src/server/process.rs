@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
@@ -16,7 +17,7 @@ use super::operator;
 use super::pressure::Pressures;
 use super::recovered::Kept;
 use super::retune::{Retune, sealed_bytes, streams};
-use super::shard::Shard;
+use super::shard::{self, Shard};
 use crate::budget::{Budget, Slots};
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
@@ -27,6 +28,8 @@ use crate::settings::{ServerSettings, Tuning};
 use crate::store;
 use crate::vault::{ServerDocument, Vault};
 
+/// Connections of one shard that wait to be accepted; the system's own bound may be lower.
+const WAITING_MAX: u32 = 1024;
 /// Records between the sessions and one shard's log.
 const APPENDS_QUEUED: usize = 1024;
 /// How long publishing what is left may take when the server drains.
@@ -67,16 +70,18 @@ impl ProcessServer {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, ServerError> {
         let tuning = settings.into();
+        let probed = tokio::task::spawn_blocking(shard::probe).await;
+        probed.map_err(|_| ServerError::Shard { shard: 0 })??;
         let settings = ServerSettings::clone(&tuning.now());
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
-        let data = listen(settings.listen)?;
+        let data = listen_shared(settings.listen, settings.shards)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek).await?;
         let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
         let addresses = Addresses {
-            data: address(&data, settings.listen)?,
+            data: address(&data[0], settings.listen)?,
             metrics: address(&observed, settings.metrics_listen)?,
             pid: std::process::id(),
         };
@@ -164,7 +169,7 @@ impl Building {
         kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
-        data: TcpListener,
+        data: Vec<TcpListener>,
         observed: TcpListener,
         addresses: Addresses,
     ) -> Result<ProcessServer, ServerError> {
@@ -188,6 +193,7 @@ impl Building {
             site: self.settings.site.clone(),
             tls,
             limits: self.settings.limits.clone(),
+            shards: self.settings.shards,
             settings: self.tuning.subscribe(),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
@@ -196,13 +202,10 @@ impl Building {
             drain: self.drain.subscribe(),
         });
         let (mut shards, mut logs) = (Vec::new(), Vec::new());
-        for (number, (writer, admitted)) in writers.into_iter().enumerate() {
+        for (number, ((writer, admitted), listener)) in writers.into_iter().zip(data).enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             let (ended, log) = oneshot::channel();
             let (routes, ingest) = (registry.routes(), Arc::clone(&ingest));
-            let listener = data
-                .try_clone()
-                .map_err(|source| ServerError::Listen { address: addresses.data, source })?;
             let shard = Shard { number, writer, admitted, routes, ingest, listener, ended };
             shards.push((number, shard.start()?));
             logs.push(log);
@@ -315,6 +318,32 @@ fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     listener.map_err(|source| ServerError::Listen { address, source })
 }
 
+/// A socket for each shard on one address: the kernel spreads connections over them, and no shard
+/// waits for another to accept. Nobody else may listen there, which sharing the address would allow:
+/// that is tried first.
+fn listen_shared(address: SocketAddr, shards: u16) -> Result<Vec<TcpListener>, ServerError> {
+    let first = listen(address)?;
+    if shards <= 1 {
+        return Ok(vec![first]);
+    }
+    let address = self::address(&first, address)?;
+    drop(first);
+    let shared = |_| listen_beside(address);
+    let listeners: std::io::Result<_> = (0..shards).map(shared).collect();
+    listeners.map_err(|source| ServerError::Listen { address, source })
+}
+
+fn listen_beside(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)?.into_std()
+}
+
 fn address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ServerError> {
     listener.local_addr().map_err(|source| ServerError::Listen { address, source })
 }
@@ -342,8 +371,14 @@ async fn open_logs(
     entropy: &Arc<dyn Entropy>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Opened>, ServerError> {
-    let mut opened = Vec::new();
+    let mut opened: Vec<Opened> = Vec::new();
+    let found = cache::shards_found(&settings.cache.directory)?;
     for shard in 0..settings.shards {
+        // Before a log is added: a machine's shard depends on how many there are.
+        if shard == found && opened.iter().any(|log| !log.recovered.is_empty()) {
+            let (directory, shards) = (settings.cache.directory.clone(), settings.shards);
+            return Err(CacheError::MoreShards { directory, found, shards }.into());
+        }
         let (cache, shards) = (settings.cache.clone(), settings.shards);
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
         let metrics = Arc::clone(metrics);

@@ -27,7 +27,8 @@ pub struct ServerSettings {
     pub tls: TlsFiles,
     /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
     pub key_file: PathBuf,
-    /// Number of shards (threads with their own cache log).
+    /// Number of shards (threads with their own cache log); default: cores, as far as cache and
+    /// memory go round.
     pub shards: u16,
     /// Cache log.
     pub cache: CacheSettings,

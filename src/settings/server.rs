@@ -40,7 +40,7 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
         tls: tls(&mut c, &raw.tls),
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
-        shards: c.narrow("shards", raw.shards, 1, 1..=256),
+        shards: c.narrow("shards", raw.shards, shards_default(&raw), 1..=256),
         cache: cache(&mut c, &raw.cache),
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
@@ -108,10 +108,10 @@ fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
         segment_bytes: c.number(
             "cache.segment_bytes",
             raw.segment_bytes,
-            64 * MIB,
+            SEGMENT_BYTES,
             4 * MIB..=4 * GIB,
         ),
-        bytes_max: c.number("cache.bytes_max", raw.bytes_max, 8 * GIB, 16 * MIB..=64 * TIB),
+        bytes_max: c.number("cache.bytes_max", raw.bytes_max, CACHE_BYTES, 16 * MIB..=64 * TIB),
         warn_fill: 0.0,
         slow_fill: 0.0,
         stop_fill: 0.0,
@@ -152,7 +152,7 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
         receive_bytes_max: c.number(
             "limits.receive_bytes_max",
             raw.receive_bytes_max,
-            128 * MIB,
+            RECEIVE_BYTES,
             4 * MIB..=64 * GIB,
         ),
         credit_bytes: 0,
@@ -196,18 +196,31 @@ fn seconds(
     Duration::from_secs(c.number(key, value, default, low..=high))
 }
 
-/// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
-/// over the file and over every change at run time.
-pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
-    let batch = s.batch.bytes_max;
-    c.relation(
-        s.cache.segment_bytes >= 2 * batch,
-        "cache.segment_bytes",
-        s.cache.segment_bytes,
-        &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
-        "raise it, or lower batch.bytes_max",
-    );
-    let four = 4 * s.cache.segment_bytes * u64::from(s.shards);
+/// Defaults that that of `shards` depends on.
+const SEGMENT_BYTES: u64 = 64 * MIB;
+const CACHE_BYTES: u64 = 8 * GIB;
+const RECEIVE_BYTES: u64 = 128 * MIB;
+/// Segments that one shard's log needs.
+const SHARD_SEGMENTS_MIN: u64 = 4;
+/// Memory that one shard needs for what it receives.
+const SHARD_RECEIVE_BYTES_MIN: u64 = 4 << 20;
+
+/// A shard for each core, as far as cache and memory go round.
+fn shards_default(raw: &RawServer) -> u64 {
+    let set = |value: Option<i64>, default| {
+        value.map_or(default, |value| u64::try_from(value).unwrap_or(0))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let segment_bytes = set(raw.cache.segment_bytes, SEGMENT_BYTES).max(1);
+    let segments = set(raw.cache.bytes_max, CACHE_BYTES) / segment_bytes;
+    let logs = segments / SHARD_SEGMENTS_MIN;
+    let arenas = set(raw.limits.receive_bytes_max, RECEIVE_BYTES) / SHARD_RECEIVE_BYTES_MIN;
+    cores.min(logs).min(arenas).clamp(1, 256)
+}
+
+/// What each shard needs.
+fn shard_relations(c: &mut Check, s: &ServerSettings) {
+    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
     c.relation(
         s.cache.bytes_max >= four,
         "cache.bytes_max",
@@ -230,6 +243,28 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be below cache.stop_fill = {stop_fill}"),
         "lower it, or raise cache.stop_fill",
     );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
+    );
+}
+
+/// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
+/// over the file and over every change at run time.
+pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
+    let batch = s.batch.bytes_max;
+    c.relation(
+        s.cache.segment_bytes >= 2 * batch,
+        "cache.segment_bytes",
+        s.cache.segment_bytes,
+        &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
+        "raise it, or lower batch.bytes_max",
+    );
+    shard_relations(c, s);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
         "seal.frame_bytes",

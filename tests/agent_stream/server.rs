@@ -233,7 +233,7 @@ async fn receive<R: AsyncRead + Unpin>(reader: &mut R) -> std::io::Result<(FromA
 async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromServer) -> std::io::Result<()> {
     let frame = encode_from_server(message);
     writer.write_all(&frame.header).await?;
-    writer.write_all(&frame.payload).await?;
+    writer.write_all(&frame.payload.to_bytes()).await?;
     writer.flush().await
 }
 
@@ -316,7 +316,8 @@ impl Held {
                 }
                 Change::Write { disk, extent, payload } => {
                     let image: &mut Vec<u8> = images.get_mut(disk).unwrap();
-                    image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
+                    image[extent.offset() as usize..extent.end() as usize]
+                        .copy_from_slice(&payload.to_bytes());
                 }
                 Change::Zero { disk, extent } => {
                     let image: &mut Vec<u8> = images.get_mut(disk).unwrap();

@@ -4,6 +4,7 @@
 
 mod agent;
 mod flood;
+mod inplace;
 mod pki;
 mod refused;
 mod server;

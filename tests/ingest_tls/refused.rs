@@ -62,9 +62,9 @@ async fn a_machine_cannot_name_another_one() {
         let mut agent = Agent::upgraded(&server, &pair).await;
         agent.say(&FromAgent::Hello(hello("web-2"))).await;
         assert_eq!(agent.refused().await.code, Refusal::Identity);
-        let unknown = server.ca.machine("web-3");
+        let unknown = server.ca.machine("web-99");
         let mut agent = Agent::upgraded(&server, &unknown).await;
-        agent.say(&FromAgent::Hello(hello("web-3"))).await;
+        agent.say(&FromAgent::Hello(hello("web-99"))).await;
         assert_eq!(agent.refused().await.code, Refusal::Identity);
         assert!(server.log.records("web-2").is_empty());
         for path in ["/v1/machines", "/v1/machines/web-2", "/anything"] {

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
@@ -18,7 +17,7 @@ use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::format::names;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DeltaId, DiskIndex, DiskSpec, Epoch,
-    EpochBegin, Extent, MachineId, MachineKey, Record, Sequence, ServerId, Timestamp,
+    EpochBegin, Extent, MachineId, MachineKey, Payload, Record, Sequence, ServerId, Timestamp,
 };
 use crate::observe::Metrics;
 use crate::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, Sealed, StreamState, seal};
@@ -135,7 +134,7 @@ impl Rig {
             let bytes: Vec<u8> = plain.concat();
             let expected: Vec<u8> = (entry.first.0..=entry.last.0)
                 .filter(|n| matches!(change(*n), Change::Write { .. }))
-                .flat_map(|n| payload(n).to_vec())
+                .flat_map(|n| payload(n).to_bytes())
                 .collect();
             assert_eq!(bytes, expected, "content of {}..={}", entry.first, entry.last);
             previous = Some(entry.id);
@@ -247,7 +246,7 @@ fn shuffled(mut sealed: Vec<Sealed>, seed: u64) -> Vec<Sealed> {
     shuffled
 }
 
-fn payload(sequence: u64) -> Bytes {
+fn payload(sequence: u64) -> Payload {
     let mut random = StdRng::seed_from_u64(sequence);
     let mut bytes = vec![0; 512 * (1 + sequence as usize % 3)];
     random.fill_bytes(&mut bytes);
