@@ -1,6 +1,6 @@
 //! The applier against a trivially simple one: whatever the store does wrong and however often the
 //! applier is replaced, each snapshot point holds exactly the writes up to its bookmark, over all
-//! disks, and a stale applier changes nothing.
+//! disks, a stale applier changes nothing, and damage in the log stops it there and is named.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,12 +13,13 @@ use holdfast::budget::Slots;
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
-use holdfast::format::{manifest::Manifest, names};
+use holdfast::format::manifest::{DeltaEntry, Manifest};
+use holdfast::format::names;
 use holdfast::model::*;
 use holdfast::observe::Metrics;
 use holdfast::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, StreamState, seal};
 use holdfast::settings::{BatchSettings, SealSettings};
-use holdfast::store::{Class, Faulty, Memory, Store};
+use holdfast::store::{Class, Condition, Faulty, Memory, Store};
 use holdfast::upload::{Upload, UploadContext, claim};
 use holdfast::vault::{Policy, Vault};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
@@ -268,5 +269,67 @@ async fn retention_keeps_what_kept_points_need() {
         let (points, _) = site.vault.points(&machine()).await.unwrap().unwrap();
         let base = points.snapshots.iter().any(|p| p.sequence == decision.truncate_through.0);
         assert!(base || decision.truncate_through == Sequence::ZERO, "the log goes up to a base");
+    }
+}
+
+/// Flips a bit of an object: a second time to restore it.
+async fn flip(store: &Arc<Faulty>, name: &ObjectName, at: usize) {
+    let (bytes, _) = store.read(name).await.unwrap();
+    let mut bytes = bytes.to_vec();
+    bytes[at] ^= 4;
+    store.delete(name, Condition::Always).await.unwrap();
+    store.put(name, Bytes::from(bytes), Condition::Always).await.unwrap();
+}
+
+/// Steps until the applier meets what it cannot read.
+async fn poisoned(applier: &mut Applier, manifest: &Manifest, policy: &Policy) -> ApplyError {
+    loop {
+        match applier.step(manifest, policy).await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the damage was passed over"),
+            Err(error) => return error,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_delta_stops_the_machine_there_until_it_is_whole_again() {
+    const HEADER_BYTES: usize = 168;
+    const TRAILER_BYTES: usize = 40;
+    for seed in 0..10 {
+        let mut random = StdRng::seed_from_u64(3_000 + seed);
+        let site = Site::with(&mut random).await;
+        let manifest = site.manifest().await;
+        let every = Policy { snapshot_interval_s: 1, ..policy() };
+        let entries = site.log.entries(&manifest, manifest.truncated).await.unwrap();
+        // One in the middle, with bytes in it, so that points lie before and behind.
+        let middle = entries.len() / 2..entries.len() - 1;
+        let damaged = entries[middle].iter().find(|entry| entry.source_bytes > 0).unwrap();
+        let DeltaEntry { generation, first, last, id, .. } = *damaged;
+        let name = names::delta(&machine(), generation, first, last, id);
+        let length = damaged.object_bytes as usize;
+        let mut applier = site.applier().await.unwrap();
+        for (part, at) in [("frame 0", HEADER_BYTES + 20), ("index", length - TRAILER_BYTES - 8)] {
+            flip(&site.faulty, &name, at).await;
+            for replaced in [false, true] {
+                if replaced {
+                    applier = site.applier().await.unwrap(); // a new one is no cleverer
+                }
+                let error = poisoned(&mut applier, &manifest, &every).await;
+                assert_eq!(error.class(), Class::Poison, "{error:?}");
+                let (points, _) = site.vault.points(&machine()).await.unwrap().unwrap();
+                let why = points.quarantine.expect("why it stopped is on record");
+                assert!(why.contains(name.as_str()) && why.contains(part), "{part}: {why}");
+                assert!(points.applied < first.0, "nothing of it counts as applied");
+                let newest = points.snapshots.last().map(|point| point.sequence);
+                assert!(newest.is_some_and(|newest| newest < first.0), "later points wait");
+                assert_eq!(site.check().await, points.snapshots.len(), "earlier ones are whole");
+            }
+            flip(&site.faulty, &name, at).await;
+        }
+        while applier.step(&manifest, &every).await.unwrap().is_some() {}
+        let (points, _) = site.vault.points(&machine()).await.unwrap().unwrap();
+        assert_eq!((points.applied, points.quarantine), (manifest.published.0, None));
+        assert_eq!(site.check().await, site.at.len(), "every bookmark became a point");
     }
 }
