@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,8 +43,6 @@ pub(crate) struct Log {
     links: Mutex<HashMap<MachineId, Arc<MachineLink>>>,
     records: Mutex<HashMap<MachineId, Vec<Record>>>,
     pub(crate) revoked: Mutex<Vec<String>>,
-    /// Whether records are dropped once they are acknowledged: memory is being measured.
-    pub(crate) forgets: AtomicBool,
 }
 
 impl Log {
@@ -64,11 +61,9 @@ impl Log {
         let mut all = links.values();
         let link = all.find(|link| link.key() == admitted.machine).unwrap();
         let sequence = admitted.record.sequence;
-        if !self.forgets.load(Ordering::Relaxed) {
-            let mut records = self.records.lock().unwrap();
-            let records = records.entry(link.machine().clone()).or_default();
-            records.push(admitted.record.clone());
-        }
+        let mut records = self.records.lock().unwrap();
+        let records = records.entry(link.machine().clone()).or_default();
+        records.push(admitted.record.clone());
         link.made_durable(&Durable::never_written(admitted.machine, admitted.record));
         link.published_through(sequence);
     }
