@@ -11,12 +11,17 @@ use bytes::Bytes;
 
 use super::arena::Arena;
 use crate::budget::Permit;
+use crate::format::wire::Refuse;
+use crate::model::Sequence;
 
 /// Bytes from a peer.
 pub(super) trait Chunks {
     /// The next bytes, never none of them; `None` when the peer has ended its direction in order.
     /// Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
+
+    /// The peer is welcomed; its next record follows `durable`.
+    fn welcomed(&mut self, _durable: Sequence) {}
 
     /// As [`Chunks::next`], for a caller that copies the bytes at once, so that they need not lie in
     /// the arena.
@@ -28,3 +33,8 @@ pub(super) trait Chunks {
     /// What the chunks lie in, when that has to be shared with other connections.
     fn arena(&self) -> Option<&Arc<Arena>>;
 }
+
+/// A peer that broke the protocol where its frames do not show it; travels in an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.text)]
+pub(super) struct Breach(pub(super) Refuse);

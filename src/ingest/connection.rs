@@ -16,7 +16,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Admitted;
-use super::chunks::Chunks;
+use super::chunks::{Breach, Chunks};
 use super::listener::{Ingest, drained, within};
 use super::machine::{Asked, MachineLink, Seat, Ticket};
 use super::machines::Fingerprint;
@@ -58,7 +58,10 @@ impl From<Refuse> for End {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        Self::Broken(error)
+        match error.downcast::<Breach>() {
+            Ok(Breach(refuse)) => Self::Refuse(refuse),
+            Err(error) => Self::Broken(error),
+        }
     }
 }
 
@@ -218,6 +221,7 @@ where
         Err(refuse) => return End::Refuse(refuse),
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
+    inbox.welcomed(welcome.durable);
     outbox.push(&FromServer::Welcome(welcome));
     let live = Live { ground, link: &link, session: Mutex::new(session), asked: Mutex::default() };
     let Seat { stream, durable, published, requests, .. } = &mut seat;

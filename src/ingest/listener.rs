@@ -23,6 +23,7 @@ use super::http;
 use super::identity::{Identity, IdentityError, Role};
 use super::machines::Machines;
 use super::patience::Patience;
+use super::quic::QuicBudgets;
 use super::tls::{self, Handshaken};
 use crate::clock::Clock;
 use crate::model::SiteId;
@@ -32,7 +33,7 @@ use crate::settings::{LimitSettings, ServerSettings};
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to end when the server drains.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What ingest is made of.
 pub struct IngestSetup {
@@ -70,15 +71,18 @@ pub struct Ingest {
     pub(super) drain: watch::Receiver<bool>,
     shards: u16,
     tls: Arc<ServerConfig>,
-    connections: Arc<Semaphore>,
-    handshakes: Handshakes,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) handshakes: Handshakes,
+    pub(super) quic: QuicBudgets,
 }
 
 /// Why a connection never became one.
 #[derive(Debug, thiserror::Error)]
-enum Stranger {
+pub(super) enum Stranger {
     #[error("no TLS 1.3 with a certificate of this site")]
     Tls(#[source] std::io::Error),
+    #[error("no QUIC with a certificate of this site")]
+    Quic(#[source] std::io::Error),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("no request")]
@@ -92,6 +96,7 @@ impl Ingest {
     #[must_use]
     pub fn new(setup: IngestSetup) -> Arc<Self> {
         Arc::new(Self {
+            quic: QuicBudgets::new(setup.limits.quic_bytes_max),
             shards: setup.shards.max(1),
             connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
             handshakes: Handshakes::new(setup.limits.handshakes_max),
@@ -247,10 +252,10 @@ pub(super) async fn within<T>(
 }
 
 /// A connection in the gauge.
-struct Counted(Arc<Metrics>);
+pub(super) struct Counted(Arc<Metrics>);
 
 impl Counted {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         metrics.connections.fetch_add(1, Ordering::Relaxed);
         Self(metrics)
     }
@@ -263,7 +268,7 @@ impl Drop for Counted {
 }
 
 /// A panic ends one connection, not the process; it is our bug all the same.
-fn note_panic(ended: Result<(), JoinError>) {
+pub(super) fn note_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {

@@ -15,7 +15,7 @@ use super::patience::Patience;
 use crate::budget::Permit;
 use crate::clock::Clock;
 use crate::format::wire::{self, FrameHeader, FromServer, HEADER_BYTES};
-use crate::model::Payload;
+use crate::model::{Payload, Sequence};
 
 /// Frames from the peer. A dropped future of these loses what it has taken of its frame: the
 /// connection ends with it.
@@ -29,6 +29,11 @@ pub(super) struct Inbox<C> {
 impl<C: Chunks> Inbox<C> {
     pub(super) fn new(chunks: C) -> Self {
         Self { chunks, rest: Bytes::new() }
+    }
+
+    /// The peer is welcomed; its next record follows `durable`.
+    pub(super) fn welcomed(&mut self, durable: Sequence) {
+        self.chunks.welcomed(durable);
     }
 
     /// Whether everything that came was taken.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use holdfast::agent::{AgentError, Dial, Transport};
+use holdfast::agent::{AgentError, Connection, Dial, Way};
 use holdfast::format::wire::{
     Ack, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello,
     Progress, Refuse, Welcome, decode_from_agent, encode_from_server,
@@ -344,7 +344,7 @@ pub(crate) struct Direct(pub Arc<Server>);
 
 #[async_trait]
 impl Dial for Direct {
-    async fn dial(&self, server: &str) -> Result<Box<dyn Transport>, AgentError> {
+    async fn dial(&self, server: &str, _: Way) -> Result<Connection, AgentError> {
         if self.0.away.load(Ordering::Relaxed) {
             return Err(AgentError::Dial {
                 server: server.to_owned(),
@@ -355,6 +355,6 @@ impl Dial for Direct {
         let (ours, theirs) = tokio::io::duplex(256 << 10);
         let server = Arc::clone(&self.0);
         tokio::spawn(async move { server.serve(theirs).await });
-        Ok(Box::new(ours))
+        Ok(Connection::over(ours))
     }
 }

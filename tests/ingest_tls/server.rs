@@ -11,7 +11,7 @@ use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
     Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
-    OpenError, StreamState, server_config,
+    OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
 use holdfast::model::{Change, Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
@@ -36,6 +36,7 @@ pub(crate) struct Server {
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
     pub(crate) serving: JoinHandle<()>,
+    pub(crate) serving_quic: JoinHandle<std::io::Result<QuicEnd>>,
 }
 
 /// Records that are "durable", and the machines.
@@ -111,6 +112,7 @@ pub(crate) fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
+        quic_bytes_max: 48 << 20,
     }
 }
 
@@ -142,6 +144,7 @@ impl Server {
         ca.issue(vec![name], 2999).write(&files.certificate, &files.key);
         let clock = System::clock();
         let tls = server_config(&files, clock.wall()).unwrap();
+        let quic = quic_config(&tls, &limits).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
         let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
@@ -175,11 +178,24 @@ impl Server {
             operator,
             drain: drain.subscribe(),
         });
+        let (listener, datagrams) = sockets().await;
+        let port = listener.local_addr().unwrap().port();
+        let serving_quic = tokio::spawn(Arc::clone(&ingest).serve_quic(datagrams, quic));
+        let serving = tokio::spawn(ingest.serve(listener));
+        Self { ca, port, metrics, log, credit, running, drain, serving, serving_quic }
+    }
+}
+
+/// TCP and UDP under one port that the system chose.
+async fn sockets() -> (TcpListener, std::net::UdpSocket) {
+    for _ in 0..16 {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let serving = tokio::spawn(ingest.serve(listener));
-        Self { ca, port, metrics, log, credit, running, drain, serving }
+        if let Ok(datagrams) = std::net::UdpSocket::bind(("127.0.0.1", port)) {
+            return (listener, datagrams);
+        }
     }
+    panic!("no port is free for both");
 }
 
 fn log_task(log: Arc<Log>, mut running: watch::Receiver<bool>) -> mpsc::Sender<Admitted> {
