@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("clock", &["model"]),
     ("budget", &[]),
+    ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
     ("settings", &["model"]),
@@ -24,7 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ingest", &["model", "clock", "budget", "format", "settings", "observe", "store", "cache"]),
     (
         "seal",
-        &["model", "clock", "budget", "format", "settings", "observe", "store", "vault", "cache"],
+        &["model", "clock", "turns", "format", "settings", "observe", "store", "vault", "cache"],
     ),
     ("cloud_log", &["model", "clock", "format", "store", "seal"]),
     (
@@ -32,7 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "model",
             "clock",
-            "budget",
+            "turns",
             "format",
             "settings",
             "observe",

@@ -24,6 +24,7 @@ mod locks;
 mod medium;
 mod opening;
 mod outgoing;
+mod quiesce;
 mod run;
 mod session;
 mod source;
@@ -31,6 +32,7 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
+mod syncs;
 mod tls;
 mod welcome;
 

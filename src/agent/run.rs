@@ -20,6 +20,7 @@ use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
 use super::error::AgentError;
+use super::quiesce::Quiesce;
 use super::status::AgentStatus;
 use super::stream::Stream;
 use super::{catchup, connection, keeping, opening, session};
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) dial: Arc<dyn Dial>,
+    /// How the application is quiesced, if it can be.
+    pub(super) quiesce: Option<Arc<Quiesce>>,
     pub(super) ways: Ways,
     pub(super) incarnation: Incarnation,
     /// Wakes whoever pauses between connections when the agent leaves.
@@ -136,8 +139,11 @@ impl Agent {
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
         let (lock, stream) = opening::open(&settings)?;
+        let hook = settings.application.clone();
+        let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock))));
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
+            quiesce,
             clock,
             dial,
             ways: Ways::new(settings.transport),

@@ -22,6 +22,7 @@ use super::attach::Unwelcome;
 use super::dial::Connection;
 use super::error::AgentError;
 use super::outgoing::Outgoing;
+use super::quiesce::NO_HOOK;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
 
@@ -52,6 +53,25 @@ struct Asked {
     placed: Placed,
 }
 
+/// Bookmarks that the server asked for on this connection.
+#[derive(Debug, Default)]
+struct Replies {
+    asked: Mutex<Vec<Asked>>,
+    refused: Mutex<Vec<BookmarkReply>>,
+}
+
+impl Replies {
+    fn placed(&self, id: BookmarkId, placed: Result<Placed, String>) {
+        match placed {
+            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
+            Err(why) => {
+                let outcome = BookmarkOutcome::Refused(why);
+                lock(&self.refused).push(BookmarkReply { id, outcome });
+            }
+        }
+    }
+}
+
 struct Session<'a> {
     shared: &'a Shared,
     server: &'a str,
@@ -60,8 +80,7 @@ struct Session<'a> {
     credit_spent: AtomicU64,
     /// Microseconds of the monotonic clock when the server was last heard.
     heard_us: AtomicU64,
-    asked: Mutex<Vec<Asked>>,
-    refused: Mutex<Vec<BookmarkReply>>,
+    replies: Arc<Replies>,
 }
 
 /// Runs a connection to its end. `welcomed` is called once it carries records.
@@ -106,8 +125,7 @@ pub(super) async fn run(
         credit_limit: AtomicU64::new(welcome.credit_limit),
         credit_spent: AtomicU64::new(0),
         heard_us: AtomicU64::new(micros(shared.clock.as_ref())),
-        asked: Mutex::default(),
-        refused: Mutex::default(),
+        replies: Arc::default(),
     };
     session.resume();
     let end = tokio::select! {
@@ -220,16 +238,26 @@ impl Session<'_> {
     /// Places a requested bookmark; the answer follows its record.
     fn ask(&self, request: BookmarkRequest) {
         let BookmarkRequest { id, kind, name } = request;
-        let time = self.shared.clock.wall();
-        let bookmark = Bookmark { id, kind, time, name };
-        match self.shared.stream.bookmark(bookmark) {
-            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
-            Err(why) => {
-                let outcome = BookmarkOutcome::Refused(why);
-                lock(&self.refused).push(BookmarkReply { id, outcome });
+        let (stream, clock) = (Arc::clone(&self.shared.stream), Arc::clone(&self.shared.clock));
+        let replies = Arc::clone(&self.replies);
+        let told = Arc::clone(&stream);
+        let place = move || stream.bookmark(Bookmark { id, kind, time: clock.wall(), name });
+        match (kind, &self.shared.quiesce) {
+            (BookmarkKind::CrashConsistent, _) => replies.placed(id, place()),
+            (BookmarkKind::ApplicationConsistent, None) => {
+                replies.placed(id, Err(NO_HOOK.to_owned()));
+            }
+            (BookmarkKind::ApplicationConsistent, Some(quiesce)) => {
+                let quiesce = Arc::clone(quiesce);
+                // A task of its own: whatever becomes of the connection, the application is thawed.
+                tokio::spawn(async move {
+                    replies.placed(id, quiesce.run(place).await);
+                    told.to_send.notify_one();
+                });
+                return;
             }
         }
-        self.shared.stream.to_send.notify_one();
+        told.to_send.notify_one();
     }
 
     async fn send_all(&self, outgoing: &mut Outgoing) -> Result<End, AgentError> {
@@ -277,8 +305,8 @@ impl Session<'_> {
 
     /// Answers to the bookmarks whose records were sent, and to those that will never be.
     fn answers(&self) -> Vec<BookmarkReply> {
-        let mut replies = std::mem::take(&mut *lock(&self.refused));
-        let mut asked = lock(&self.asked);
+        let mut replies = std::mem::take(&mut *lock(&self.replies.refused));
+        let mut asked = lock(&self.replies.asked);
         if asked.is_empty() {
             return replies;
         }
@@ -329,14 +357,19 @@ impl Session<'_> {
 
     async fn listen_for_silence(&self) -> Result<End, AgentError> {
         let clock = self.shared.clock.as_ref();
+        let mut owed_since = None;
         loop {
             clock.sleep(PROGRESS_INTERVAL).await;
             let owed = {
                 let core = self.shared.stream.lock();
                 core.durable < core.sent
             };
-            let silent = micros(clock).saturating_sub(self.heard_us.load(Ordering::Acquire));
-            if owed && Duration::from_micros(silent) > SILENCE_MAX {
+            let now = micros(clock);
+            // A server that owed nothing had no reason to speak.
+            owed_since = owed.then(|| owed_since.unwrap_or(now));
+            let heard = self.heard_us.load(Ordering::Acquire);
+            let silent = owed_since.map(|since| now.saturating_sub(since.max(heard)));
+            if silent.is_some_and(|silent| Duration::from_micros(silent) > SILENCE_MAX) {
                 let silent = io::Error::new(io::ErrorKind::TimedOut, "no acknowledgement in 60 s");
                 return Err(lost(self.server, silent));
             }

@@ -14,6 +14,7 @@ use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
+use super::syncs::Syncs;
 use crate::format::wire::Welcome;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, Epoch, Generation, MachineKey,
@@ -125,7 +126,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             source: Box::new(source),
             bitmap: bitmap::load(Box::new(bits), &identity).unwrap().0.unwrap(),
             locks: RangeLocks::default(),
-            sync_failed: AtomicBool::new(false),
+            syncs: Syncs::default(),
         })
     };
     let disks: Vec<_> = (0..2).map(disk).collect();
@@ -358,6 +359,21 @@ fn after_a_failed_sync_no_bit_is_cleared() {
     for _ in 0..4 {
         machine.stream.clear_step().unwrap();
     }
+    assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK);
+}
+
+#[test]
+fn a_failed_sync_that_a_round_of_clearing_met_is_the_workloads_answer_too() {
+    let machine = ordered(1 << 20);
+    machine.write(0, 0, &[7; 512]).unwrap();
+    machine.publish_all();
+    machine.stream.clear_step().unwrap();
+    // The kernel reports it once, and here the agent's own sync happens to be the one.
+    machine.sources[0].deaf.store(true, Ordering::Relaxed);
+    machine.stream.clear_step().unwrap();
+    machine.sources[0].deaf.store(false, Ordering::Relaxed);
+    assert!(machine.exports[0].flush().is_err(), "the write may not be on the disk");
+    assert!(machine.exports[0].write(0, vec![1; 512].into(), true).is_err(), "nor is FUA");
     assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK);
 }
 

@@ -81,7 +81,7 @@ pub struct Bookmark {
 pub enum BookmarkKind {
     /// As after a power cut at that moment.
     CrashConsistent,
-    /// An application was quiesced by a hook when it was made.
+    /// The application was quiesced by the agent's hook when it was made.
     ApplicationConsistent,
 }
 

@@ -1,10 +1,11 @@
-//! Metrics as Prometheus text (exposition format 0.0.4). Every name is in this file.
+//! Metrics as Prometheus text (exposition format 0.0.4). Every name is in
+//! this file or in `pacing`.
 
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
-use super::{Metrics, Stage};
+use super::{Metrics, Stage, pacing};
 use crate::model::Timestamp;
 
 /// All metrics at `now`.
@@ -12,6 +13,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp) -> String {
     let facts = ServerFacts::of(metrics, now);
     let mut page = Page(String::with_capacity(4_096 + facts.machines.len() * 1_024));
     process(&mut page, metrics, &facts);
+    pacing::render(&mut page, &metrics.pacing);
     machines(&mut page, &facts, now);
     stages(&mut page, metrics);
     page.0
@@ -44,9 +46,6 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
     let help = "Bytes that user space copied between socket and cache log.";
     page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
-    let retries = metrics.store_retries.load(Ordering::Relaxed);
-    let help = "Calls to the store that were repeated.";
-    page.single("holdfast_store_retries_total", "counter", help, retries);
 }
 
 /// One value of a machine.
@@ -151,20 +150,20 @@ fn stages(page: &mut Page, metrics: &Metrics) {
     }
 }
 
-struct Page(String);
+pub(super) struct Page(String);
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+    pub(super) fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let labels: Vec<_> =
             labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
         match labels.is_empty() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
@@ -61,10 +62,12 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
+    /// What was found damaged in the cache log at start, in words: segment, bytes, consequence.
+    pub cache_damages: Mutex<Vec<String>>,
     /// Bytes that user space copied between socket and cache log: none on the fast path.
     pub ingest_copied_bytes: AtomicU64,
-    /// Store calls that were repeated.
-    pub store_retries: AtomicU64,
+    /// Levels, streams, rates, retries.
+    pub pacing: PacingMetrics,
     /// How the cache stands to its marks, and where it is going.
     pub outlook: OutlookCell,
     pressure_changes: [AtomicU64; 4],
@@ -122,6 +125,8 @@ pub struct MachineMetrics {
     pub heard_time: AtomicI64,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
+    /// The same of applying, which goes on and stops by itself.
+    pub apply_trouble: Mutex<Option<String>>,
 }
 
 impl MachineMetrics {
@@ -157,6 +162,11 @@ impl MachineMetrics {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
+    /// The same of applying: what one of the two says, the other does not take back.
+    pub fn set_apply_trouble(&self, trouble: Option<String>) {
+        *self.apply_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
     /// Seconds since the newest moment that can be recovered to; `None` before the first.
     #[must_use]
     pub fn rpo_seconds(&self, now: Timestamp) -> Option<f64> {
@@ -184,6 +194,13 @@ impl Metrics {
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// Says what was found damaged in the cache log.
+    pub fn note_cache_damage(&self, damage: &impl ToString) {
+        let mut damages =
+            self.cache_damages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        damages.push(damage.to_string());
     }
 
     /// A shard's cache came to this pressure.

@@ -16,6 +16,7 @@ mod applying;
 mod error;
 mod machines;
 mod operator;
+mod pacing;
 mod pipeline;
 mod pressure;
 mod process;

@@ -14,19 +14,21 @@ use super::applying::Applying;
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::pacing::Pacing;
 use super::pressure::Pressures;
 use super::quic;
 use super::recovered::Kept;
-use super::retune::{Retune, sealed_bytes, streams};
+use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
-use crate::budget::{Budget, Slots};
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};
 use crate::observe::{self, Metrics};
-use crate::seal::{KeyEncryptionKey, SealPool};
+use crate::seal::{KeyEncryptionKey, LevelControl, SealPool};
 use crate::settings::{ServerSettings, Tuning};
 use crate::store;
+use crate::turns::Turns;
+use crate::upload::Uplink;
 use crate::vault::{ServerDocument, Vault};
 
 /// Connections of one shard that wait to be accepted; the system's own bound may be lower.
@@ -93,7 +95,7 @@ impl ProcessServer {
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
         let drain = watch::Sender::new(false);
         let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
-        server.run(kek, tls, opened, data, observed, addresses, (datagrams, quic))
+        server.run(kek, tls, opened, Ports { data, datagrams, quic, observed, addresses })
     }
 
     /// Where it listens.
@@ -171,17 +173,25 @@ struct Building {
     drain: watch::Sender<bool>,
 }
 
+/// What it listens on; bound before anything is claimed.
+struct Ports {
+    /// One a shard.
+    data: Vec<TcpListener>,
+    datagrams: UdpSocket,
+    quic: QuicConfig,
+    observed: TcpListener,
+    addresses: Addresses,
+}
+
 impl Building {
     fn run(
         &mut self,
         kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
-        data: Vec<TcpListener>,
-        observed: TcpListener,
-        addresses: Addresses,
-        (datagrams, quic): (UdpSocket, QuicConfig),
+        ports: Ports,
     ) -> Result<ProcessServer, ServerError> {
+        let Ports { data, datagrams, quic, observed, addresses } = ports;
         let mut kept = Kept::default();
         let mut tasks = Vec::new();
         let mut queues = Vec::new();
@@ -196,7 +206,9 @@ impl Building {
         }
         tasks.push(tokio::spawn(pressure.run()));
         let shared = self.shared(Arc::clone(&kek), queues)?;
+        let uplink = Arc::clone(&shared.uplink);
         tasks.push(tokio::spawn(self.retune(&shared).run()));
+        tasks.push(tokio::spawn(self.pacing(&shared).run()));
         let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
@@ -223,7 +235,7 @@ impl Building {
         let quic = quic::start(ingest, datagrams, quic, clock, Arc::clone(&self.metrics))?;
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
-        tasks.push(tokio::spawn(self.applying(kek).run()));
+        tasks.push(tokio::spawn(self.applying(kek, uplink).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
@@ -236,9 +248,10 @@ impl Building {
         shards: Vec<ShardQueue>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
+        let (bytes, reserve) = sealed_bytes(settings);
         let pool = SealPool::new(
             settings.seal.clone(),
-            Budget::new(sealed_bytes(settings)),
+            Turns::new(bytes, reserve),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
             Arc::clone(&self.entropy),
@@ -251,7 +264,13 @@ impl Building {
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
             pool: Arc::new(pool),
-            streams: Slots::new(streams(settings)),
+            uplink: Uplink::new(
+                settings.upload.streams,
+                settings.upload.rate.clone(),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.entropy),
+                Arc::clone(&self.metrics),
+            ),
             block_bytes: Arc::new(settings.upload.block_bytes.into()),
             tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
@@ -259,8 +278,22 @@ impl Building {
         })
     }
 
-    fn applying(&self, kek: Arc<KeyEncryptionKey>) -> Arc<Applying> {
+    fn pacing(&self, shared: &Shared) -> Pacing {
+        let (seal, bounds) = (&self.settings.seal, self.settings.levels);
+        Pacing {
+            pool: Arc::clone(&shared.pool),
+            uplink: Arc::clone(&shared.uplink),
+            level: LevelControl::new(seal.level, bounds, seal.threads),
+            tuning: self.tuning.clone(),
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
+            drain: self.drain.subscribe(),
+        }
+    }
+
+    fn applying(&self, kek: Arc<KeyEncryptionKey>, uplink: Arc<Uplink>) -> Arc<Applying> {
         Arc::new(Applying {
+            uplink,
             vault: self.vault.clone(),
             kek,
             clock: Arc::clone(&self.clock),
@@ -298,7 +331,7 @@ impl Building {
             settings: self.tuning.subscribe(),
             drain: self.drain.subscribe(),
             pool: Arc::clone(&shared.pool),
-            streams: shared.streams.clone(),
+            uplink: Arc::clone(&shared.uplink),
             block_bytes: Arc::clone(&shared.block_bytes),
         }
     }
@@ -309,7 +342,8 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
     let mut drain = registry.shared().drain.clone();
     while !*drain.borrow_and_update() {
         match registry.claim_kept().await {
-            Ok(()) => return,
+            Ok(true) => return,
+            Ok(false) => {}
             Err(error) => {
                 tracing::warn!(error = observe::error_chain(&error), "kept records wait");
             }
@@ -410,12 +444,13 @@ async fn open_logs(
         }
         let (cache, shards) = (settings.cache.clone(), settings.shards);
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
-        let metrics = Arc::clone(metrics);
-        let open = move || cache::open(&cache, shard, shards, clock, entropy, metrics);
+        let measured = Arc::clone(metrics);
+        let open = move || cache::open(&cache, shard, shards, clock, entropy, measured);
         let log =
             tokio::task::spawn_blocking(open).await.map_err(|_| ServerError::Shard { shard })??;
         for damage in &log.damage {
             tracing::error!(shard, %damage, "damage in the cache log");
+            metrics.note_cache_damage(damage);
         }
         opened.push(log);
     }

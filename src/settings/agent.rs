@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::check::Check;
-use super::raw::{RawAgent, RawDisk};
+use super::raw::{RawAgent, RawApplication, RawDisk};
 use super::{
-    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, SettingsError, TransportChoice,
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, SettingsError,
+    TransportChoice,
 };
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
@@ -53,6 +55,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             64 << 10,
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
+        application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
     };
@@ -65,6 +68,17 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         "leave it out for the default, 65536",
     );
     c.finish(settings)
+}
+
+fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
+    for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
+        let named = command.first().is_some_and(|program| !program.is_empty());
+        let rule = "must name a program, and its arguments";
+        c.relation(named, key, format!("{command:?}"), rule, "write [\"PROGRAM\", \"ARGUMENT\"]");
+    }
+    let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
+    let timeout = Duration::from_millis(timeout);
+    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
 }
 
 /// The host of `host:port`.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::RateSchedule;
 use crate::model::{DiskName, MachineId, ServerId, SiteId};
 
 /// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
@@ -36,6 +37,8 @@ pub struct ServerSettings {
     pub batch: BatchSettings,
     /// Compression and encryption.
     pub seal: SealSettings,
+    /// Bounds of its level.
+    pub levels: LevelBounds,
     /// Uploading.
     pub upload: UploadSettings,
     /// Applying.
@@ -108,17 +111,37 @@ pub struct BatchSettings {
 pub struct SealSettings {
     /// CPU threads; default: cores.
     pub threads: usize,
-    /// zstd level; default 1.
+    /// The usual zstd level; default 1.
     pub level: i32,
     /// Plaintext of a frame; default 256 KiB.
     pub frame_bytes: u32,
 }
 
+/// Between which zstd levels sealing adapts itself; [`SealSettings::level`] lies between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelBounds {
+    /// Least: when the CPU is the bottleneck; default -5.
+    pub min: i32,
+    /// Most: when the line is, and the CPU idles; default 6.
+    pub max: i32,
+}
+
+/// Between how many streams uploading adapts itself; both at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamBounds {
+    /// Fewest.
+    pub min: u32,
+    /// Most.
+    pub max: u32,
+}
+
 /// Uploading.
 #[derive(Clone, Debug)]
 pub struct UploadSettings {
-    /// Objects in flight at once; default 8. Memory: `streams × batch.bytes_max`.
-    pub streams: usize,
+    /// Objects in flight at once; default 2 to 8. Memory: `streams.max × batch.bytes_max`.
+    pub streams: StreamBounds,
+    /// Bytes a second that uploads may take, by the hour of the week; default: all there are.
+    pub rate: RateSchedule,
     /// Bytes of a staged block; default 4 MiB.
     pub block_bytes: u32,
     /// Unnamed deltas older than this are removed; default 1 h.
@@ -178,7 +201,7 @@ impl ServerSettings {
         const APPLYING: u64 = 2; // machines that are applied at once
         const RUN: u64 = 16 << 20; // source bytes of a run, unless one delta has more
         const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
-        let (limits, streams) = (&self.limits, self.upload.streams as u64);
+        let (limits, streams) = (&self.limits, u64::from(self.upload.streams.max));
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
             + limits.quic_bytes_max
@@ -217,8 +240,21 @@ pub struct AgentSettings {
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// How the application is quiesced for application-consistent bookmarks, if it can be.
+    pub application: Option<ApplicationHook>,
     /// Disks.
     pub disks: Vec<AgentDisk>,
+}
+
+/// Commands around an application-consistent bookmark: program and arguments, without a shell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApplicationHook {
+    /// Quiesces the application; the bookmark is placed when it has ended well.
+    pub freeze: Vec<String>,
+    /// Lets it go on; run whatever became of `freeze`.
+    pub thaw: Vec<String>,
+    /// Time for each of them; default 10 s.
+    pub timeout: Duration,
 }
 
 /// When a write is acknowledged to the workload.

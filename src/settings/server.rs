@@ -7,8 +7,9 @@ use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Row, TABLE};
 use super::{
-    ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
-    SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
+    ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
+    SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
+    UploadSettings, uplink,
 };
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -44,7 +45,13 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         cache: cache(&mut c, &raw.cache),
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
-        upload: UploadSettings { streams: 0, block_bytes: 0, orphan_grace: Duration::ZERO },
+        levels: LevelBounds { min: 0, max: 0 },
+        upload: UploadSettings {
+            streams: StreamBounds { min: 0, max: 0 },
+            rate: RateSchedule { default: None, windows: uplink::windows(&mut c, &raw.upload) },
+            block_bytes: 0,
+            orphan_grace: Duration::ZERO,
+        },
         apply: ApplySettings { enabled: true, interval: Duration::ZERO, streams: 0 },
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
@@ -224,44 +231,10 @@ fn shards_default(raw: &RawServer) -> u64 {
     cores.min(logs).min(arenas).clamp(1, 256)
 }
 
-/// What each shard needs.
-fn shard_relations(c: &mut Check, s: &ServerSettings) {
-    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
-    c.relation(
-        s.cache.bytes_max >= four,
-        "cache.bytes_max",
-        s.cache.bytes_max,
-        &format!("must hold 4 segments for each shard = {four}"),
-        "raise it, or lower cache.segment_bytes or shards",
-    );
-    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = s.cache;
-    c.relation(
-        warn_fill <= slow_fill,
-        "cache.warn_fill",
-        warn_fill,
-        &format!("must not be above cache.slow_fill = {slow_fill}"),
-        "lower it, or raise cache.slow_fill",
-    );
-    c.relation(
-        slow_fill < stop_fill,
-        "cache.slow_fill",
-        slow_fill,
-        &format!("must be below cache.stop_fill = {stop_fill}"),
-        "lower it, or raise cache.stop_fill",
-    );
-    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
-    c.relation(
-        s.limits.receive_bytes_max >= least,
-        "limits.receive_bytes_max",
-        s.limits.receive_bytes_max,
-        &format!("must be at least 4 MiB for each shard = {least}"),
-        "raise it, or lower shards",
-    );
-}
-
 /// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
 /// over the file and over every change at run time.
 pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
+    uplink::relations(c, s);
     let batch = s.batch.bytes_max;
     c.relation(
         s.cache.segment_bytes >= 2 * batch,
@@ -270,7 +243,15 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
         "raise it, or lower batch.bytes_max",
     );
-    shard_relations(c, s);
+    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
+    c.relation(
+        s.cache.bytes_max >= four,
+        "cache.bytes_max",
+        s.cache.bytes_max,
+        &format!("must hold 4 segments for each shard = {four}"),
+        "raise it, or lower cache.segment_bytes or shards",
+    );
+    marks(c, &s.cache);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
         "seal.frame_bytes",
@@ -288,6 +269,14 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         ),
         "lower it, or raise limits.receive_bytes_max",
     );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
+    );
     c.relation(
         s.limits.handshakes_max <= s.limits.connections_max,
         "limits.handshakes_max",
@@ -301,5 +290,24 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         s.limits.handshake_timeout.as_millis(),
         "must not be longer than limits.idle_timeout_ms",
         "lower it",
+    );
+}
+
+/// The marks of the cache, in order.
+fn marks(c: &mut Check, cache: &CacheSettings) {
+    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = *cache;
+    c.relation(
+        warn_fill <= slow_fill,
+        "cache.warn_fill",
+        warn_fill,
+        &format!("must not be above cache.slow_fill = {slow_fill}"),
+        "lower it, or raise cache.slow_fill",
+    );
+    c.relation(
+        slow_fill < stop_fill,
+        "cache.slow_fill",
+        slow_fill,
+        &format!("must be below cache.stop_fill = {stop_fill}"),
+        "lower it, or raise cache.stop_fill",
     );
 }

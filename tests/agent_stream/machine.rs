@@ -67,6 +67,7 @@ impl Machine {
             transport: TransportChoice::Tcp,
             quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
+            application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };
         Self { directory, settings }

@@ -9,7 +9,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
-use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy, random16};
 use crate::cloud_log::LogStore;
@@ -21,10 +20,10 @@ use crate::model::{
 };
 use crate::observe::Metrics;
 use crate::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, Sealed, StreamState, seal};
-use crate::settings::{BatchSettings, SealSettings};
+use crate::settings::{BatchSettings, RateSchedule, SealSettings, StreamBounds};
 use crate::store::Memory;
 use crate::store::{Listed, Store};
-use crate::upload::{Claim, Published, Stopped, Upload, UploadContext, claim};
+use crate::upload::{Claim, Published, Stopped, Uplink, Upload, UploadContext, claim};
 
 /// A clock that only sleeping moves.
 #[derive(Default)]
@@ -102,10 +101,17 @@ impl Rig {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             entropy: Seeded::new(self.seed.wrapping_mul(1000).wrapping_add(salt)),
             metrics: Arc::clone(&self.metrics),
-            streams: Slots::new(3),
+            uplink: self.uplink(salt),
             block_bytes: Arc::new(700.into()),
             entries_max: 4,
         }
+    }
+
+    fn uplink(&self, salt: u64) -> Arc<Uplink> {
+        let bounds = StreamBounds { min: 3, max: 3 };
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let entropy = Seeded::new(self.seed ^ (salt << 40));
+        Uplink::new(bounds, RateSchedule::default(), clock, entropy, Arc::clone(&self.metrics))
     }
 
     pub(super) fn plain(&self) -> UploadContext {
