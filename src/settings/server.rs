@@ -231,26 +231,6 @@ fn shards_default(raw: &RawServer) -> u64 {
     cores.min(logs).min(arenas).clamp(1, 256)
 }
 
-/// What each shard needs.
-fn shard_relations(c: &mut Check, s: &ServerSettings) {
-    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
-    c.relation(
-        s.cache.bytes_max >= four,
-        "cache.bytes_max",
-        s.cache.bytes_max,
-        &format!("must hold 4 segments for each shard = {four}"),
-        "raise it, or lower cache.segment_bytes or shards",
-    );
-    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
-    c.relation(
-        s.limits.receive_bytes_max >= least,
-        "limits.receive_bytes_max",
-        s.limits.receive_bytes_max,
-        &format!("must be at least 4 MiB for each shard = {least}"),
-        "raise it, or lower shards",
-    );
-}
-
 /// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
 /// over the file and over every change at run time.
 pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
@@ -263,7 +243,14 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
         "raise it, or lower batch.bytes_max",
     );
-    shard_relations(c, s);
+    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
+    c.relation(
+        s.cache.bytes_max >= four,
+        "cache.bytes_max",
+        s.cache.bytes_max,
+        &format!("must hold 4 segments for each shard = {four}"),
+        "raise it, or lower cache.segment_bytes or shards",
+    );
     marks(c, &s.cache);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
@@ -281,6 +268,14 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
             s.limits.receive_bytes_max
         ),
         "lower it, or raise limits.receive_bytes_max",
+    );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
     );
     c.relation(
         s.limits.handshakes_max <= s.limits.connections_max,
