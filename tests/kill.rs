@@ -74,14 +74,15 @@ struct Asked {
 }
 
 struct Torture {
-    site: Site,
-    agent_site: AgentSite,
-    random: StdRng,
-    victim: Victim,
+    // Ended and, when the test failed, heard before the site's directory goes.
     server: Option<Process>,
     applier: Option<Process>,
     agent: Option<Process>,
     workload: Option<Workload>,
+    site: Site,
+    agent_site: AgentSite,
+    random: StdRng,
+    victim: Victim,
     asked: Vec<Asked>,
     /// Bytes that the process server had received at the last bookmark.
     received: u64,
