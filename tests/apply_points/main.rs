@@ -1,9 +1,10 @@
 //! The applier against a trivially simple one: whatever the store does wrong and however often the
 //! applier is replaced, each snapshot point holds exactly the writes up to its bookmark, over all
-//! disks, and a stale applier changes nothing.
+//! disks, a stale applier changes nothing, and damage in the log stops it there and is named.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod damage;
 mod leases;
 mod races;
 mod site;
