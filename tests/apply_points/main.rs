@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod damaged;
+mod damage;
 mod leases;
 mod races;
 mod site;

@@ -1,4 +1,4 @@
-//! Damage in the log stops a machine at that delta, says so, and nothing else.
+//! Damage in the log: the applier stops before it, says why, and goes on when it is whole again.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ async fn a_damaged_delta_stops_the_machine_there_until_it_is_whole_again() {
                 }
                 let error = poisoned(&mut applier, &manifest, &every).await;
                 assert_eq!(error.class(), Class::Poison, "{error:?}");
-                let (points, _) = site.vault.points(&machine()).await.unwrap().unwrap();
+                let points = site.points().await;
                 let why = points.quarantine.expect("why it stopped is on record");
                 assert!(why.contains(name.as_str()) && why.contains(part), "{part}: {why}");
                 assert!(points.applied < first.0, "nothing of it counts as applied");
@@ -69,7 +69,7 @@ async fn a_damaged_delta_stops_the_machine_there_until_it_is_whole_again() {
             flip(&site.faulty, &name, at).await;
         }
         while applier.step(&manifest, &every).await.unwrap().is_some() {}
-        let (points, _) = site.vault.points(&machine()).await.unwrap().unwrap();
+        let points = site.points().await;
         assert_eq!((points.applied, points.quarantine), (manifest.published.0, None));
         assert_eq!(site.check().await, site.at.len(), "every bookmark became a point");
     }
