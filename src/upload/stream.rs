@@ -31,6 +31,8 @@ pub(super) async fn upload(
         context.block_bytes.load(Ordering::Relaxed).clamp(1, BLOCK_BYTES_MAX) as usize;
     let bytes = body.len() as u64;
     loop {
+        // Before a stream is taken: who waits for the rate must not keep streams from others.
+        context.uplink.send(context.who(), bytes).await;
         // Held for the attempt only: who waits for a store that is away must not keep the
         // machines from it whose objects would get through.
         let stream = context.waited(context.uplink.stream(context.who(), bytes)).await;
@@ -76,17 +78,12 @@ async fn write(
     block_bytes: usize,
 ) -> Result<(), StoreError> {
     let store = context.log.store();
-    let (uplink, who) = (&context.uplink, context.who());
     if body.len() <= block_bytes {
-        uplink.send(who, body.len() as u64).await;
         return store.put(name, body.clone(), Condition::Absent).await.map(|_| ());
     }
     let blocks = pieces(body.len(), block_bytes).zip(0..).map(|(range, id)| {
         let piece = body.slice(range);
-        async move {
-            uplink.send(who, piece.len() as u64).await;
-            store.stage_block(name, BlockId(id), piece).await
-        }
+        async move { store.stage_block(name, BlockId(id), piece).await }
     });
     let staged = stream::iter(blocks).buffer_unordered(BLOCKS_IN_FLIGHT);
     let count = staged.try_fold(0_u32, async |count, ()| Ok(count + 1)).await?;
