@@ -25,7 +25,7 @@ use super::machines::Machines;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::model::SiteId;
-use crate::observe::{Meter, Metrics, Stage};
+use crate::observe::{Meter, Metrics, Queue, Stage};
 use crate::settings::{LimitSettings, ServerSettings};
 
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
@@ -88,8 +88,13 @@ impl Ingest {
     /// The data port; [`Ingest::serve`] opens it.
     #[must_use]
     pub fn new(setup: IngestSetup) -> Arc<Self> {
+        let budget = Budget::new(setup.limits.receive_bytes_max);
+        let receiving = budget.clone();
+        setup.metrics.show_queue(Queue::bytes("receive", move || {
+            (receiving.bytes().saturating_sub(receiving.free()), receiving.bytes())
+        }));
         Arc::new(Self {
-            budget: Budget::new(setup.limits.receive_bytes_max),
+            budget,
             connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
             handshakes: Handshakes::new(setup.limits.handshakes_max),
             tls: TlsAcceptor::from(setup.tls),

@@ -84,6 +84,12 @@ impl SealPool {
         Ok(pool)
     }
 
+    /// Bytes of objects from before they are sealed until they are uploaded.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Changes how many bytes of objects are held until they are uploaded.
     pub fn set_budget(&self, bytes: u64) {
         self.budget.resize(bytes);

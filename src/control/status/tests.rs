@@ -106,6 +106,8 @@ fn live(machine: MachineFacts, cache_used_bytes: u64) -> Live {
             cache_max_bytes: 100 << 20,
             cache: CacheOutlook { pressure, ..CacheOutlook::default() },
             backlog_bytes: 0,
+            stages: Vec::new(),
+            queues: Vec::new(),
             machines: Vec::new(),
         }),
     }
