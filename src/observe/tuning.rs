@@ -11,12 +11,12 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::header::HOST;
 use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::chain::error_chain;
 use super::endpoint::Observed;
-use crate::settings::tuning::TuningError;
+use crate::settings::tuning::{Listed, TuningError};
 
 /// Who may change settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +36,18 @@ struct Question {
     keep: bool,
 }
 
+/// What is listed.
+#[derive(Debug, Serialize)]
+struct Listing {
+    /// Most memory that the server takes with these settings.
+    memory_bytes_max: u64,
+    settings: Vec<Listed>,
+}
+
 /// Everything that can change, and what cannot.
 pub(super) async fn list(State(observed): State<Observed>) -> Response {
-    let memory = observed.tuning.now().memory_bytes_max();
-    let settings = observed.tuning.list();
-    Json(json!({ "settings": settings, "memory_bytes_max": memory })).into_response()
+    let memory_bytes_max = observed.tuning.now().memory_bytes_max();
+    Json(Listing { memory_bytes_max, settings: observed.tuning.list() }).into_response()
 }
 
 /// Changes settings, all that are named or none.
@@ -109,6 +116,9 @@ fn asker(door: Door, extensions: &Extensions, headers: &HeaderMap) -> Result<Str
 }
 
 fn is_local(host: &str) -> bool {
+    if host.parse::<IpAddr>().is_ok() {
+        return true; // an IPv6 address without brackets
+    }
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
