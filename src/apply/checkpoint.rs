@@ -3,9 +3,11 @@
 //!
 //! Does not own: whether pages are durable; the caller flushed before it asks for a record.
 
+use super::due::Due;
 use super::error::ApplyError;
-use crate::format::manifest::BookmarkEntry;
+use super::retention::Decision;
 use crate::model::{Epoch, MachineId, Sequence};
+use crate::store::ETag;
 use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
 
 /// Proof that the seed disks hold everything through a sequence, durably, and that it is on record.
@@ -100,17 +102,18 @@ impl Checkpoint {
         Ok(Applied { through })
     }
 
-    /// Records a run that ends at `bookmark`, with the snapshots taken there.
+    /// Records a run that ends at a bookmark, with the snapshots taken there.
     pub(super) async fn record_point(
         &mut self,
-        bookmark: &BookmarkEntry,
+        due: Due<'_>,
         disks: Vec<SnapshotDisk>,
     ) -> Result<(Applied, RecoveryPoint), ApplyError> {
+        let Due { bookmark, time } = due;
         let point = SnapshotPoint {
             bookmark: bookmark.bookmark.id.to_string(),
             name: bookmark.bookmark.name.clone(),
             kind: bookmark.bookmark.kind,
-            time: bookmark.bookmark.time,
+            time,
             sequence: bookmark.sequence.0,
             epoch: self.present.epoch,
             disks,
@@ -134,12 +137,32 @@ impl Checkpoint {
         self.change(move |document| document.quarantine = Some(why.clone())).await
     }
 
-    /// Forgets snapshots that retention gave up; they are deleted from the store afterwards.
-    pub(super) async fn forget(&mut self, sequences: &[u64]) -> Result<(), ApplyError> {
-        self.change(|document| {
-            document.snapshots.retain(|kept| !sequences.contains(&kept.sequence));
-        })
-        .await
+    /// Records what retention gives up, if the document is still the one it was decided on: false
+    /// when somebody changed it meanwhile. Nothing is deleted or cut before this said true; from
+    /// then on no recovery begins to rely on it.
+    pub(super) async fn give_up(
+        &mut self,
+        decision: &Decision,
+        decided_on: &ETag,
+    ) -> Result<bool, ApplyError> {
+        let mut next = self.present.clone();
+        next.snapshots.retain(|kept| !decision.drop_snapshots.contains(&kept.sequence));
+        next.truncate_through = next.truncate_through.max(decision.truncate_through.0);
+        if next == self.present {
+            return Ok(true);
+        }
+        let swapped = self.vault.swap_points(&self.machine, decided_on, &next).await;
+        let swapped = swapped.map_err(|source| self.failed(source))?.is_some();
+        if swapped {
+            self.present = next;
+        }
+        Ok(swapped)
+    }
+
+    /// Writes the document again as it is: what was on its way to it from this applier's earlier
+    /// tries can no longer arrive, and no newer applier had begun.
+    pub(super) async fn confirm(&mut self) -> Result<(), ApplyError> {
+        self.change(|_| {}).await
     }
 
     /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
@@ -151,29 +174,32 @@ impl Checkpoint {
             }
             Ok(document)
         });
-        let changed = changed.await;
-        self.accept(changed.map(Some))
+        let changed = changed.await.map_err(|source| self.failed(source))?;
+        self.accept(changed)
     }
 
-    /// Reads the document again: fails when a newer applier took over.
-    pub(super) async fn reload(&mut self) -> Result<(), ApplyError> {
+    /// Reads the document again: fails when a newer applier took over. Gives its version.
+    pub(super) async fn reload(&mut self) -> Result<ETag, ApplyError> {
         let read = self.vault.points(&self.machine).await;
-        self.accept(read.map(|read| read.map(|(document, _)| document)))
+        match read.map_err(|source| self.failed(source))? {
+            Some((document, etag)) => self.accept(document).map(|()| etag),
+            None => Err(self.fenced(0)),
+        }
     }
 
-    fn accept(
-        &mut self,
-        read: Result<Option<PointsDocument>, VaultError>,
-    ) -> Result<(), ApplyError> {
-        let machine = || self.machine.clone();
-        let read = read.map_err(|source| ApplyError::Points { machine: machine(), source })?;
-        let theirs = read.as_ref().map_or(0, |document| document.applier_generation);
-        match read {
-            Some(document) if theirs == self.ours => {
-                self.present = document;
-                Ok(())
-            }
-            _ => Err(ApplyError::Fenced { machine: machine(), ours: self.ours, theirs }),
+    fn accept(&mut self, document: PointsDocument) -> Result<(), ApplyError> {
+        if document.applier_generation != self.ours {
+            return Err(self.fenced(document.applier_generation));
         }
+        self.present = document;
+        Ok(())
+    }
+
+    fn fenced(&self, theirs: u64) -> ApplyError {
+        ApplyError::Fenced { machine: self.machine.clone(), ours: self.ours, theirs }
+    }
+
+    fn failed(&self, source: VaultError) -> ApplyError {
+        ApplyError::Points { machine: self.machine.clone(), source }
     }
 }

@@ -1,13 +1,12 @@
 //! Metrics as text: Prometheus (exposition format 0.0.4) or OpenMetrics 1.0. Names that are not here
-//! stand in `process`, and nowhere else; docs/metrics.md tells all of them.
+//! stand in `process` and `pacing`, and nowhere else; docs/metrics.md tells all of them.
 
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
-use super::process;
 use super::requests::StoreRequest;
-use super::{Metrics, Pressure, Stage};
+use super::{Metrics, Pressure, Stage, pacing, process};
 use crate::model::Timestamp;
 
 /// What a page is to be.
@@ -28,6 +27,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp, shape: Shape) -> String 
     server(&mut page, metrics, &facts);
     cache(&mut page, metrics, &facts);
     store(&mut page, metrics);
+    pacing::render(&mut page, &metrics.pacing);
     stages(&mut page, metrics);
     fleet(&mut page, &facts, now);
     if shape.machines {
@@ -46,6 +46,12 @@ fn server(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     page.single("holdfast_connections", "gauge", help, facts.connections);
     let help = "Connections refused, for whatever reason.";
     page.single("holdfast_connections_refused_total", "counter", help, facts.connections_refused);
+    let help = "Times that the QUIC endpoint ended by itself and was started again.";
+    let restarts = metrics.quic_restarts.load(Ordering::Relaxed);
+    page.single("holdfast_quic_restarts_total", "counter", help, restarts);
+    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
+    let help = "Bytes that user space copied between socket and cache log.";
+    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
     let queues = metrics.queues();
     for (bytes, taken, most) in [
         (true, "holdfast_queue_bytes", "holdfast_queue_max_bytes"),
@@ -116,9 +122,6 @@ fn store(page: &mut Page, metrics: &Metrics) {
     let read = metrics.store.received_bytes.load(Ordering::Relaxed);
     let help = "Bytes read from the store.";
     page.single("holdfast_store_received_bytes_total", "counter", help, read);
-    let retries = metrics.store_retries.load(Ordering::Relaxed);
-    let help = "Calls to the store that were repeated.";
-    page.single("holdfast_store_retries_total", "counter", help, retries);
 }
 
 /// All machines together: what is left when the series of each are left out.

@@ -110,12 +110,16 @@ impl StageMetrics {
         stripe.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
     }
 
-    pub(super) fn latency(&self, latency: Duration) {
-        let micros = latency.as_nanos().div_ceil(1_000);
-        let micros = u64::try_from(micros).unwrap_or(u64::MAX).clamp(1, 1 << LONGEST_BITS);
+    pub(super) fn took(&self, latencies: impl IntoIterator<Item = Duration>) {
         let stripe = &self.stripes[stripe()];
-        stripe.latency_us.fetch_add(micros, Ordering::Relaxed);
-        stripe.counts[bucket(micros)].fetch_add(1, Ordering::Relaxed);
+        let mut sum = 0_u64;
+        for latency in latencies {
+            let micros = latency.as_nanos().div_ceil(1_000);
+            let micros = u64::try_from(micros).unwrap_or(u64::MAX).clamp(1, 1 << LONGEST_BITS);
+            stripe.counts[bucket(micros)].fetch_add(1, Ordering::Relaxed);
+            sum = sum.wrapping_add(micros);
+        }
+        stripe.latency_us.fetch_add(sum, Ordering::Relaxed);
     }
 
     pub(super) fn cpu(&self, spent: Duration) {
@@ -230,7 +234,7 @@ mod tests {
                 let stage = &stage;
                 scope.spawn(move || {
                     for step in 0..1000 {
-                        stage.latency(Duration::from_micros(thread + 10 * step));
+                        stage.took([Duration::from_micros(thread + 10 * step)]);
                         stage.moved(2, 1);
                     }
                 });
@@ -251,9 +255,9 @@ mod tests {
     fn a_latency_is_never_told_shorter_than_it_was() {
         let stage = StageMetrics::default();
         for nanos in [0, 1, 999, 1_000, 1_001, 1_048_577, 3_600_000_000_001] {
-            stage.latency(Duration::from_nanos(nanos));
+            stage.took([Duration::from_nanos(nanos)]);
         }
-        stage.latency(Duration::MAX);
+        stage.took([Duration::MAX]);
         let latencies = stage.latencies();
         assert_eq!((latencies.within(0), latencies.within(1), latencies.within(32)), (4, 5, 8));
     }

@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
-use crate::budget::Slots;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
@@ -22,7 +21,7 @@ use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::settings::Tuning;
 use crate::store::Class;
-use crate::upload::{Cut, Removal, UploadContext, remove_orphans, truncate};
+use crate::upload::{Cut, Removal, Uplink, UploadContext, remove_orphans, truncate};
 use crate::vault::{PointsDocument, Policy, Vault};
 
 /// How often the list of machines is read.
@@ -40,6 +39,8 @@ pub(super) struct Applying {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tuning: Tuning,
+    /// Shared with uploading where both run.
+    pub(super) uplink: Arc<Uplink>,
     pub(super) drain: watch::Receiver<bool>,
 }
 
@@ -161,6 +162,12 @@ impl TurnError {
     }
 }
 
+/// Whether to tidy although applying ended so. What passes by itself must not keep retention from
+/// its work: a full store has room again only when something was given up.
+fn tidies_after(applied: &Result<(), ApplyError>) -> bool {
+    applied.as_ref().err().is_none_or(|error| error.class() == Class::Retry)
+}
+
 impl Work<'_> {
     /// Applies everything that is published, then retains and tidies if it is time.
     async fn turn(&mut self) -> Result<(), TurnError> {
@@ -187,16 +194,37 @@ impl Work<'_> {
             None => Applier::claim(self.applier_context(&context)).await?,
         };
         let applied = self.apply_all(&mut applier, &manifest, policy).await;
-        let applier = self.applier.insert(applier);
+        let tidied = if tidies_after(&applied) {
+            self.tidy(&mut applier, &context, &manifest, policy).await
+        } else {
+            Ok(())
+        };
+        self.applier = Some(applier);
         applied?;
+        tidied
+    }
+
+    /// Retention and orphans, if it is time. What a drain cuts short is left for the next start.
+    async fn tidy(
+        &mut self,
+        applier: &mut Applier,
+        context: &UploadContext,
+        manifest: &Manifest,
+        policy: &Policy,
+    ) -> Result<(), TurnError> {
         let now = self.applying.clock.monotonic();
-        if self.tidied_at.is_none_or(|at| now.saturating_sub(at) >= TIDY_INTERVAL) {
-            self.tidied_at = Some(now);
-            let decision = applier.retain(&manifest, policy).await?;
-            let upload = |source| TurnError::Upload { machine: machine.clone(), source };
-            self.cut(&context, &manifest, decision).await.map_err(upload)?;
+        if self.tidied_at.is_some_and(|at| now.saturating_sub(at) < TIDY_INTERVAL) {
+            return Ok(());
         }
-        Ok(())
+        self.tidied_at = Some(now);
+        let decision = applier.retain(manifest, policy).await?;
+        let machine = self.machine.clone();
+        let upload = |source| TurnError::Upload { machine, source };
+        let mut drain = self.applying.drain.clone();
+        tokio::select! {
+            cut = self.cut(context, manifest, decision) => cut.map_err(upload),
+            _ = drain.wait_for(|drain| *drain) => Ok(()),
+        }
     }
 
     async fn apply_all(
@@ -281,7 +309,7 @@ impl Work<'_> {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Slots::new(1), // the applier uploads no delta
+            uplink: Arc::clone(&applying.uplink),
             block_bytes: Arc::new(applying.tuning.now().upload.block_bytes.into()),
             entries_max: ENTRIES_MAX,
         })
@@ -317,7 +345,7 @@ impl Work<'_> {
         let error = match turn {
             Ok(()) => {
                 if self.said.take().is_some() {
-                    metrics.set_trouble(None);
+                    metrics.set_apply_trouble(None);
                 }
                 return interval;
             }
@@ -342,7 +370,7 @@ impl Work<'_> {
                 _ => tracing::error!(%machine, %text, "applying stopped before this"),
             }
         }
-        metrics.set_trouble(Some(text.clone()));
+        metrics.set_apply_trouble(Some(text.clone()));
         self.said = Some(text);
         wait
     }

@@ -11,6 +11,7 @@ use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
 use crate::settings::{ServerSettings, Tuning};
+use crate::upload::Uplink;
 
 /// Applies every machine of the site until `drain` turns true.
 ///
@@ -27,9 +28,16 @@ pub async fn apply(
     let vault = open_vault(&settings, &kek, &metrics).await?;
     // `apply.enabled` is about the process server: who starts the applier means it.
     settings.apply.enabled = true;
+    let uplink = Uplink::new(
+        settings.upload.streams,
+        settings.upload.rate.clone(),
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        Arc::clone(&metrics),
+    );
     let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
-    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, drain };
+    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -111,7 +111,8 @@ pub enum UploadError {
 }
 
 impl UploadError {
-    /// What to do about it. `Retry` never comes out of a run loop: it retries by itself.
+    /// What to do about it. `Retry` comes only out of tidying ([`super::truncate()`],
+    /// [`super::remove_orphans`]): uploading and publishing try again by themselves.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
@@ -132,6 +133,15 @@ impl UploadError {
             Self::Store { source, .. } => matches!(**source, StoreError::Full { .. }),
             Self::Log { source, .. } => source.is_full(),
             _ => false,
+        }
+    }
+
+    /// What the store said, where that is the cause.
+    pub(super) fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store { source, .. } => Some(source),
+            Self::Log { source, .. } => source.store_error(),
+            _ => None,
         }
     }
 

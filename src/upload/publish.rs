@@ -82,7 +82,7 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
         let latency = now.saturating_sub(delta.accepted_at);
         context.metrics.latency(Stage::Upload, latency);
         for at in &entry.bookmarks {
-            let time = at.bookmark.time.0;
+            let time = entry.moment(at).0;
             machine.recoverable_time.fetch_max(time, Ordering::AcqRel);
         }
     }
@@ -105,7 +105,7 @@ async fn name(
     let mut present = claim;
     let mut patience = Patience::new(context);
     loop {
-        let error = match attempt(context, &present, run).await {
+        let error = match context.ask(attempt(context, &present, run)).await {
             Ok(Some(written)) => return Ok(written),
             Ok(None) => return Ok(present),
             Err(error) => error,
@@ -221,7 +221,7 @@ async fn reread(
     patience: &mut Patience<'_>,
 ) -> Result<Claim, UploadError> {
     loop {
-        match present(context).await {
+        match context.ask(present(context)).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }
