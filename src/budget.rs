@@ -66,6 +66,12 @@ impl Budget {
         u64::from(self.grains.free()) * GRAIN
     }
 
+    /// Bytes that are held now.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.bytes().saturating_sub(self.free())
+    }
+
     /// Bytes of the whole budget.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
     ("settings", &["model"]),
-    ("observe", &["model", "clock"]),
+    ("observe", &["model", "clock", "settings"]),
     ("vault", &["model", "clock", "format", "store", "seal"]),
     ("nbd", &["model", "clock", "format"]),
     // Two that know each other: the cache takes `ingest::Admitted`, an ack is built from

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -300,29 +299,4 @@ fn every_frame_stands_in_the_wire_page_under_its_code() {
         };
         assert!(text.contains(&format!("\n| {code} | {name} |")), "{code}, {name}");
     }
-}
-
-/// What looks like a metric's name.
-fn metrics_in(text: &str) -> BTreeSet<String> {
-    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let words = text.split(|c: char| !word(c));
-    words
-        .filter(|word| word.starts_with("holdfast_") && word.len() > "holdfast_".len())
-        .map(str::to_owned)
-        .collect()
-}
-
-#[test]
-fn every_metric_stands_in_the_operations_page_and_no_other_does() {
-    let code = read("src/observe/exposition.rs");
-    let code = code.split("#[cfg(test)]").next().unwrap();
-    let exposed = metrics_in(code);
-    assert!(exposed.len() > 15, "found only {exposed:?}");
-    let page = read("docs/operations.md");
-    for name in &exposed {
-        assert!(page.contains(&format!("\n| `{name}` |")), "docs/operations.md: no row for {name}");
-    }
-    let told = metrics_in(&page);
-    let gone: Vec<_> = told.difference(&exposed).collect();
-    assert!(gone.is_empty(), "docs/operations.md tells of metrics that are not there: {gone:?}");
 }

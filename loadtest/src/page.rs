@@ -40,7 +40,7 @@ impl Page {
     pub(crate) fn latency(&self, stage: Stage, quantile: &str) -> f64 {
         let stage = stage.as_str();
         let labels = format!("{{stage=\"{stage}\",quantile=\"{quantile}\"}}");
-        self.sample(&format!("holdfast_stage_latency_seconds{labels}"))
+        self.sample(&format!("holdfast_stage_latency_quantile_seconds{labels}"))
     }
 
     /// Bytes of deltas published, all machines.
@@ -97,7 +97,7 @@ mod tests {
         let page = Page::parse(
             "# TYPE holdfast_stage_cpu_seconds_total counter\n\
              holdfast_stage_cpu_seconds_total{stage=\"seal\"} 1.5\n\
-             holdfast_stage_latency_seconds{stage=\"cache\",quantile=\"0.5\"} 0.002\n\
+             holdfast_stage_latency_quantile_seconds{stage=\"cache\",quantile=\"0.5\"} 0.002\n\
              holdfast_published_bytes_total{machine=\"a\"} 5\n\
              holdfast_published_bytes_total{machine=\"b\"} 6\n\
              holdfast_cache_commits_total 7\n",

@@ -27,7 +27,7 @@ use super::quic::QuicBudgets;
 use super::tls::{self, Handshaken};
 use crate::clock::Clock;
 use crate::model::SiteId;
-use crate::observe::{Meter, Metrics, Stage};
+use crate::observe::{Meter, Metrics, Queue, Stage};
 use crate::settings::{LimitSettings, ServerSettings};
 
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
@@ -95,10 +95,17 @@ impl Ingest {
     /// The data port; [`Ingest::serve`] opens it.
     #[must_use]
     pub fn new(setup: IngestSetup) -> Arc<Self> {
+        let quic = QuicBudgets::new(setup.limits.quic_bytes_max);
+        quic.show(&setup.metrics);
+        let connections = Arc::new(Semaphore::new(setup.limits.connections_max));
+        let (places, most) = (Arc::clone(&connections), setup.limits.connections_max);
+        setup.metrics.show_queue(Queue::items("connections", move || {
+            (most.saturating_sub(places.available_permits()) as u64, most as u64)
+        }));
         Arc::new(Self {
-            quic: QuicBudgets::new(setup.limits.quic_bytes_max),
+            quic,
             shards: setup.shards.max(1),
-            connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
+            connections,
             handshakes: Handshakes::new(setup.limits.handshakes_max),
             tls: setup.tls,
             operator: setup.operator.fallback(http::not_found),

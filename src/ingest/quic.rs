@@ -28,7 +28,7 @@ use super::identity::{Identity, IdentityError, Role};
 use super::listener::{Counted, DRAIN_MAX, Ingest, Stranger, drained, note_panic, within};
 use super::patience::Patience;
 use crate::budget::Budget;
-use crate::observe::{CpuTimer, Stage};
+use crate::observe::{CpuTimer, Metrics, Queue, Stage};
 pub use config::{QuicConfig, QuicError, quic_config};
 use streams::Streams;
 
@@ -63,6 +63,14 @@ impl QuicBudgets {
     pub(super) fn new(bytes_max: u64) -> Self {
         let received = bytes_max / 3;
         Self { windows: Budget::new(bytes_max - received), received: Budget::new(received) }
+    }
+
+    /// Lets everybody see what is taken of them.
+    pub(super) fn show(&self, metrics: &Metrics) {
+        for (name, budget) in [("quic-windows", &self.windows), ("quic-received", &self.received)] {
+            let budget = budget.clone();
+            metrics.show_queue(Queue::bytes(name, move || (budget.taken(), budget.bytes())));
+        }
     }
 }
 

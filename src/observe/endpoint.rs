@@ -1,35 +1,54 @@
-//! `GET /metrics`, `GET /healthz`, `GET /v1/status`.
+//! `GET /metrics`, `GET /healthz`, `GET /v1/status`, `GET` and `PATCH /v1/tuning`.
 //!
 //! Owns: the routes. Does not own: who may call them; the listener on loopback lets everybody who
-//! reaches it, the data port asks for an operator's certificate before it comes here.
+//! reaches it read, the data port asks for an operator's certificate before it comes here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use super::Metrics;
-use super::exposition::render;
+use super::exposition::{Shape, render};
 use super::facts::ServerFacts;
+pub use super::tuning::Door;
+use super::{Metrics, tuning};
 use crate::clock::Clock;
+use crate::settings::Tuning;
 
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Largest body of a change, bytes.
+const BODY_BYTES_MAX: usize = 16 << 10;
+
+/// What the routes answer from.
 #[derive(Clone)]
-struct Observed {
-    metrics: Arc<Metrics>,
-    clock: Arc<dyn Clock>,
+pub struct Observed {
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The settings in force.
+    pub tuning: Tuning,
+    /// Who may change them.
+    pub door: Door,
 }
 
-/// The routes over `metrics`.
-pub fn router(metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Router {
+/// The routes.
+pub fn router(observed: Observed) -> Router {
     Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/v1/status", get(status))
-        .with_state(Observed { metrics, clock })
+        .route("/v1/tuning", get(tuning::list).patch(tuning::change))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(observed)
 }
 
 /// Answers on `listener` until `stop` completes, then finishes what runs.
@@ -41,12 +60,43 @@ pub async fn serve(
     router: Router,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop).await
 }
 
-async fn metrics_page(State(observed): State<Observed>) -> impl IntoResponse {
-    let page = render(&observed.metrics, observed.clock.wall());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page)
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// Whether the series of each machine are wanted.
+    #[serde(default = "yes")]
+    machines: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+async fn metrics_page(
+    State(observed): State<Observed>,
+    Query(wanted): Query<Wanted>,
+    headers: HeaderMap,
+) -> Response {
+    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let openmetrics = accepts.is_some_and(|accept| accept.contains("application/openmetrics-text"));
+    let shape = Shape { openmetrics, machines: wanted.machines };
+    let now = observed.clock.wall();
+    // With thousands of machines a page is megabytes: not on a thread that others wait for.
+    let rendering = move || render(&observed.metrics, now, shape);
+    match tokio::task::spawn_blocking(rendering).await {
+        Ok(page) => {
+            let kind = if openmetrics { OPENMETRICS } else { PLAIN };
+            ([(CONTENT_TYPE, kind)], page).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "the metrics page panicked");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 async fn status(State(observed): State<Observed>) -> Json<ServerFacts> {
@@ -54,36 +104,5 @@ async fn status(State(observed): State<Observed>) -> Json<ServerFacts> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::System;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[tokio::test]
-    async fn three_pages_over_a_socket() {
-        let metrics = Arc::new(Metrics::default());
-        metrics.machine(&"web".parse().unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let router = router(metrics, System::clock());
-        let server = tokio::spawn(serve(listener, router, async {
-            stopped.await.ok();
-        }));
-        for (path, expected) in [
-            ("/metrics", "holdfast_build_info"),
-            ("/healthz", "ok"),
-            ("/v1/status", "\"machine\":\"web\""),
-        ] {
-            let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            socket.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            assert!(answer.contains(expected), "{answer}");
-        }
-        stop.send(()).unwrap();
-        server.await.unwrap().unwrap();
-    }
-}
+#[path = "endpoint_tests.rs"]
+mod tests;

@@ -1,31 +1,47 @@
-//! Metrics as Prometheus text (exposition format 0.0.4). Every name is in
-//! this file or in `pacing`.
+//! Metrics as text: Prometheus (exposition format 0.0.4) or OpenMetrics 1.0. Names that are not here
+//! stand in `process` and `pacing`, and nowhere else; docs/metrics.md tells all of them.
 
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
-use super::{Metrics, Stage, pacing};
+use super::requests::StoreRequest;
+use super::{Metrics, Pressure, Stage, pacing, process};
 use crate::model::Timestamp;
 
-/// All metrics at `now`.
-pub(super) fn render(metrics: &Metrics, now: Timestamp) -> String {
-    let facts = ServerFacts::of(metrics, now);
-    let mut page = Page(String::with_capacity(4_096 + facts.machines.len() * 1_024));
-    process(&mut page, metrics, &facts);
-    pacing::render(&mut page, &metrics.pacing);
-    machines(&mut page, &facts, now);
-    stages(&mut page, metrics);
-    page.0
+/// What a page is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// OpenMetrics instead of Prometheus text.
+    pub(super) openmetrics: bool,
+    /// With the series of each machine.
+    pub(super) machines: bool,
 }
 
-fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
+/// All metrics at `now`.
+pub(super) fn render(metrics: &Metrics, now: Timestamp, shape: Shape) -> String {
+    let facts = ServerFacts::of(metrics, now);
+    let text = String::with_capacity(32_768 + facts.machines.len() * 1_024);
+    let mut page = Page { text, openmetrics: shape.openmetrics };
+    process::render(&mut page);
+    server(&mut page, metrics, &facts);
+    cache(&mut page, metrics, &facts);
+    store(&mut page, metrics);
+    pacing::render(&mut page, &metrics.pacing);
+    stages(&mut page, metrics);
+    fleet(&mut page, &facts, now);
+    if shape.machines {
+        machines(&mut page, &facts, now);
+    }
+    if shape.openmetrics {
+        page.line(format_args!("# EOF"));
+    }
+    page.text
+}
+
+fn server(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     page.family("holdfast_build_info", "gauge", "Version of the running program.");
     page.sample("holdfast_build_info", &[("version", &facts.version)], 1);
-    if let Some(bytes) = resident_bytes() {
-        let help = "Memory of the process that is in RAM, bytes.";
-        page.single("holdfast_process_resident_memory_bytes", "gauge", help, bytes);
-    }
     let help = "Connections open now.";
     page.single("holdfast_connections", "gauge", help, facts.connections);
     let help = "Connections refused, for whatever reason.";
@@ -33,6 +49,27 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let help = "Times that the QUIC endpoint ended by itself and was started again.";
     let restarts = metrics.quic_restarts.load(Ordering::Relaxed);
     page.single("holdfast_quic_restarts_total", "counter", help, restarts);
+    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
+    let help = "Bytes that user space copied between socket and cache log.";
+    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
+    let queues = metrics.queues();
+    for (bytes, taken, most) in [
+        (true, "holdfast_queue_bytes", "holdfast_queue_max_bytes"),
+        (false, "holdfast_queue_items", "holdfast_queue_max_items"),
+    ] {
+        let counted = || queues.iter().filter(|queue| queue.bytes == bytes);
+        page.family(taken, "gauge", "What a queue holds, or what is taken of a budget.");
+        for queue in counted() {
+            page.sample(taken, &[("queue", &queue.queue)], queue.taken);
+        }
+        page.family(most, "gauge", "The most that a queue or a budget holds.");
+        for queue in counted() {
+            page.sample(most, &[("queue", &queue.queue)], queue.most);
+        }
+    }
+}
+
+fn cache(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let help = "Bytes of cache segments in use.";
     page.single("holdfast_cache_used_bytes", "gauge", help, facts.cache_used_bytes);
     let help = "Bytes of all cache segments that may exist.";
@@ -43,9 +80,65 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let damage = metrics.cache_damage.load(Ordering::Relaxed);
     let help = "Damaged places found in the cache log at start.";
     page.single("holdfast_cache_damage_total", "counter", help, damage);
-    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
-    let help = "Bytes that user space copied between socket and cache log.";
-    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
+    let outlook = &facts.cache;
+    let name = "holdfast_cache_pressure";
+    page.family(name, "gauge", "How the cache stands to its marks: 1 for the present level.");
+    for level in Pressure::ALL {
+        page.sample(name, &[("level", level.as_str())], u8::from(outlook.pressure == level));
+    }
+    let name = "holdfast_cache_pressure_changes_total";
+    page.family(name, "counter", "How often the cache of a shard came to a level.");
+    for level in Pressure::ALL {
+        page.sample(name, &[("level", level.as_str())], metrics.pressure_changes(level));
+    }
+    let help = "The part of their credit that agents get.";
+    page.single("holdfast_credit_share_ratio", "gauge", help, outlook.credit_share);
+    let name = "holdfast_cache_full_seconds";
+    page.family(name, "gauge", "Time until the stop mark; absent when the backlog does not grow.");
+    if let Some(seconds) = outlook.full_in_seconds {
+        page.sample(name, &[], seconds);
+    }
+    let name = "holdfast_backlog_drain_seconds";
+    page.family(name, "gauge", "Time until the backlog is published; absent while it grows.");
+    if let Some(seconds) = outlook.drained_in_seconds {
+        page.sample(name, &[], seconds);
+    }
+}
+
+fn store(page: &mut Page, metrics: &Metrics) {
+    let counts = StoreRequest::ALL.map(|kind| (kind.as_str(), metrics.store.of(kind)));
+    let name = "holdfast_store_requests_total";
+    page.family(name, "counter", "Requests to the store, failed ones included: what is paid for.");
+    for (kind, (all, _)) in counts {
+        page.sample(name, &[("kind", kind)], all);
+    }
+    let name = "holdfast_store_failures_total";
+    page.family(name, "counter", "Requests to the store that failed, refused conditions included.");
+    for (kind, (_, failed)) in counts {
+        page.sample(name, &[("kind", kind)], failed);
+    }
+    let sent = metrics.store.sent_bytes.load(Ordering::Relaxed);
+    page.single("holdfast_store_sent_bytes_total", "counter", "Bytes sent to the store.", sent);
+    let read = metrics.store.received_bytes.load(Ordering::Relaxed);
+    let help = "Bytes read from the store.";
+    page.single("holdfast_store_received_bytes_total", "counter", help, read);
+}
+
+/// All machines together: what is left when the series of each are left out.
+fn fleet(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
+    let name = "holdfast_machines";
+    page.family(name, "gauge", "Machines by whether their agent is connected.");
+    let connected = facts.machines.iter().filter(|machine| machine.connected).count();
+    page.sample(name, &[("agent", "connected")], connected);
+    page.sample(name, &[("agent", "away")], facts.machines.len() - connected);
+    let help = "Payload bytes durable and not yet published, over all machines.";
+    page.single("holdfast_backlog_all_bytes", "gauge", help, facts.backlog_bytes);
+    let name = "holdfast_rpo_worst_seconds";
+    page.family(name, "gauge", "The largest RPO of all machines that have one.");
+    let ages = facts.machines.iter().filter_map(|machine| machine.recoverable_time);
+    if let Some(oldest) = ages.min() {
+        page.sample(name, &[], now.seconds_since(oldest).max(0.0));
+    }
 }
 
 /// One value of a machine.
@@ -107,146 +200,129 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     let name = "holdfast_agent_tracking";
     page.family(name, "gauge", "How the agent tracks its machine: 1 for the present mode.");
     for machine in &facts.machines {
-        let modes = [
-            ("ordered", AgentTracking::Ordered),
-            ("catching-up", AgentTracking::CatchingUp),
-            ("bitmap", AgentTracking::Bitmap),
-        ];
-        for (word, mode) in modes {
-            let labels = [("machine", machine.machine.as_str()), ("mode", word)];
-            page.sample(name, &labels, u8::from(machine.mode == mode));
-        }
+        let word = match machine.mode {
+            AgentTracking::Unknown => continue,
+            AgentTracking::Ordered => "ordered",
+            AgentTracking::CatchingUp => "catching-up",
+            AgentTracking::Bitmap => "bitmap",
+        };
+        page.sample(name, &[("machine", machine.machine.as_str()), ("mode", word)], 1);
     }
 }
+
+/// Borders of the latency histogram: 2^4 to 2^26 µs, 16 µs to 67 s.
+const BORDERS: std::ops::RangeInclusive<u32> = 4..=26;
+const QUANTILES: [(&str, f64); 4] = [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("0.999", 0.999)];
 
 fn stages(page: &mut Page, metrics: &Metrics) {
-    let stages = Stage::ALL.map(|stage| (stage.as_str(), metrics.stage(stage)));
-    page.family("holdfast_stage_in_bytes_total", "counter", "Bytes that went into a stage.");
-    for (stage, (bytes_in, ..)) in &stages {
-        page.sample("holdfast_stage_in_bytes_total", &[("stage", stage)], bytes_in);
+    let stages = Stage::ALL.map(|stage| (stage.as_str(), metrics.measured(stage)));
+    let name = "holdfast_stage_in_bytes_total";
+    page.family(name, "counter", "Bytes that went into a stage.");
+    for (stage, measured) in stages {
+        page.sample(name, &[("stage", stage)], measured.bytes_in());
     }
-    page.family("holdfast_stage_out_bytes_total", "counter", "Bytes that came out of a stage.");
-    for (stage, (_, bytes_out, ..)) in &stages {
-        page.sample("holdfast_stage_out_bytes_total", &[("stage", stage)], bytes_out);
+    let name = "holdfast_stage_out_bytes_total";
+    page.family(name, "counter", "Bytes that came out of a stage.");
+    for (stage, measured) in stages {
+        page.sample(name, &[("stage", stage)], measured.bytes_out());
     }
-    page.family("holdfast_stage_cpu_seconds_total", "counter", "CPU time spent in a stage.");
-    for (stage, (_, _, seconds, _)) in &stages {
-        page.sample("holdfast_stage_cpu_seconds_total", &[("stage", stage)], seconds);
+    let name = "holdfast_stage_cpu_seconds_total";
+    page.family(name, "counter", "CPU time spent in a stage.");
+    for (stage, measured) in stages {
+        page.sample(name, &[("stage", stage)], measured.cpu_seconds());
+    }
+    let (taken, given) = (stages[2].1.bytes_in(), stages[2].1.bytes_out());
+    let name = "holdfast_compression_ratio";
+    page.family(name, "gauge", "Source bytes for each byte sealed, since the start.");
+    if given > 0 {
+        page.sample(name, &[], taken as f64 / given as f64);
     }
     let name = "holdfast_stage_latency_seconds";
-    page.family(name, "summary", "Latency of a stage; that of cache is what an ack waits for.");
-    for (stage, (.., histogram)) in &stages {
-        for (label, quantile) in [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("0.999", 0.999)] {
-            let seconds = if histogram.is_empty() {
-                f64::NAN // as the format's clients do for a summary without observations
-            } else {
-                histogram.value_at_quantile(quantile) as f64 / 1e6
-            };
+    page.family(name, "histogram", "Latency of a stage; that of cache is what an ack waits for.");
+    let latencies = stages.map(|(stage, measured)| (stage, measured.latencies()));
+    for (stage, latencies) in &latencies {
+        for border in BORDERS {
+            let seconds = ((1_u64 << border) as f64 / 1e6).to_string();
+            let labels = [("stage", *stage), ("le", seconds.as_str())];
+            page.sample("holdfast_stage_latency_seconds_bucket", &labels, latencies.within(border));
+        }
+        let labels = [("stage", *stage), ("le", "+Inf")];
+        page.sample("holdfast_stage_latency_seconds_bucket", &labels, latencies.count());
+        let labels = [("stage", *stage)];
+        page.sample("holdfast_stage_latency_seconds_count", &labels, latencies.count());
+        page.sample("holdfast_stage_latency_seconds_sum", &labels, latencies.sum_seconds());
+    }
+    let name = "holdfast_stage_latency_quantile_seconds";
+    page.family(name, "gauge", "Quantiles of a stage's latency since the start.");
+    for (stage, latencies) in &latencies {
+        let histogram = latencies.histogram();
+        for (label, quantile) in QUANTILES.iter().filter(|_| !histogram.is_empty()) {
+            let seconds = histogram.value_at_quantile(*quantile) as f64 / 1e6;
             page.sample(name, &[("stage", stage), ("quantile", label)], seconds);
         }
-        let sum = histogram.mean() * histogram.len() as f64 / 1e6;
-        page.sample(&format!("{name}_sum"), &[("stage", stage)], sum);
-        page.sample(&format!("{name}_count"), &[("stage", stage)], histogram.len());
     }
 }
 
-pub(super) struct Page(String);
+/// A page in the making.
+pub(super) struct Page {
+    text: String,
+    openmetrics: bool,
+}
 
 impl Page {
+    /// Begins a family; its samples follow. A counter's name ends in `_total`.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
-        self.line(format_args!("# HELP {name} {help}"));
+        if !self.openmetrics {
+            self.line(format_args!("# HELP {name} {help}"));
+            return self.line(format_args!("# TYPE {name} {kind}"));
+        }
+        let name = name.strip_suffix("_total").filter(|_| kind == "counter").unwrap_or(name);
         self.line(format_args!("# TYPE {name} {kind}"));
+        let unit = ["seconds", "bytes", "ratio"].into_iter().find(|unit| name.ends_with(unit));
+        if let Some(unit) = unit {
+            self.line(format_args!("# UNIT {name} {unit}"));
+        }
+        self.line(format_args!("# HELP {name} {help}"));
     }
 
+    /// A family with one sample.
     pub(super) fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
     }
 
+    /// A sample of the family begun last.
     pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> =
-            labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
-        match labels.is_empty() {
-            true => self.line(format_args!("{name} {value}")),
-            false => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
+        self.text.push_str(name);
+        for (at, (label, value)) in labels.iter().enumerate() {
+            self.text.push(if at == 0 { '{' } else { ',' });
+            self.text.push_str(label);
+            self.text.push_str("=\"");
+            escape(&mut self.text, value);
+            self.text.push('"');
         }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+        self.line(format_args!(" {value}"));
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        writeln!(self.0, "{line}").expect("a string takes every write");
+        writeln!(self.text, "{line}").expect("a string takes every write");
     }
 }
 
-fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// Second number of `/proc/self/statm`: resident pages.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
+fn escape(text: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::model::{Sequence, Watermarks};
-
-    #[test]
-    fn the_page_says_what_was_measured() {
-        let metrics = Metrics::default();
-        let web = metrics.machine(&"web".parse().unwrap());
-        web.raise(Watermarks {
-            received: Sequence(9),
-            durable: Sequence(8),
-            ..Watermarks::default()
-        });
-        web.recoverable_time.store(5_000_000, Ordering::Release);
-        web.agent_mode.store(2, Ordering::Relaxed);
-        metrics.latency(Stage::Cache, Duration::from_micros(1_000));
-        metrics.moved(Stage::Seal, 10, 3);
-        let page = render(&metrics, Timestamp(7_500_000));
-        for line in [
-            "holdfast_watermark_sequence{machine=\"web\",watermark=\"received\"} 9",
-            "holdfast_watermark_sequence{machine=\"web\",watermark=\"durable\"} 8",
-            "holdfast_rpo_seconds{machine=\"web\"} 2.5",
-            "holdfast_agent_tracking{machine=\"web\",mode=\"catching-up\"} 1",
-            "holdfast_stage_in_bytes_total{stage=\"seal\"} 10",
-            "holdfast_stage_out_bytes_total{stage=\"seal\"} 3",
-            "holdfast_stage_latency_seconds_count{stage=\"cache\"} 1",
-            "holdfast_stage_latency_seconds{stage=\"seal\",quantile=\"0.5\"} NaN",
-            "# TYPE holdfast_stage_latency_seconds summary",
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line}\n{page}");
-        }
-        let quantile = "holdfast_stage_latency_seconds{stage=\"cache\",quantile=\"0.99\"} 0.00100";
-        assert!(page.contains(quantile), "{page}");
-    }
-
-    #[test]
-    fn every_sample_follows_its_family_and_families_are_unique() {
-        let metrics = Metrics::default();
-        metrics.machine(&"web".parse().unwrap());
-        let page = render(&metrics, Timestamp(1));
-        let mut families = std::collections::BTreeSet::new();
-        let mut family = String::new();
-        for line in page.lines() {
-            if let Some(rest) = line.strip_prefix("# TYPE ") {
-                family = rest.split(' ').next().unwrap().to_owned();
-                assert!(family.starts_with("holdfast_"));
-                assert!(families.insert(family.clone()), "{family} twice");
-            } else if !line.starts_with('#') {
-                assert!(line.starts_with(&family), "{line} is not of {family}");
-                assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
-            }
-        }
-    }
-
-    #[test]
-    fn labels_cannot_break_out() {
-        assert_eq!(escape("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
-    }
-}
+#[path = "exposition_tests.rs"]
+mod tests;

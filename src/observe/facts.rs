@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CacheOutlook, MachineMetrics, Metrics};
+use super::{CacheOutlook, MachineMetrics, Metrics, QueueFacts, Stage};
 use crate::model::{MachineId, Timestamp, TrackingMode};
 
 /// Everything that one process server knows right now.
@@ -29,8 +29,29 @@ pub struct ServerFacts {
     pub cache: CacheOutlook,
     /// Payload bytes durable and not yet published, over all machines.
     pub backlog_bytes: u64,
+    /// Its stages, in flow order.
+    pub stages: Vec<StageFacts>,
+    /// Its queues and budgets.
+    pub queues: Vec<QueueFacts>,
     /// Its machines.
     pub machines: Vec<MachineFacts>,
+}
+
+/// What it knows of one stage, since it started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageFacts {
+    /// Which.
+    pub stage: Stage,
+    /// Bytes that went in.
+    pub in_bytes: u64,
+    /// Bytes that came out.
+    pub out_bytes: u64,
+    /// CPU time.
+    pub cpu_seconds: f64,
+    /// Median latency.
+    pub p50_seconds: f64,
+    /// Latency that 99 of 100 stay below.
+    pub p99_seconds: f64,
 }
 
 /// What it knows of one machine.
@@ -126,11 +147,22 @@ impl ServerFacts {
                 .clone(),
             cache: metrics.outlook.now(),
             backlog_bytes: metrics.backlog_bytes(),
+            stages: Stage::ALL.map(|stage| StageFacts::of(stage, metrics)).into(),
+            queues: metrics.queues(),
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics))
                 .collect(),
         }
+    }
+}
+
+impl StageFacts {
+    fn of(stage: Stage, metrics: &Metrics) -> Self {
+        let (in_bytes, out_bytes, cpu_seconds, latencies) = metrics.stage(stage);
+        let quantile = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e6;
+        let (p50_seconds, p99_seconds) = (quantile(0.5), quantile(0.99));
+        Self { stage, in_bytes, out_bytes, cpu_seconds, p50_seconds, p99_seconds }
     }
 }
 

@@ -9,39 +9,10 @@ use hdrhistogram::Histogram;
 
 use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
+use super::queues::{Queue, QueueFacts};
+use super::requests::StoreMetrics;
+use super::stage::{Stage, StageMetrics};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
-
-/// A part of the pipeline that is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// Socket to `Admitted`.
-    Ingest,
-    /// `Admitted` to `Durable`; its latency is what an ack waits for.
-    Cache,
-    /// `Batch` to `Sealed`.
-    Seal,
-    /// `Sealed` to `Published`.
-    Upload,
-    /// `Published` to `Applied`.
-    Apply,
-}
-
-impl Stage {
-    /// All, in flow order.
-    pub const ALL: [Self; 5] = [Self::Ingest, Self::Cache, Self::Seal, Self::Upload, Self::Apply];
-
-    /// As label value.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Cache => "cache",
-            Self::Seal => "seal",
-            Self::Upload => "upload",
-            Self::Apply => "apply",
-        }
-    }
-}
 
 /// Everything one process measures. Cheap to update, shared by `Arc`.
 #[derive(Debug, Default)]
@@ -68,32 +39,14 @@ pub struct Metrics {
     pub ingest_copied_bytes: AtomicU64,
     /// Levels, streams, rates, retries.
     pub pacing: PacingMetrics,
+    /// Requests to the store.
+    pub store: StoreMetrics,
+    queues: Mutex<Vec<Queue>>,
     /// How the cache stands to its marks, and where it is going.
     pub outlook: OutlookCell,
     pressure_changes: [AtomicU64; 4],
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
-}
-
-/// One stage.
-#[derive(Debug)]
-struct StageMetrics {
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    cpu_ns: AtomicU64,
-    latency_us: Mutex<Histogram<u64>>,
-}
-
-impl Default for StageMetrics {
-    fn default() -> Self {
-        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2);
-        Self {
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
-            cpu_ns: AtomicU64::new(0),
-            latency_us: Mutex::new(histogram.expect("constant bounds are valid")),
-        }
-    }
 }
 
 /// One machine.
@@ -223,9 +176,7 @@ impl Metrics {
 
     /// Bytes into and out of a stage.
     pub fn moved(&self, stage: Stage, bytes_in: u64, bytes_out: u64) {
-        let stage = &self.stages[stage as usize];
-        stage.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
-        stage.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+        self.stages[stage as usize].moved(bytes_in, bytes_out);
     }
 
     /// One latency of a stage.
@@ -235,33 +186,36 @@ impl Metrics {
 
     /// Many latencies of a stage at once.
     pub fn latencies(&self, stage: Stage, latencies: impl IntoIterator<Item = Duration>) {
-        let stage = &self.stages[stage as usize];
-        let mut histogram =
-            stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for latency in latencies {
-            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-            histogram.saturating_record(micros);
-        }
+        self.stages[stage as usize].took(latencies);
     }
 
     /// CPU time spent in a stage.
     pub fn cpu(&self, stage: Stage, spent: Duration) {
-        let nanos = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
-        self.stages[stage as usize].cpu_ns.fetch_add(nanos, Ordering::Relaxed);
+        self.stages[stage as usize].cpu(spent);
     }
 
-    /// Bytes in, bytes out, CPU seconds and a copy of the latency histogram (µs) of a stage.
+    /// Bytes in, bytes out, CPU seconds and the latencies (µs) of a stage.
     #[must_use]
     pub fn stage(&self, stage: Stage) -> (u64, u64, f64, Histogram<u64>) {
         let stage = &self.stages[stage as usize];
-        let histogram =
-            stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        (
-            stage.bytes_in.load(Ordering::Relaxed),
-            stage.bytes_out.load(Ordering::Relaxed),
-            stage.cpu_ns.load(Ordering::Relaxed) as f64 / 1e9,
-            histogram,
-        )
+        let latencies = stage.latencies().histogram();
+        (stage.bytes_in(), stage.bytes_out(), stage.cpu_seconds(), latencies)
+    }
+
+    pub(super) fn measured(&self, stage: Stage) -> &StageMetrics {
+        &self.stages[stage as usize]
+    }
+
+    /// Adds a queue or a budget to what is shown.
+    pub fn show_queue(&self, queue: Queue) {
+        self.queues.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(queue);
+    }
+
+    /// Every queue and budget as it is now.
+    #[must_use]
+    pub fn queues(&self) -> Vec<QueueFacts> {
+        let queues = self.queues.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        queues.iter().map(Queue::facts).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What operators may ask of a process server on its data port: status, and bookmarks.
+//! What operators may ask of a process server on its data port: status, settings, and bookmarks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use crate::format::wire::BookmarkRequest;
 use crate::ingest::BookmarkError;
 use crate::model::{BookmarkId, MachineId};
 use crate::observe;
+use crate::observe::endpoint::{Door, Observed};
 
 /// Largest body of an operator's request, bytes.
 const BODY_BYTES_MAX: usize = 16 << 10;
@@ -31,9 +32,14 @@ pub(super) fn router(registry: &Arc<Registry>) -> Router {
         .route("/v1/machines/{machine}/bookmarks", post(bookmark))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::clone(registry));
-    let status = observe::endpoint::router(Arc::clone(&shared.metrics), Arc::clone(&shared.clock));
+    let observed = observe::endpoint::router(Observed {
+        metrics: Arc::clone(&shared.metrics),
+        clock: Arc::clone(&shared.clock),
+        tuning: shared.tuning.clone(),
+        door: Door::Operator,
+    });
     // The data port has a health path of its own, open to every certificate.
-    bookmarks.merge(status)
+    bookmarks.merge(observed)
 }
 
 async fn bookmark(

@@ -22,8 +22,9 @@ use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
-use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};
-use crate::observe::{self, Metrics};
+use crate::ingest::{self, Admitted, Ingest, IngestSetup, QuicConfig};
+use crate::observe::endpoint::{Door, Observed};
+use crate::observe::{self, Metrics, Queue};
 use crate::seal::{KeyEncryptionKey, LevelControl, SealPool};
 use crate::settings::{ServerSettings, Tuning};
 use crate::store;
@@ -85,7 +86,7 @@ impl ProcessServer {
         let quic = ingest::quic_config(&tls, &settings.limits)?;
         let (data, datagrams) = listen_both(settings.listen, settings.shards)?;
         let observed = listen(settings.metrics_listen)?;
-        let vault = open_vault(&settings, &kek).await?;
+        let vault = open_vault(&settings, &kek, &metrics).await?;
         let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
         let addresses = Addresses {
             data: address(&data[0], settings.listen)?,
@@ -196,9 +197,11 @@ impl Building {
         let mut tasks = Vec::new();
         let mut queues = Vec::new();
         let mut writers = Vec::new();
+        let mut appending = Vec::new();
         let mut pressure = self.pressure();
         for log in opened {
             let (appends, admitted) = mpsc::channel(APPENDS_QUEUED);
+            appending.push(appends.downgrade());
             let credit = pressure.watch(log.fill);
             kept.add(log.recovered);
             queues.push(ShardQueue { appends: Some(appends).into(), credit });
@@ -209,6 +212,7 @@ impl Building {
         let uplink = Arc::clone(&shared.uplink);
         tasks.push(tokio::spawn(self.retune(&shared).run()));
         tasks.push(tokio::spawn(self.pacing(&shared).run()));
+        self.show_queues(appending);
         let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
@@ -311,7 +315,12 @@ impl Building {
     ) -> Result<Task<()>, ServerError> {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|source| ServerError::Listen { address, source })?;
-        let router = observe::endpoint::router(Arc::clone(&self.metrics), Arc::clone(&self.clock));
+        let router = observe::endpoint::router(Observed {
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
+            tuning: self.tuning.clone(),
+            door: Door::Loopback,
+        });
         let mut drain = self.drain.subscribe();
         let stop = async move { drop(drain.wait_for(|drain| *drain).await) };
         Ok(tokio::spawn(async move {
@@ -324,6 +333,16 @@ impl Building {
     fn pressure(&self) -> Pressures {
         let (clock, metrics) = (Arc::clone(&self.clock), Arc::clone(&self.metrics));
         Pressures::new(self.tuning.subscribe(), clock, metrics, self.drain.subscribe())
+    }
+
+    /// What is taken of the logs' queues, for who looks.
+    fn show_queues(&self, appends: Vec<mpsc::WeakSender<Admitted>>) {
+        self.metrics.show_queue(Queue::items("appends", move || {
+            let taken = |sender: mpsc::Sender<Admitted>| sender.max_capacity() - sender.capacity();
+            let taken: usize =
+                appends.iter().filter_map(mpsc::WeakSender::upgrade).map(taken).sum();
+            (taken as u64, (appends.len() * APPENDS_QUEUED) as u64)
+        }));
     }
 
     fn retune(&self, shared: &Shared) -> Retune {
@@ -415,6 +434,7 @@ fn address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, Se
 pub(super) async fn open_vault(
     settings: &ServerSettings,
     kek: &KeyEncryptionKey,
+    metrics: &Arc<Metrics>,
 ) -> Result<Vault, ServerError> {
     let url = settings.store.clone();
     let opened = tokio::task::spawn_blocking(move || store::open(&url)).await;
@@ -423,7 +443,8 @@ pub(super) async fn open_vault(
         action: "opening the store",
         source: std::io::Error::other(error),
     })??;
-    let vault = Vault::new(Arc::clone(&store), kek.derive("holdfast vault 1"));
+    let store = Arc::new(store::Counted::new(store, Arc::clone(metrics)));
+    let vault = Vault::new(store, kek.derive("holdfast vault 1"));
     vault.expect_site(&settings.site).await?;
     Ok(vault)
 }

@@ -24,8 +24,8 @@ pub async fn apply(
     drain: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
     let kek = KeyEncryptionKey::load(&settings.key_file)?;
-    let vault = open_vault(&settings, &kek).await?;
     let metrics = Arc::new(Metrics::default());
+    let vault = open_vault(&settings, &kek, &metrics).await?;
     // `apply.enabled` is about the process server: who starts the applier means it.
     settings.apply.enabled = true;
     let uplink = Uplink::new(

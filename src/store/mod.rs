@@ -4,6 +4,7 @@
 //! loss of power of whatever stands behind the store (page writes: once [`Store::flush_pages`]
 //! returned). `Ambiguous` errors may have had their effect: the caller reads back and compares.
 
+mod counted;
 mod dir;
 mod error;
 pub mod faulty;
@@ -17,6 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use crate::model::ObjectName;
+pub use counted::Counted;
 pub use dir::{Dir, Step, Watch};
 pub use error::{Class, StoreError};
 pub use faulty::Faulty;

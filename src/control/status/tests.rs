@@ -109,6 +109,8 @@ fn live(machine: MachineFacts, cache_used_bytes: u64) -> Live {
             cache_damages: Vec::new(),
             cache: CacheOutlook { pressure, ..CacheOutlook::default() },
             backlog_bytes: 0,
+            stages: Vec::new(),
+            queues: Vec::new(),
             machines: Vec::new(),
         }),
     }
