@@ -21,6 +21,7 @@ mod keeping;
 mod locks;
 mod medium;
 mod opening;
+mod pulse;
 mod run;
 mod session;
 mod source;

@@ -6,6 +6,7 @@
 use super::error::ApplyError;
 use crate::format::manifest::BookmarkEntry;
 use crate::model::{Epoch, MachineId, Sequence};
+use crate::store::ETag;
 use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
 
 /// Proof that the seed disks hold everything through a sequence, durably, and that it is on record.
@@ -43,6 +44,8 @@ pub(super) struct Checkpoint {
     machine: MachineId,
     ours: u64,
     present: PointsDocument,
+    /// Its version: a change is one request while nobody else writes.
+    version: ETag,
 }
 
 impl Checkpoint {
@@ -50,14 +53,17 @@ impl Checkpoint {
     /// applier fails its next change.
     pub(super) async fn claim(vault: Vault, machine: &MachineId) -> Result<Self, ApplyError> {
         let claimed = vault
-            .update_points(machine, |mut document| {
+            .update_points_known(machine, None, |mut document| {
                 document.applier_generation = document.applier_generation.saturating_add(1);
                 Ok(document)
             })
             .await;
         let machine = machine.clone();
         match claimed {
-            Ok(present) => Ok(Self { vault, machine, ours: present.applier_generation, present }),
+            Ok((present, version)) => {
+                let ours = present.applier_generation;
+                Ok(Self { vault, machine, ours, present, version })
+            }
             Err(source) => Err(ApplyError::Points { machine, source }),
         }
     }
@@ -145,7 +151,8 @@ impl Checkpoint {
     /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
     async fn change(&mut self, edit: impl Fn(&mut PointsDocument)) -> Result<(), ApplyError> {
         let ours = self.ours;
-        let changed = self.vault.update_points(&self.machine, |mut document| {
+        let known = Some((self.present.clone(), self.version.clone()));
+        let changed = self.vault.update_points_known(&self.machine, known, |mut document| {
             if document.applier_generation == ours {
                 edit(&mut document);
             }
@@ -158,19 +165,20 @@ impl Checkpoint {
     /// Reads the document again: fails when a newer applier took over.
     pub(super) async fn reload(&mut self) -> Result<(), ApplyError> {
         let read = self.vault.points(&self.machine).await;
-        self.accept(read.map(|read| read.map(|(document, _)| document)))
+        self.accept(read)
     }
 
     fn accept(
         &mut self,
-        read: Result<Option<PointsDocument>, VaultError>,
+        read: Result<Option<(PointsDocument, ETag)>, VaultError>,
     ) -> Result<(), ApplyError> {
         let machine = || self.machine.clone();
         let read = read.map_err(|source| ApplyError::Points { machine: machine(), source })?;
-        let theirs = read.as_ref().map_or(0, |document| document.applier_generation);
+        let theirs = read.as_ref().map_or(0, |(document, _)| document.applier_generation);
         match read {
-            Some(document) if theirs == self.ours => {
+            Some((document, version)) if theirs == self.ours => {
                 self.present = document;
+                self.version = version;
                 Ok(())
             }
             _ => Err(ApplyError::Fenced { machine: machine(), ours: self.ours, theirs }),

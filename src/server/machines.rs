@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::applying::News;
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
 use crate::cache::Durable;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) drain: watch::Receiver<bool>,
     /// One log a shard.
     pub(super) shards: Vec<ShardQueue>,
+    /// Tells the applier what was published.
+    pub(super) news: Arc<News>,
 }
 
 impl Shared {
@@ -277,7 +280,10 @@ impl Registry {
             link: Arc::downgrade(&link),
             metrics,
             drain: shared.drain.clone(),
+            news: Arc::clone(&shared.news),
         };
+        // The owner before us may have left something to apply.
+        shared.news.published(machine);
         self.pipelines.lock().await.spawn(work.run(durable));
         Ok(Arc::new(Served { link, keep_every_write }))
     }

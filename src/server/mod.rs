@@ -21,7 +21,6 @@ mod process;
 mod recovered;
 mod shard;
 mod standalone;
-mod standby;
 
 pub use error::ServerError;
 pub use process::{Addresses, ProcessServer};

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
+use super::applying::News;
 use crate::cache::Durable;
 use crate::clock::random16;
 use crate::format::wire::{Refusal, Refuse};
@@ -38,6 +39,8 @@ pub(super) struct Pipeline {
     pub(super) metrics: Arc<MachineMetrics>,
     /// Turns true when the server drains: a pipeline that cannot go on ends then.
     pub(super) drain: watch::Receiver<bool>,
+    /// Tells the applier.
+    pub(super) news: Arc<News>,
 }
 
 type Sealing = BoxFuture<'static, Result<Sealed, Box<Unsealed>>>;
@@ -159,6 +162,7 @@ impl Pipeline {
         if let Some(link) = self.link.upgrade() {
             link.published_through(published.through());
         }
+        self.news.published(self.context.log.machine());
         let bytes: u64 = published.entries().iter().map(|entry| entry.source_bytes).sum();
         self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

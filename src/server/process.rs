@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
-use super::applying::Applying;
+use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
@@ -177,7 +177,9 @@ impl Building {
             queues.push(ShardQueue { appends: Some(appends).into(), cache_full });
             writers.push((log.writer, admitted));
         }
-        let registry = Registry::new(self.shared(Arc::clone(&kek), queues)?, kept);
+        let news = Arc::new(News::default());
+        let shared = self.shared(Arc::clone(&kek), queues, Arc::clone(&news))?;
+        let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
@@ -202,7 +204,7 @@ impl Building {
         }
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
-        tasks.push(tokio::spawn(self.applying(kek).run()));
+        tasks.push(tokio::spawn(self.applying(kek, news).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
@@ -213,6 +215,7 @@ impl Building {
         &self,
         kek: Arc<KeyEncryptionKey>,
         shards: Vec<ShardQueue>,
+        news: Arc<News>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
         // One object may be twice a batch at its worst; streams of them are held at once.
@@ -237,10 +240,11 @@ impl Building {
             upload: settings.upload.clone(),
             drain: self.drain.subscribe(),
             shards,
+            news,
         })
     }
 
-    fn applying(&self, kek: Arc<KeyEncryptionKey>) -> Arc<Applying> {
+    fn applying(&self, kek: Arc<KeyEncryptionKey>, news: Arc<News>) -> Arc<Applying> {
         Arc::new(Applying {
             vault: self.vault.clone(),
             kek,
@@ -250,6 +254,8 @@ impl Building {
             apply: self.settings.apply.clone(),
             upload: self.settings.upload.clone(),
             drain: self.drain.subscribe(),
+            publisher: Some(self.settings.server.clone()),
+            news,
         })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::applying::Applying;
+use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::process::open_vault;
 use crate::clock::{Clock, Entropy};
@@ -29,7 +29,9 @@ pub async fn apply(
     let apply = ApplySettings { enabled: true, ..settings.apply };
     let upload = settings.upload;
     let kek = Arc::new(kek);
-    let applying = Applying { vault, kek, clock, entropy, metrics, apply, upload, drain };
+    let (publisher, news) = (None, Arc::new(News::default()));
+    let applying =
+        Applying { vault, kek, clock, entropy, metrics, apply, upload, drain, publisher, news };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -74,6 +74,7 @@ pub(super) struct RawUpload {
 pub(super) struct RawApply {
     pub(super) enabled: Option<bool>,
     pub(super) interval_ms: Option<i64>,
+    pub(super) idle_interval_max_s: Option<i64>,
     pub(super) streams: Option<i64>,
 }
 

@@ -160,7 +160,15 @@ fn upload(c: &mut Check, raw: &RawUpload) -> UploadSettings {
 fn apply(c: &mut Check, raw: &RawApply) -> ApplySettings {
     ApplySettings {
         enabled: raw.enabled.unwrap_or(true),
-        interval: millis(c, "apply.interval_ms", raw.interval_ms, 1_000, 10, 600_000),
+        interval: millis(c, "apply.interval_ms", raw.interval_ms, 5_000, 10, 600_000),
+        idle_interval_max: seconds(
+            c,
+            "apply.idle_interval_max_s",
+            raw.idle_interval_max_s,
+            300,
+            1,
+            86_400,
+        ),
         streams: c.narrow("apply.streams", raw.streams, 4, 1..=64),
     }
 }
@@ -187,7 +195,7 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
             "limits.idle_timeout_ms",
             raw.idle_timeout_ms,
             30_000,
-            1_000,
+            15_000, // an idle agent speaks every 10 s
             3_600_000,
         ),
         receive_bytes_max: c.number(
