@@ -21,6 +21,8 @@ fn opened(directory: &std::path::Path) -> Opened {
         directory: directory.to_owned(),
         segment_bytes: 64 << 20,
         bytes_max: 8 * (64 << 20),
+        warn_fill: 0.5,
+        slow_fill: 0.65,
         stop_fill: 0.85,
     };
     let metrics = Arc::new(Metrics::default());

@@ -1,58 +1,67 @@
 //! Byte budgets: what is in memory carries its permit and gives it back when dropped.
 
-use std::sync::Arc;
+mod slots;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+pub use slots::{Slot, Slots};
 
-/// Bytes per semaphore permit: tokio counts permits in 32 bits at a time, budgets are larger.
+/// Bytes per slot: slots are counted in 32 bits, budgets are larger.
 const GRAIN: u64 = 512;
 
 /// A bound on bytes that several holders share.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    semaphore: Arc<Semaphore>,
-    grains: u32,
+    grains: Slots,
 }
 
 /// A share of a [`Budget`]; travels inside the item it pays for.
 #[derive(Debug, Default)]
 pub struct Permit {
-    held: Option<OwnedSemaphorePermit>,
+    held: Option<Slot>,
 }
 
 impl Budget {
     /// A budget of about `bytes` (rounded up to 512, at least 512).
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        let grains = u32::try_from(bytes.div_ceil(GRAIN).max(1)).unwrap_or(u32::MAX >> 3);
-        Self { semaphore: Arc::new(Semaphore::new(grains as usize)), grains }
+        Self { grains: Slots::new(all_grains(bytes)) }
+    }
+
+    /// Changes the budget. What is held stays held; a smaller budget takes hold as it comes back.
+    pub fn resize(&self, bytes: u64) {
+        self.grains.resize(all_grains(bytes));
     }
 
     /// Waits until `bytes` are free. An item larger than the whole budget takes all of it.
     pub async fn acquire(&self, bytes: u64) -> Permit {
-        let held = Arc::clone(&self.semaphore)
-            .acquire_many_owned(self.grains_of(bytes))
-            .await
-            .expect("the semaphore is never closed");
-        Permit { held: Some(held) }
+        Permit { held: Some(self.grains.acquire(grains(bytes)).await) }
     }
 
     /// Takes `bytes` if they are free now.
     #[must_use]
     pub fn try_acquire(&self, bytes: u64) -> Option<Permit> {
-        let held = Arc::clone(&self.semaphore).try_acquire_many_owned(self.grains_of(bytes));
-        held.ok().map(|held| Permit { held: Some(held) })
+        self.grains.try_acquire(grains(bytes)).map(|held| Permit { held: Some(held) })
     }
 
     /// Bytes that are free now.
     #[must_use]
     pub fn free(&self) -> u64 {
-        self.semaphore.available_permits() as u64 * GRAIN
+        u64::from(self.grains.free()) * GRAIN
     }
 
-    fn grains_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(GRAIN)).unwrap_or(u32::MAX).min(self.grains)
+    /// Bytes of the whole budget.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.grains.count()) * GRAIN
     }
+}
+
+fn grains(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(GRAIN)).unwrap_or(u32::MAX)
+}
+
+/// No more than a semaphore counts.
+fn all_grains(bytes: u64) -> u32 {
+    grains(bytes).clamp(1, u32::MAX >> 3)
 }
 
 impl Permit {
@@ -64,10 +73,8 @@ impl Permit {
 
     /// Gives back what is not needed for `bytes`: the item turned out smaller than it might have.
     pub fn shrink_to(&mut self, bytes: u64) {
-        let grains = usize::try_from(bytes.div_ceil(GRAIN)).unwrap_or(usize::MAX);
         if let Some(held) = &mut self.held {
-            let spare = held.num_permits().saturating_sub(grains);
-            drop(held.split(spare));
+            held.shrink_to(grains(bytes));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast::apply::{Applier, ApplierContext, ApplyError};
+use holdfast::budget::Slots;
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -113,8 +114,8 @@ impl Site {
             clock: System::clock(),
             entropy: System::entropy(),
             metrics: Arc::new(Metrics::default()),
-            streams: Arc::new(tokio::sync::Semaphore::new(4)),
-            block_bytes: 1 << 20,
+            streams: Slots::new(4),
+            block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();

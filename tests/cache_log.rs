@@ -26,6 +26,8 @@ fn settings(directory: &Path, segments: u64) -> CacheSettings {
         directory: directory.to_owned(),
         segment_bytes: SEGMENT,
         bytes_max: segments * SEGMENT,
+        warn_fill: 0.5,
+        slow_fill: 0.65,
         stop_fill: 0.85,
     }
 }

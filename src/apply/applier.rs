@@ -75,6 +75,11 @@ impl Applier {
         Ok(Self { context, checkpoint, guard, seed: None, renewed_at })
     }
 
+    /// Changes how many page writes are in flight, from the next step on.
+    pub fn set_streams(&mut self, streams: usize) {
+        self.context.streams = streams;
+    }
+
     /// The points document as last written.
     #[must_use]
     pub fn points(&self) -> &PointsDocument {

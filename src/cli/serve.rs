@@ -5,7 +5,7 @@ use super::site::ConfigArgs;
 use super::{Failure, block_on, stopped};
 use crate::clock::System;
 use crate::server::ProcessServer;
-use crate::settings::load_server;
+use crate::settings::load_tuning;
 
 /// Run the process server, and the applier unless apply.enabled is false
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub struct Args {
 /// # Errors
 /// When it cannot start, or the cache log can no longer be trusted.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let settings = load_server(&args.config.config)?;
+    let settings = load_tuning(&args.config.config)?;
     block_on(async {
         let mut server = ProcessServer::start(settings, System::clock(), System::entropy()).await?;
         let addresses = server.addresses();

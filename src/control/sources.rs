@@ -61,7 +61,7 @@ pub enum Live {
         /// About this machine; `None` when it does not know it.
         machine: Option<MachineFacts>,
         /// About itself, without its machines.
-        server: ServerFacts,
+        server: Box<ServerFacts>,
     },
 }
 
@@ -165,7 +165,7 @@ impl Inquiry {
         match &self.heard[&server.server] {
             Ok(heard) => Live::Facts {
                 machine: heard.machines.get(machine).cloned(),
-                server: heard.server.clone(),
+                server: Box::new(heard.server.clone()),
             },
             Err(reason) => Live::Silent { server, reason: reason.clone() },
         }

@@ -8,7 +8,7 @@ use super::rate::Rate;
 use super::sources::{Live, MachineFactsheet};
 use super::words::{bytes, span};
 use crate::model::{MachineId, Timestamp};
-use crate::observe::{AgentTracking, MachineFacts, ServerFacts};
+use crate::observe::{AgentTracking, MachineFacts, Pressure, ServerFacts};
 
 #[cfg(test)]
 mod tests;
@@ -19,9 +19,6 @@ const SILENCE_S: f64 = 60.0;
 const DRAIN_WARN_S: f64 = 30.0 * 60.0;
 /// Remaining life of the newest certificate that is worth a warning, seconds.
 const CERTIFICATE_WARN_S: f64 = 30.0 * 86_400.0;
-/// Fill of the cache that is worth a warning, and at which agents get no more credit by default.
-const CACHE_FILL: (f64, f64) = (0.7, 0.85);
-
 /// How good or bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -228,19 +225,38 @@ fn server(live: &Live) -> Vec<HealthLine> {
 
 fn cache(server: &ServerFacts) -> Option<HealthLine> {
     let max = server.cache_max_bytes;
-    let fill = server.cache_used_bytes as f64 / max.max(1) as f64;
-    let (used, max) = (bytes(server.cache_used_bytes), bytes(max));
-    match fill {
-        fill if fill >= CACHE_FILL.1 => Some(line(
-            Health::Critical,
-            format!("cache full: {used} of {max}; agents wait until the store takes more"),
-        )),
-        fill if fill >= CACHE_FILL.0 => Some(line(
-            Health::Warning,
-            format!("cache {:.0} % full: {used} of {max}", fill * 100.0),
-        )),
-        _ => None,
+    let percent = server.cache_used_bytes as f64 * 100.0 / max.max(1) as f64;
+    let used = format!("{} of {}", bytes(server.cache_used_bytes), bytes(max));
+    let outlook = &server.cache;
+    let (health, mut text) = match outlook.pressure {
+        Pressure::Free => return None,
+        Pressure::Warn => {
+            let text = format!("cache {percent:.0} % full ({used}): uploads are behind");
+            (Health::Warning, text)
+        }
+        Pressure::Slow => {
+            let credit = outlook.credit_share * 100.0;
+            let text = format!(
+                "cache {percent:.0} % full ({used}): agents are slowed to {credit:.0} % of their credit"
+            );
+            (Health::Warning, text)
+        }
+        Pressure::Stop => {
+            let text = format!(
+                "cache full: {used}; agents get no credit and remember dirty extents until the \
+                 store takes more"
+            );
+            (Health::Critical, text)
+        }
+    };
+    if let Some(seconds) = outlook.drained_in_seconds {
+        text.push_str(&format!("; drained in about {}", span(seconds)));
+    } else if let Some(seconds) = outlook.full_in_seconds
+        && outlook.pressure != Pressure::Stop
+    {
+        text.push_str(&format!("; full in about {}", span(seconds)));
     }
+    Some(line(health, text))
 }
 
 fn backlog(status: &MachineStatus) -> Option<HealthLine> {

@@ -84,7 +84,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let patience = Patience::new(ingest.limits.idle_timeout);
+    let patience = Patience::new(ingest.idle_timeout());
     let ground = Ground { ingest, agent, patience: &patience };
     let (mut inbox, mut outbox) = (Inbox::new(reader), Outbox::new(writer));
     let end = tokio::select! {
@@ -118,9 +118,14 @@ where
 /// Waits until the peer kept us waiting too long.
 async fn overdue(ground: Ground<'_>) -> End {
     let clock = &*ground.ingest.clock;
+    let mut settings = ground.ingest.settings.clone();
     loop {
+        ground.patience.set_idle(settings.borrow_and_update().limits.idle_timeout);
         match ground.patience.look(clock.monotonic()) {
-            Ok(wait) => clock.sleep(wait).await,
+            Ok(wait) => tokio::select! {
+                () = clock.sleep(wait) => {}
+                Ok(()) = settings.changed() => {}
+            },
             Err(Overdue::Writing) => return End::Unread,
             Err(Overdue::Reading) => {
                 let text = "the next frame did not arrive in time";
@@ -192,15 +197,14 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let limits = &ground.ingest.limits;
-    let Some(mut seat) = within(&*ground.ingest.clock, limits.idle_timeout, ticket.sit()).await
-    else {
+    let patience = ground.ingest.idle_timeout();
+    let Some(mut seat) = within(&*ground.ingest.clock, patience, ticket.sit()).await else {
         let text = "what the connection before this one sent is not durable yet";
         return End::Refuse(refuse(Refusal::Busy, text));
     };
     let link = Arc::clone(&seat.link);
-    let full = *link.cache_full().borrow();
-    let begun = Session::begin(hello, &seat.stream, &link.standing(), limits.credit_bytes, full);
+    let window = ground.ingest.window(*link.credit().borrow());
+    let begun = Session::begin(hello, &seat.stream, &link.standing(), window);
     let (session, welcome) = match begun {
         Ok(begun) => begun,
         Err(refuse) => return End::Refuse(refuse),
@@ -296,16 +300,18 @@ impl Live<'_> {
         published: &mut watch::Receiver<Sequence>,
         requests: &mut mpsc::Receiver<Asked>,
     ) -> End {
-        let mut full = self.link.cache_full();
+        let mut credit = self.link.credit();
+        let mut settings = self.ground.ingest.settings.clone();
         loop {
-            let (durable_through, published_through, cache_full) = (
+            let (durable_through, published_through, share) = (
                 *durable.borrow_and_update(),
                 *published.borrow_and_update(),
-                *full.borrow_and_update(),
+                *credit.borrow_and_update(),
             );
+            let window = share.of(settings.borrow_and_update().limits.credit_bytes);
             // Published is read after durable and may be ahead of it: an ack is never out of order.
             let published_through = published_through.min(durable_through);
-            let ack = self.session().poll_ack(durable_through, published_through, cache_full);
+            let ack = self.session().poll_ack(durable_through, published_through, window);
             if let Some(ack) = ack {
                 outbox.push(&FromServer::Ack(ack));
             }
@@ -316,7 +322,8 @@ impl Live<'_> {
             tokio::select! {
                 Ok(()) = durable.changed() => {}
                 Ok(()) = published.changed() => {}
-                Ok(()) = full.changed() => {}
+                Ok(()) = credit.changed() => {}
+                Ok(()) = settings.changed() => {}
                 Some(asked) = requests.recv() => self.ask(outbox, asked),
                 else => return End::Refuse(refuse(Refusal::NotOwner, "the machine is not served here")),
             }

@@ -75,7 +75,7 @@ impl Requests<'_> {
         let service = hyper::service::service_fn(|request| self.serve_request(&state, request));
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.ingest.limits.idle_timeout)
+            .header_read_timeout(self.ingest.idle_timeout())
             .max_buf_size(BUFFER_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(tls), service)

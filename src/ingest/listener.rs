@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::{self, Agent};
+use super::credit::CreditShare;
 use super::handshakes::{Handshake, Handshakes};
 use super::http;
 use super::identity::{Identity, IdentityError, Role};
@@ -25,7 +26,7 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::model::SiteId;
 use crate::observe::{Meter, Metrics, Stage};
-use crate::settings::LimitSettings;
+use crate::settings::{LimitSettings, ServerSettings};
 
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -40,6 +41,8 @@ pub struct IngestSetup {
     pub tls: Arc<ServerConfig>,
     /// Bounds against peers.
     pub limits: LimitSettings,
+    /// The settings in force: those of the limits that may change.
+    pub settings: watch::Receiver<Arc<ServerSettings>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where everything is counted.
@@ -56,6 +59,7 @@ pub struct IngestSetup {
 pub struct Ingest {
     pub(super) site: SiteId,
     pub(super) limits: LimitSettings,
+    pub(super) settings: watch::Receiver<Arc<ServerSettings>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) machines: Arc<dyn Machines>,
@@ -92,11 +96,22 @@ impl Ingest {
             operator: setup.operator.fallback(http::not_found),
             site: setup.site,
             limits: setup.limits,
+            settings: setup.settings,
             clock: setup.clock,
             metrics: setup.metrics,
             machines: setup.machines,
             drain: setup.drain,
         })
+    }
+
+    /// Silence that a peer is allowed.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.settings.borrow().limits.idle_timeout
+    }
+
+    /// What an agent may have in flight when it gets `share` of its credit.
+    pub(super) fn window(&self, share: CreditShare) -> u64 {
+        share.of(self.settings.borrow().limits.credit_bytes)
     }
 
     /// Accepts connections until the server drains; returns when the last has ended. May run on

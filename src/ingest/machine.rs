@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::admission::Admitted;
+use super::credit::CreditShare;
 use super::session::{Standing, refuse};
 use super::stream::StreamState;
 use crate::cache::Durable;
@@ -38,8 +39,8 @@ pub struct LinkSetup {
     pub bookmark_interval_ms: u32,
     /// Where admitted records go: the log of the machine's shard.
     pub appends: mpsc::Sender<Admitted>,
-    /// Whether that log is so full that no credit may be given.
-    pub cache_full: watch::Receiver<bool>,
+    /// The share of their credit that agents get: shrinks while that log fills.
+    pub credit: watch::Receiver<CreditShare>,
     /// Where the machine's watermarks are shown.
     pub metrics: Arc<MachineMetrics>,
 }
@@ -54,7 +55,7 @@ pub struct MachineLink {
     generation: Generation,
     bookmark_interval_ms: AtomicU32,
     appends: mpsc::Sender<Admitted>,
-    cache_full: watch::Receiver<bool>,
+    credit: watch::Receiver<CreditShare>,
     progress: watch::Sender<Option<Progress>>,
     metrics: Arc<MachineMetrics>,
     durable: watch::Sender<Sequence>,
@@ -138,7 +139,7 @@ impl MachineLink {
             generation: setup.generation,
             bookmark_interval_ms: AtomicU32::new(setup.bookmark_interval_ms),
             appends: setup.appends,
-            cache_full: setup.cache_full,
+            credit: setup.credit,
             progress: watch::Sender::new(None),
             metrics: setup.metrics,
             durable: watch::Sender::new(through),
@@ -273,8 +274,8 @@ impl MachineLink {
         self.progress.send_replace(Some(progress));
     }
 
-    pub(super) fn cache_full(&self) -> watch::Receiver<bool> {
-        self.cache_full.clone()
+    pub(super) fn credit(&self) -> watch::Receiver<CreditShare> {
+        self.credit.clone()
     }
 
     /// Room for one record in the log's queue; waiting here is the back-pressure.

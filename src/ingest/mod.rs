@@ -9,7 +9,7 @@
 //!  agent ──▶ session ──▶ LinkSetup::appends ──▶ cache log          Admitted, in order, one sender
 //!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
-//!                    ◀── LinkSetup::cache_full                     withholds credit
+//!                    ◀── LinkSetup::credit                         shrinks, withholds credit
 //!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
 //!  operator ──▶ MachineLink::bookmark ──▶ agent ──▶ its sequence
 //! ```
@@ -35,6 +35,7 @@ mod stream;
 mod tls;
 
 pub use admission::Admitted;
+pub use credit::CreditShare;
 pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};

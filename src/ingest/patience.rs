@@ -14,7 +14,7 @@ const NEVER: u64 = u64::MAX;
 /// Deadlines of one connection; the halves of the connection and its watchdog share it.
 #[derive(Debug)]
 pub(super) struct Patience {
-    idle: Duration,
+    idle: AtomicU64,
     reading: AtomicU64,
     writing: AtomicU64,
 }
@@ -30,13 +30,22 @@ pub(super) enum Overdue {
 
 impl Patience {
     pub(super) fn new(idle: Duration) -> Self {
-        Self { idle, reading: AtomicU64::new(NEVER), writing: AtomicU64::new(NEVER) }
+        Self {
+            idle: AtomicU64::new(nanos(idle)),
+            reading: AtomicU64::new(NEVER),
+            writing: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// Changes how long silence may last, for what is expected from now on.
+    pub(super) fn set_idle(&self, idle: Duration) {
+        self.idle.store(nanos(idle), Ordering::Relaxed);
     }
 
     /// The peer owes `bytes`: a header, or the payload behind one.
     pub(super) fn expect(&self, now: Duration, bytes: u32) {
         let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
-        self.reading.store(nanos(now + self.idle + slowest), Ordering::Relaxed);
+        self.reading.store(nanos(now + self.idle() + slowest), Ordering::Relaxed);
     }
 
     /// The peer owes nothing: what comes next is ours to do.
@@ -46,7 +55,7 @@ impl Patience {
 
     /// The peer must take what we write.
     pub(super) fn offer(&self, now: Duration) {
-        self.writing.store(nanos(now + self.idle), Ordering::Relaxed);
+        self.writing.store(nanos(now + self.idle()), Ordering::Relaxed);
     }
 
     /// The peer took it.
@@ -54,12 +63,16 @@ impl Patience {
         self.writing.store(NEVER, Ordering::Relaxed);
     }
 
+    fn idle(&self) -> Duration {
+        Duration::from_nanos(self.idle.load(Ordering::Relaxed))
+    }
+
     /// How long to wait before looking again.
     ///
     /// # Errors
     /// When a deadline has passed.
     pub(super) fn look(&self, now: Duration) -> Result<Duration, Overdue> {
-        let (now, idle) = (nanos(now), nanos(self.idle));
+        let (now, idle) = (nanos(now), nanos(self.idle()));
         let reading = self.reading.load(Ordering::Relaxed);
         let writing = self.writing.load(Ordering::Relaxed);
         if now >= reading {
@@ -98,6 +111,16 @@ mod tests {
         assert_eq!(patience.look(seconds(2031)), Err(Overdue::Writing));
         patience.taken();
         assert!(patience.look(seconds(3000)).is_ok());
+    }
+
+    #[test]
+    fn another_patience_holds_from_the_next_expectation() {
+        let patience = Patience::new(seconds(30));
+        patience.expect(seconds(100), 40);
+        patience.set_idle(seconds(5));
+        assert!(patience.look(seconds(129)).is_ok(), "what was promised is kept");
+        patience.expect(seconds(129), 40);
+        assert_eq!(patience.look(seconds(135)), Err(Overdue::Reading));
     }
 
     #[test]

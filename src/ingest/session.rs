@@ -87,7 +87,7 @@ pub fn greet(machine: &MachineId, header: &FrameHeader, payload: Bytes) -> Resul
 }
 
 impl Session {
-    /// Begins a session behind `stream`, all of which is durable.
+    /// Begins a session behind `stream`, all of which is durable. `window` is what may be in flight.
     ///
     /// # Errors
     /// The refusal to send when the agent's history and the stream's do not fit.
@@ -95,8 +95,7 @@ impl Session {
         hello: Hello,
         stream: &StreamState,
         standing: &Standing,
-        credit_bytes: u64,
-        cache_full: bool,
+        window: u64,
     ) -> Result<(Self, Welcome), Refuse> {
         check_histories(&hello, stream)?;
         let set_back = hello.witnessed > standing.published;
@@ -108,10 +107,8 @@ impl Session {
         let never_sent = hello.last == Sequence::ZERO;
         let must_begin_epoch =
             set_back || hello.epoch < stream.epoch || (hello.epoch > stream.epoch && never_sent);
-        let mut credit = Credit::new(credit_bytes);
-        if !cache_full {
-            credit.grant();
-        }
+        let mut credit = Credit::new();
+        credit.grant(window);
         let told = Ack {
             durable: stream.sequence,
             published: standing.published,
@@ -151,17 +148,11 @@ impl Session {
         }
     }
 
-    /// The newest word on watermarks and credit, when it is news. A full cache withholds credit.
-    pub fn poll_ack(
-        &mut self,
-        durable: Sequence,
-        published: Sequence,
-        cache_full: bool,
-    ) -> Option<Ack> {
+    /// The newest word on watermarks and credit, when it is news. `window` is what may be in flight
+    /// now; nothing while the cache is full.
+    pub fn poll_ack(&mut self, durable: Sequence, published: Sequence, window: u64) -> Option<Ack> {
         self.credit.durable_through(durable);
-        if !cache_full {
-            self.credit.grant();
-        }
+        self.credit.grant(window);
         let ack = Ack {
             durable: durable.max(self.told.durable),
             published: published.max(self.told.published),

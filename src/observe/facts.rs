@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MachineMetrics, Metrics};
+use super::{CacheOutlook, MachineMetrics, Metrics};
 use crate::model::{MachineId, Timestamp, TrackingMode};
 
 /// Everything that one process server knows right now.
@@ -23,6 +23,10 @@ pub struct ServerFacts {
     pub cache_used_bytes: u64,
     /// Bytes of all segments that may exist.
     pub cache_max_bytes: u64,
+    /// How the cache stands to its marks, and where it is going.
+    pub cache: CacheOutlook,
+    /// Payload bytes durable and not yet published, over all machines.
+    pub backlog_bytes: u64,
     /// Its machines.
     pub machines: Vec<MachineFacts>,
 }
@@ -113,6 +117,8 @@ impl ServerFacts {
             connections_refused: metrics.connections_refused.load(Ordering::Relaxed),
             cache_used_bytes: metrics.cache_used_bytes.load(Ordering::Relaxed),
             cache_max_bytes: metrics.cache_max_bytes.load(Ordering::Relaxed),
+            cache: metrics.outlook.now(),
+            backlog_bytes: metrics.backlog_bytes(),
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics))

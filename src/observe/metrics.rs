@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
 /// A part of the pipeline that is measured.
@@ -60,6 +61,9 @@ pub struct Metrics {
     pub cache_damage: AtomicU64,
     /// Store calls that were repeated.
     pub store_retries: AtomicU64,
+    /// How the cache stands to its marks, and where it is going.
+    pub outlook: OutlookCell,
+    pressure_changes: [AtomicU64; 4],
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
 }
@@ -171,6 +175,24 @@ impl Metrics {
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// A shard's cache came to this pressure.
+    pub fn pressure_changed(&self, to: Pressure) {
+        self.pressure_changes[to as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a shard's cache came to this pressure.
+    #[must_use]
+    pub fn pressure_changes(&self, to: Pressure) -> u64 {
+        self.pressure_changes[to as usize].load(Ordering::Relaxed)
+    }
+
+    /// Payload bytes durable and not yet published, over all machines.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.values().map(|machine| machine.backlog_bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Bytes into and out of a stage.

@@ -7,9 +7,11 @@ mod facts;
 mod log;
 mod meter;
 mod metrics;
+mod pressure;
 
 pub use chain::error_chain;
 pub use facts::{AgentTracking, MachineFacts, ServerFacts};
 pub use log::{LogError, start_log};
 pub use meter::Meter;
 pub use metrics::{CpuTimer, MachineMetrics, Metrics, Stage};
+pub use pressure::{CacheOutlook, OutlookCell, Pressure};

@@ -91,6 +91,11 @@ impl Batcher {
         Self { machine, settings, state, open: None, closed: VecDeque::new() }
     }
 
+    /// Changes when batches close; holds for the open one, too.
+    pub fn tune(&mut self, settings: BatchSettings) {
+        self.settings = settings;
+    }
+
     /// Where the stream stands after the last record pushed.
     #[must_use]
     pub fn state(&self) -> StreamState {

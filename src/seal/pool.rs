@@ -9,6 +9,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -30,6 +31,7 @@ pub struct SealPool {
     slots: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
     settings: SealSettings,
+    level: Arc<AtomicI32>,
     budget: Budget,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -63,6 +65,7 @@ impl SealPool {
             jobs: Some(jobs),
             slots: Arc::new(Semaphore::new(queued)),
             threads: Vec::with_capacity(wanted),
+            level: Arc::new(AtomicI32::new(settings.level)),
             settings,
             budget,
             metrics,
@@ -71,13 +74,24 @@ impl SealPool {
         for number in 0..wanted {
             let (queue, entropy) = (Receiver::clone(&queue), Arc::clone(&entropy));
             let (settings, metrics) = (pool.settings.clone(), Arc::clone(&pool.metrics));
+            let level = Arc::clone(&pool.level);
             let thread = std::thread::Builder::new()
                 .name(format!("seal-{number}"))
-                .spawn(move || work(&queue, &settings, &metrics, &*entropy))
+                .spawn(move || work(&queue, settings, &level, &metrics, &*entropy))
                 .map_err(|source| SealError::Threads { threads: wanted, source })?;
             pool.threads.push(thread);
         }
         Ok(pool)
+    }
+
+    /// Changes how many bytes of objects are held until they are uploaded.
+    pub fn set_budget(&self, bytes: u64) {
+        self.budget.resize(bytes);
+    }
+
+    /// Changes the level at which batches that begin from now on are compressed.
+    pub fn set_level(&self, level: i32) {
+        self.level.store(level, Ordering::Relaxed);
     }
 
     /// Seals a batch on one of the threads. Waits while the budget or the queue is full.
@@ -135,12 +149,19 @@ impl Drop for SealPool {
     }
 }
 
-fn work(queue: &Receiver<Job>, settings: &SealSettings, metrics: &Metrics, entropy: &dyn Entropy) {
+fn work(
+    queue: &Receiver<Job>,
+    mut settings: SealSettings,
+    level: &AtomicI32,
+    metrics: &Metrics,
+    entropy: &dyn Entropy,
+) {
     for job in queue {
+        settings.level = level.load(Ordering::Relaxed);
         drop(job.slot); // its place in the queue is free
         let timer = CpuTimer::start();
         let (batch, lineage, keep) = (job.batch, job.lineage, job.keep_every_write);
-        let attempt = || make(&batch, &lineage, &job.key, settings, keep, entropy);
+        let attempt = || make(&batch, &lineage, &job.key, &settings, keep, entropy);
         let made = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| {
             let message = panic
                 .downcast_ref::<String>()

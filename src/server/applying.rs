@@ -30,7 +30,7 @@ use crate::clock::{Clock, Entropy};
 use crate::model::{MachineId, ServerId};
 use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::KeyEncryptionKey;
-use crate::settings::{ApplySettings, UploadSettings};
+use crate::settings::Tuning;
 use crate::vault::Vault;
 
 /// Machines that are applied at the same moment: bounds memory to this × a run's bytes.
@@ -52,8 +52,7 @@ pub(super) struct Applying {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) apply: ApplySettings,
-    pub(super) upload: UploadSettings,
+    pub(super) tuning: Tuning,
     pub(super) drain: watch::Receiver<bool>,
     /// The process server whose pipelines tell the news; `None`: nobody does.
     pub(super) publisher: Option<ServerId>,
@@ -77,9 +76,6 @@ struct Machines {
 impl Applying {
     /// Runs until the server drains.
     pub(super) async fn run(self: Arc<Self>) {
-        if !self.apply.enabled {
-            return;
-        }
         let mut drain = self.drain.clone();
         let mut machines =
             Machines { agenda: Agenda::default(), works: HashMap::new(), turns: Turns::default() };
@@ -99,7 +95,9 @@ impl Applying {
     /// Reads the list of machines now and then.
     async fn read_roll(&self) {
         let interval = if self.publisher.is_some() { ROLL_INTERVAL } else { ROLL_INTERVAL_ALONE };
+        let mut settings = self.tuning.subscribe();
         loop {
+            drop(settings.wait_for(|settings| settings.apply.enabled).await);
             match self.vault.machines().await {
                 Ok(machines) => {
                     self.news.enrolled(machines);
@@ -114,15 +112,17 @@ impl Applying {
     }
 
     async fn take_turns(self: &Arc<Self>, machines: &mut Machines) {
+        let mut settings = self.tuning.subscribe();
         loop {
             let now = self.clock.monotonic();
-            while machines.turns.running.len() < APPLYING_MAX
+            let enabled = settings.borrow_and_update().apply.enabled;
+            let room = |turns: &Turns| enabled && turns.running.len() < APPLYING_MAX;
+            while room(&machines.turns)
                 && let Some(due) = machines.agenda.take(now)
             {
                 self.begin(machines, due);
             }
-            let room = machines.turns.running.len() < APPLYING_MAX;
-            let next = machines.agenda.next().filter(|_| room);
+            let next = machines.agenda.next().filter(|_| room(&machines.turns));
             let wait = next.map(|at| at.saturating_sub(now));
             tokio::select! {
                 biased;
@@ -139,6 +139,7 @@ impl Applying {
                         machines.agenda.enter(machine, now + later);
                     }
                 }
+                Ok(()) = settings.changed() => {} // applying may be on or off now
                 () = self.clock.sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
         }

@@ -4,27 +4,28 @@
 //! sessions (ingest), publishing (pipeline).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
-use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::applying::News;
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
+use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
 use crate::ingest::{
-    Admitted, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
+    Admitted, CreditShare, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
 };
 use crate::model::{MachineId, MachineKey, ServerId};
 use crate::observe::{MachineMetrics, Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
-use crate::settings::{BatchSettings, UploadSettings};
+use crate::settings::Tuning;
 use crate::store::StoreError;
 use crate::upload::{self, UploadContext};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
@@ -38,9 +39,9 @@ pub(super) struct Shared {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pool: Arc<SealPool>,
-    pub(super) streams: Arc<Semaphore>,
-    pub(super) batch: BatchSettings,
-    pub(super) upload: UploadSettings,
+    pub(super) streams: Slots,
+    pub(super) block_bytes: Arc<AtomicU32>,
+    pub(super) tuning: Tuning,
     pub(super) drain: watch::Receiver<bool>,
     /// One log a shard.
     pub(super) shards: Vec<ShardQueue>,
@@ -56,8 +57,8 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            streams: Arc::clone(&self.streams),
-            block_bytes: self.upload.block_bytes,
+            streams: self.streams.clone(),
+            block_bytes: Arc::clone(&self.block_bytes),
             entries_max: ENTRIES_MAX,
         }
     }
@@ -67,7 +68,7 @@ impl Shared {
 pub(super) struct ShardQueue {
     /// Taken away when the server drains: then only links keep the log open.
     pub(super) appends: Mutex<Option<mpsc::Sender<Admitted>>>,
-    pub(super) cache_full: watch::Receiver<bool>,
+    pub(super) credit: watch::Receiver<CreditShare>,
 }
 
 impl ShardQueue {
@@ -261,7 +262,7 @@ impl Registry {
             published: claim.manifest.published,
             bookmark_interval_ms: interval_ms(&document.policy),
             appends,
-            cache_full: queue.cache_full.clone(),
+            credit: queue.credit.clone(),
             metrics: Arc::clone(&metrics),
         });
         let keep_every_write = Arc::new(AtomicBool::new(document.policy.keep_every_write));
@@ -275,7 +276,7 @@ impl Registry {
             claim,
             key,
             pool: Arc::clone(&shared.pool),
-            batch: shared.batch.clone(),
+            settings: shared.tuning.subscribe(),
             keep_every_write: Arc::clone(&keep_every_write),
             link: Arc::downgrade(&link),
             metrics,

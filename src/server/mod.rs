@@ -17,8 +17,10 @@ mod error;
 mod machines;
 mod operator;
 mod pipeline;
+mod pressure;
 mod process;
 mod recovered;
+mod retune;
 mod shard;
 mod standalone;
 

@@ -19,7 +19,7 @@ use crate::ingest::MachineLink;
 use crate::model::{DeltaId, MachineKey};
 use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
 use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
-use crate::settings::BatchSettings;
+use crate::settings::ServerSettings;
 use crate::store::Class;
 use crate::upload::{Claim, Published, Upload, UploadContext, UploadError};
 
@@ -32,7 +32,8 @@ pub(super) struct Pipeline {
     pub(super) claim: Claim,
     pub(super) key: DataKey,
     pub(super) pool: Arc<SealPool>,
-    pub(super) batch: BatchSettings,
+    /// The settings in force: when batches close.
+    pub(super) settings: watch::Receiver<Arc<ServerSettings>>,
     pub(super) keep_every_write: Arc<AtomicBool>,
     /// Dropped with the registry when the server drains.
     pub(super) link: Weak<MachineLink>,
@@ -110,7 +111,9 @@ impl Pipeline {
         let clock = &self.context.clock;
         let machine = MachineKey::of(self.context.log.machine());
         let state = StreamState::after(&self.claim.manifest);
-        let mut batcher = Batcher::new(machine, state, self.batch.clone());
+        let mut settings = self.settings.clone();
+        let batch = settings.borrow_and_update().batch.clone();
+        let mut batcher = Batcher::new(machine, state, batch);
         let mut previous = self.claim.manifest.last_delta;
         let mut sealing = FuturesUnordered::<Sealing>::new();
         let mut open = true;
@@ -142,6 +145,9 @@ impl Pipeline {
                         batcher.drain();
                     }
                 },
+                Ok(()) = settings.changed() => {
+                    batcher.tune(settings.borrow_and_update().batch.clone());
+                }
                 () = clock.sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
         }

@@ -6,31 +6,29 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::pressure::Pressures;
 use super::recovered::Kept;
+use super::retune::{Retune, sealed_bytes, streams};
 use super::shard::Shard;
-use crate::budget::Budget;
-use crate::cache::{self, CacheError, Fill, Opened};
+use crate::budget::{Budget, Slots};
+use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Ingest, IngestSetup};
 use crate::observe::{self, Metrics};
 use crate::seal::{KeyEncryptionKey, SealPool};
-use crate::settings::ServerSettings;
+use crate::settings::{ServerSettings, Tuning};
 use crate::store;
 use crate::vault::{ServerDocument, Vault};
 
 /// Records between the sessions and one shard's log.
 const APPENDS_QUEUED: usize = 1024;
-/// How often the fill of a cache log is compared with its marks.
-const FILL_INTERVAL: Duration = Duration::from_millis(50);
-/// Fill at which credit is given again, as part of the fill at which it is withheld.
-const RESUME_PART: f64 = 0.9;
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -58,15 +56,18 @@ pub struct ProcessServer {
 }
 
 impl ProcessServer {
-    /// Starts everything. Must be called on a multi-threaded tokio runtime.
+    /// Starts everything. Must be called on a multi-threaded tokio runtime. Settings that come from
+    /// [`crate::settings::load_tuning`] can keep changes over a restart.
     ///
     /// # Errors
     /// Before anything is listened on: settings, certificates, keys, the store, the cache log.
     pub async fn start(
-        settings: ServerSettings,
+        settings: impl Into<Tuning>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, ServerError> {
+        let tuning = settings.into();
+        let settings = ServerSettings::clone(&tuning.now());
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
@@ -80,8 +81,8 @@ impl ProcessServer {
             pid: std::process::id(),
         };
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
-        let mut server =
-            Building { settings, clock, entropy, metrics, vault, drain: watch::Sender::new(false) };
+        let drain = watch::Sender::new(false);
+        let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
         server.run(kek, tls, opened, data, observed, addresses)
     }
 
@@ -147,7 +148,9 @@ impl ProcessServer {
 
 /// What the parts are made from.
 struct Building {
+    /// As they were at the start.
     settings: ServerSettings,
+    tuning: Tuning,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     metrics: Arc<Metrics>,
@@ -169,21 +172,24 @@ impl Building {
         let mut tasks = Vec::new();
         let mut queues = Vec::new();
         let mut writers = Vec::new();
+        let mut pressure = self.pressure();
         for log in opened {
             let (appends, admitted) = mpsc::channel(APPENDS_QUEUED);
-            let (full, cache_full) = watch::channel(false);
-            tasks.push(tokio::spawn(self.watch_fill(log.fill, full)));
+            let credit = pressure.watch(log.fill);
             kept.add(log.recovered);
-            queues.push(ShardQueue { appends: Some(appends).into(), cache_full });
+            queues.push(ShardQueue { appends: Some(appends).into(), credit });
             writers.push((log.writer, admitted));
         }
+        tasks.push(tokio::spawn(pressure.run()));
         let news = Arc::new(News::default());
         let shared = self.shared(Arc::clone(&kek), queues, Arc::clone(&news))?;
+        tasks.push(tokio::spawn(self.retune(&shared).run()));
         let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
             limits: self.settings.limits.clone(),
+            settings: self.tuning.subscribe(),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             machines: Arc::clone(&registry) as Arc<dyn ingest::Machines>,
@@ -218,11 +224,9 @@ impl Building {
         news: Arc<News>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
-        // One object may be twice a batch at its worst; streams of them are held at once.
-        let sealed = (settings.upload.streams as u64).saturating_mul(settings.batch.bytes_max);
         let pool = SealPool::new(
             settings.seal.clone(),
-            Budget::new(sealed),
+            Budget::new(sealed_bytes(settings)),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
             Arc::clone(&self.entropy),
@@ -235,9 +239,9 @@ impl Building {
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
             pool: Arc::new(pool),
-            streams: Arc::new(Semaphore::new(settings.upload.streams)),
-            batch: settings.batch.clone(),
-            upload: settings.upload.clone(),
+            streams: Slots::new(streams(settings)),
+            block_bytes: Arc::new(settings.upload.block_bytes.into()),
+            tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
             shards,
             news,
@@ -251,8 +255,7 @@ impl Building {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            apply: self.settings.apply.clone(),
-            upload: self.settings.upload.clone(),
+            tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
             publisher: Some(self.settings.server.clone()),
             news,
@@ -276,29 +279,18 @@ impl Building {
         }))
     }
 
-    /// Withholds credit while the log is nearly full, until it is clearly less so.
-    fn watch_fill(
-        &self,
-        fill: Arc<Fill>,
-        full: watch::Sender<bool>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (clock, stop_fill) = (Arc::clone(&self.clock), self.settings.cache.stop_fill);
-        let (metrics, mut drain) = (Arc::clone(&self.metrics), self.drain.subscribe());
-        async move {
-            while !*drain.borrow_and_update() {
-                let mark = if *full.borrow() { stop_fill * RESUME_PART } else { stop_fill };
-                let refusal = fill.refusal();
-                let now = refusal.is_some() || fill.fraction() >= mark;
-                let said = refusal.or_else(|| {
-                    now.then(|| "cache full: uploads are behind; credit is withheld".to_owned())
-                });
-                metrics.set_cache_trouble(said);
-                full.send_if_modified(|full| std::mem::replace(full, now) != now);
-                tokio::select! {
-                    _ = drain.changed() => {}
-                    () = clock.sleep(FILL_INTERVAL) => {}
-                }
-            }
+    fn pressure(&self) -> Pressures {
+        let (clock, metrics) = (Arc::clone(&self.clock), Arc::clone(&self.metrics));
+        Pressures::new(self.tuning.subscribe(), clock, metrics, self.drain.subscribe())
+    }
+
+    fn retune(&self, shared: &Shared) -> Retune {
+        Retune {
+            settings: self.tuning.subscribe(),
+            drain: self.drain.subscribe(),
+            pool: Arc::clone(&shared.pool),
+            streams: shared.streams.clone(),
+            block_bytes: Arc::clone(&shared.block_bytes),
         }
     }
 }

@@ -10,14 +10,14 @@ use super::process::open_vault;
 use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
-use crate::settings::{ApplySettings, ServerSettings};
+use crate::settings::{ServerSettings, Tuning};
 
 /// Applies every machine of the site until `drain` turns true.
 ///
 /// # Errors
 /// When the key or the store cannot be opened.
 pub async fn apply(
-    settings: ServerSettings,
+    mut settings: ServerSettings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     drain: watch::Receiver<bool>,
@@ -26,12 +26,11 @@ pub async fn apply(
     let vault = open_vault(&settings, &kek).await?;
     let metrics = Arc::new(Metrics::default());
     // `apply.enabled` is about the process server: who starts the applier means it.
-    let apply = ApplySettings { enabled: true, ..settings.apply };
-    let upload = settings.upload;
+    settings.apply.enabled = true;
+    let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
     let (publisher, news) = (None, Arc::new(News::default()));
-    let applying =
-        Applying { vault, kek, clock, entropy, metrics, apply, upload, drain, publisher, news };
+    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, drain, publisher, news };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -27,6 +27,16 @@ impl Check {
         Ok(Self { file, base, violations: Vec::new() })
     }
 
+    /// For values that stand in no file.
+    pub(super) fn bare() -> Self {
+        Self { file: PathBuf::new(), base: PathBuf::new(), violations: Vec::new() }
+    }
+
+    /// What was collected.
+    pub(super) fn violations(self) -> Vec<Violation> {
+        self.violations
+    }
+
     pub(super) fn finish<T>(self, settings: T) -> Result<T, SettingsError> {
         if self.violations.is_empty() {
             return Ok(settings);

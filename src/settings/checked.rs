@@ -52,6 +52,13 @@ pub enum StoreUrl {
     Dir(PathBuf),
 }
 
+impl std::fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Dir(path) = self;
+        write!(f, "dir:{}", path.display())
+    }
+}
+
 /// Files of TLS, PEM.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
@@ -78,7 +85,11 @@ pub struct CacheSettings {
     pub segment_bytes: u64,
     /// All segments together, over all shards; default 8 GiB.
     pub bytes_max: u64,
-    /// Fill (0..=1) at which credit is withheld; default 0.85.
+    /// Fill (0..=1) above which it is said that uploads are behind; default 0.5.
+    pub warn_fill: f64,
+    /// Fill above which credit shrinks; default 0.65.
+    pub slow_fill: f64,
+    /// Fill at which credit is withheld; default 0.85.
     pub stop_fill: f64,
 }
 

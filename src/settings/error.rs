@@ -35,7 +35,7 @@ pub enum SettingsError {
 }
 
 /// One broken rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Violation {
     /// Key path, such as `cache.segment_bytes`.
     pub key: String,
@@ -54,7 +54,7 @@ impl fmt::Display for Violation {
     }
 }
 
-struct Listing<'a>(&'a [Violation]);
+pub(super) struct Listing<'a>(pub(super) &'a [Violation]);
 
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,6 +11,7 @@ mod raw;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
 
 use std::path::Path;
 
@@ -20,6 +21,7 @@ pub use checked::{
     UploadSettings,
 };
 pub use error::{SettingsError, Violation};
+pub use tuning::Tuning;
 
 /// Reads and checks `holdfast.toml`.
 ///
@@ -27,6 +29,15 @@ pub use error::{SettingsError, Violation};
 /// When the file cannot be read or understood, or with every rule that it breaks.
 pub fn load_server(path: &Path) -> Result<ServerSettings, SettingsError> {
     server::check(raw(path)?, path)
+}
+
+/// Reads and checks `holdfast.toml` for a server that runs: with the changes that were kept beside
+/// it, and open to further ones.
+///
+/// # Errors
+/// As [`load_server`], and when the kept changes cannot be read or break a rule.
+pub fn load_tuning(path: &Path) -> Result<Tuning, SettingsError> {
+    Tuning::beside(path, load_server(path)?)
 }
 
 /// Reads and checks `agent.toml`.

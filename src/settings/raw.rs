@@ -43,6 +43,8 @@ pub(super) struct RawCache {
     pub(super) directory: Option<String>,
     pub(super) segment_bytes: Option<i64>,
     pub(super) bytes_max: Option<i64>,
+    pub(super) warn_fill: Option<f64>,
+    pub(super) slow_fill: Option<f64>,
     pub(super) stop_fill: Option<f64>,
 }
 

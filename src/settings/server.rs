@@ -4,26 +4,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
-use super::raw::{
-    RawApply, RawBatch, RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls, RawUpload,
-};
+use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
+use super::tuning::{Row, TABLE};
 use super::{
     ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
     SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
 };
-use crate::model::WRITE_BYTES_MAX;
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 /// Longest block that every store takes.
-const BLOCK_BYTES_MAX: u64 = 64 * MIB;
+pub(super) const BLOCK_BYTES_MAX: u64 = 64 * MIB;
 
 pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, SettingsError> {
     let mut c = Check::new(path)?;
     let listen = c.socket("listen", raw.listen.as_deref(), "0.0.0.0:9443");
-    let advertise = raw.advertise.unwrap_or_else(|| {
+    let advertise = raw.advertise.clone().unwrap_or_else(|| {
         let everywhere = listen.ip().is_unspecified();
         let rule = "must be set when `listen` names every address of this machine";
         let cure = "set it to HOST:PORT as agents reach this server";
@@ -31,7 +29,8 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         listen.to_string()
     });
     c.host_port("advertise", &advertise);
-    let settings = ServerSettings {
+    // What can change at run time is filled in by its table.
+    let mut settings = ServerSettings {
         site: c.name("site", raw.site.as_deref()),
         server: c.name("server", raw.server.as_deref()),
         store: store(&mut c, raw.store.as_deref()),
@@ -43,15 +42,32 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
         shards: c.narrow("shards", raw.shards, 1, 1..=256),
         cache: cache(&mut c, &raw.cache),
-        batch: batch(&mut c, &raw.batch),
+        batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
-        upload: upload(&mut c, &raw.upload),
-        apply: apply(&mut c, &raw.apply),
+        upload: UploadSettings { streams: 0, block_bytes: 0, orphan_grace: Duration::ZERO },
+        apply: ApplySettings { enabled: true, interval: Duration::ZERO, streams: 0 },
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
     };
+    for row in TABLE {
+        tunable(&mut c, row, &raw, &mut settings);
+    }
     relations(&mut c, &settings);
     c.finish(settings)
+}
+
+/// A setting that can change at run time, by its row.
+fn tunable(c: &mut Check, row: &Row, raw: &RawServer, settings: &mut ServerSettings) {
+    let default = row.bounds.default();
+    let value = (row.raw)(raw).map_or(Some(default), |value| {
+        let taken = row.bounds.take(value);
+        if taken.is_none() {
+            let cure = format!("leave it out for the default, {default}");
+            c.violation(row.key, value, &row.bounds.rule(), &cure);
+        }
+        taken
+    });
+    (row.put)(settings, value.unwrap_or(default));
 }
 
 fn store(c: &mut Check, value: Option<&str>) -> StoreUrl {
@@ -87,15 +103,6 @@ fn tls(c: &mut Check, raw: &RawTls) -> TlsFiles {
 }
 
 fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
-    let stop_fill = raw.stop_fill.unwrap_or(0.85);
-    let cure = "leave it out for the default, 0.85";
-    c.relation(
-        (0.1..=0.95).contains(&stop_fill),
-        "cache.stop_fill",
-        stop_fill,
-        "must be 0.1 to 0.95",
-        cure,
-    );
     let settings = CacheSettings {
         directory: c.path("cache.directory", raw.directory.as_deref(), "cache"),
         segment_bytes: c.number(
@@ -105,72 +112,23 @@ fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
             4 * MIB..=4 * GIB,
         ),
         bytes_max: c.number("cache.bytes_max", raw.bytes_max, 8 * GIB, 16 * MIB..=64 * TIB),
-        stop_fill,
+        warn_fill: 0.0,
+        slow_fill: 0.0,
+        stop_fill: 0.0,
     };
     c.multiple("cache.segment_bytes", settings.segment_bytes, 4 * KIB);
     settings
 }
 
-fn batch(c: &mut Check, raw: &RawBatch) -> BatchSettings {
-    BatchSettings {
-        bytes_max: c.number(
-            "batch.bytes_max",
-            raw.bytes_max,
-            8 * MIB,
-            u64::from(WRITE_BYTES_MAX)..=256 * MIB,
-        ),
-        age_max: millis(c, "batch.age_max_ms", raw.age_max_ms, 1_000, 10, 60_000),
-    }
-}
-
 fn seal(c: &mut Check, raw: &RawSeal) -> SealSettings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let level = raw.level.unwrap_or(1);
-    let cure = "leave it out for the default, 1";
-    c.relation((-7..=19).contains(&level), "seal.level", level, "must be -7 to 19", cure);
     let settings = SealSettings {
         threads: c.narrow("seal.threads", raw.threads, cores.min(256), 1..=256),
-        level: i32::try_from(level).unwrap_or(1),
+        level: 0,
         frame_bytes: c.narrow("seal.frame_bytes", raw.frame_bytes, 256 * KIB, 16 * KIB..=MIB),
     };
     c.multiple("seal.frame_bytes", u64::from(settings.frame_bytes), 4 * KIB);
     settings
-}
-
-fn upload(c: &mut Check, raw: &RawUpload) -> UploadSettings {
-    UploadSettings {
-        streams: c.narrow("upload.streams", raw.streams, 8, 1..=256),
-        block_bytes: c.narrow(
-            "upload.block_bytes",
-            raw.block_bytes,
-            4 * MIB,
-            64 * KIB..=BLOCK_BYTES_MAX,
-        ),
-        orphan_grace: seconds(
-            c,
-            "upload.orphan_grace_s",
-            raw.orphan_grace_s,
-            3_600,
-            1,
-            30 * 86_400,
-        ),
-    }
-}
-
-fn apply(c: &mut Check, raw: &RawApply) -> ApplySettings {
-    ApplySettings {
-        enabled: raw.enabled.unwrap_or(true),
-        interval: millis(c, "apply.interval_ms", raw.interval_ms, 5_000, 10, 600_000),
-        idle_interval_max: seconds(
-            c,
-            "apply.idle_interval_max_s",
-            raw.idle_interval_max_s,
-            300,
-            1,
-            86_400,
-        ),
-        streams: c.narrow("apply.streams", raw.streams, 4, 1..=64),
-    }
 }
 
 fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
@@ -190,26 +148,14 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
             100,
             60_000,
         ),
-        idle_timeout: millis(
-            c,
-            "limits.idle_timeout_ms",
-            raw.idle_timeout_ms,
-            30_000,
-            15_000, // an idle agent speaks every 10 s
-            3_600_000,
-        ),
+        idle_timeout: Duration::ZERO,
         receive_bytes_max: c.number(
             "limits.receive_bytes_max",
             raw.receive_bytes_max,
             128 * MIB,
             4 * MIB..=64 * GIB,
         ),
-        credit_bytes: c.number(
-            "limits.credit_bytes",
-            raw.credit_bytes,
-            16 * MIB,
-            2 * u64::from(WRITE_BYTES_MAX)..=GIB,
-        ),
+        credit_bytes: 0,
     }
 }
 
@@ -250,8 +196,9 @@ fn seconds(
     Duration::from_secs(c.number(key, value, default, low..=high))
 }
 
-/// Rules between settings: a pipeline in which each vessel holds what the one before it pours.
-fn relations(c: &mut Check, s: &ServerSettings) {
+/// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
+/// over the file and over every change at run time.
+pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
     let batch = s.batch.bytes_max;
     c.relation(
         s.cache.segment_bytes >= 2 * batch,
@@ -267,6 +214,21 @@ fn relations(c: &mut Check, s: &ServerSettings) {
         s.cache.bytes_max,
         &format!("must hold 4 segments for each shard = {four}"),
         "raise it, or lower cache.segment_bytes or shards",
+    );
+    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = s.cache;
+    c.relation(
+        warn_fill <= slow_fill,
+        "cache.warn_fill",
+        warn_fill,
+        &format!("must not be above cache.slow_fill = {slow_fill}"),
+        "lower it, or raise cache.slow_fill",
+    );
+    c.relation(
+        slow_fill < stop_fill,
+        "cache.slow_fill",
+        slow_fill,
+        &format!("must be below cache.stop_fill = {stop_fill}"),
+        "lower it, or raise cache.stop_fill",
     );
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,

@@ -1,12 +1,11 @@
 //! What an upload works with, and how it waits when the store says "later".
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::error::UploadError;
+use crate::budget::Slots;
 use crate::clock::{Clock, Entropy, back_off};
 use crate::cloud_log::LogStore;
 use crate::observe::{Metrics, error_chain};
@@ -30,9 +29,9 @@ pub struct UploadContext {
     /// Retries, trouble, watermarks.
     pub metrics: Arc<Metrics>,
     /// Objects in flight at once, shared by all machines of the process.
-    pub streams: Arc<Semaphore>,
-    /// Bytes of a staged block.
-    pub block_bytes: u32,
+    pub streams: Slots,
+    /// Bytes of a staged block; may change.
+    pub block_bytes: Arc<AtomicU32>,
     /// Entries that the manifest holds itself; [`crate::cloud_log::ENTRIES_MAX`] outside tests.
     pub entries_max: usize,
 }

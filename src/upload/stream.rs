@@ -3,6 +3,8 @@
 //! Owns: the retries, and finding out what a lost or refused answer meant. Does not own: order; an
 //! object in the store means nothing until the manifest names it.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, TryStreamExt};
@@ -24,12 +26,14 @@ pub(super) async fn upload(
     body: &Bytes,
 ) -> Result<(), UploadError> {
     let mut patience = Patience::new(context);
+    // Once for all attempts: a block of an earlier one may arrive late, and must then be the same.
+    let block_bytes =
+        context.block_bytes.load(Ordering::Relaxed).clamp(1, BLOCK_BYTES_MAX) as usize;
     loop {
         // Held for the attempt only: who waits for a store that is away must not keep the
         // machines from it whose objects would get through.
-        let stream = context.streams.acquire().await;
-        let stream = stream.expect("the semaphore is never closed");
-        let error = match attempt(context, name, body).await {
+        let stream = context.streams.acquire(1).await;
+        let error = match attempt(context, name, body, block_bytes).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -45,14 +49,15 @@ async fn attempt(
     context: &UploadContext,
     name: &ObjectName,
     body: &Bytes,
+    block_bytes: usize,
 ) -> Result<(), UploadError> {
-    match write(context, name, body).await {
+    match write(context, name, body, block_bytes).await {
         Ok(()) => Ok(()),
         Err(
             answer @ (StoreError::Ambiguous { .. }
             | StoreError::AlreadyExists { .. }
             | StoreError::Precondition { .. }),
-        ) => match stands(context, name, body).await? {
+        ) => match stands(context, name, body, block_bytes).await? {
             true => Ok(()),
             // Not there: the answer to an older attempt, or one that is still on its way. The
             // same bytes again, under the same name: whichever lands first wins, and both are ours.
@@ -62,9 +67,13 @@ async fn attempt(
     }
 }
 
-async fn write(context: &UploadContext, name: &ObjectName, body: &Bytes) -> Result<(), StoreError> {
+async fn write(
+    context: &UploadContext,
+    name: &ObjectName,
+    body: &Bytes,
+    block_bytes: usize,
+) -> Result<(), StoreError> {
     let store = context.log.store();
-    let block_bytes = context.block_bytes.clamp(1, BLOCK_BYTES_MAX) as usize;
     if body.len() <= block_bytes {
         return store.put(name, body.clone(), Condition::Absent).await.map(|_| ());
     }
@@ -84,6 +93,7 @@ async fn stands(
     context: &UploadContext,
     name: &ObjectName,
     body: &Bytes,
+    block_bytes: usize,
 ) -> Result<bool, UploadError> {
     let store = context.log.store();
     let length = match store.properties(name).await {
@@ -100,7 +110,6 @@ async fn stands(
     if length != body.len() as u64 {
         return Err(foreign(format!("{length} bytes")));
     }
-    let block_bytes = context.block_bytes.clamp(1, BLOCK_BYTES_MAX) as usize;
     for range in pieces(body.len(), block_bytes) {
         let (offset, wanted) = (range.start as u64, range.len() as u64);
         let found = store.read_range(name, offset, wanted).await;

@@ -1,6 +1,7 @@
 //! The real data port in front of a log that keeps records in memory.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,12 +10,12 @@ use async_trait::async_trait;
 use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
-    Admitted, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines, OpenError,
-    StreamState, server_config,
+    Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
+    OpenError, StreamState, server_config,
 };
 use holdfast::model::{Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
-use holdfast::settings::{LimitSettings, TlsFiles};
+use holdfast::settings::{LimitSettings, ServerSettings, TlsFiles, load_server};
 use rcgen::SanType;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -30,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
-    pub(crate) cache_full: watch::Sender<bool>,
+    pub(crate) credit: watch::Sender<CreditShare>,
     /// While false the log makes nothing durable.
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
@@ -101,6 +102,16 @@ pub(crate) fn limits() -> LimitSettings {
     }
 }
 
+/// The settings in force; nobody changes them.
+fn settings(directory: &Path, limits: LimitSettings) -> watch::Receiver<Arc<ServerSettings>> {
+    let file = directory.join("holdfast.toml");
+    let text =
+        "site = \"lab\"\nserver = \"ps-1\"\nstore = \"dir:store\"\nadvertise = \"localhost:1\"\n";
+    std::fs::write(&file, text).unwrap();
+    let settings = load_server(&file).unwrap();
+    watch::Sender::new(Arc::new(ServerSettings { limits, ..settings })).subscribe()
+}
+
 impl Server {
     pub(crate) async fn start(limits: LimitSettings) -> Self {
         let ca = Ca::new();
@@ -120,7 +131,7 @@ impl Server {
         let clock = System::clock();
         let tls = server_config(&files, clock.wall()).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
-        let (cache_full, running) = (watch::Sender::new(false), watch::Sender::new(true));
+        let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
         for machine in MACHINES {
             let machine: MachineId = machine.parse().unwrap();
@@ -132,7 +143,7 @@ impl Server {
                 published: Sequence::ZERO,
                 bookmark_interval_ms: 5000,
                 appends: appends.clone(),
-                cache_full: cache_full.subscribe(),
+                credit: credit.subscribe(),
                 metrics: metrics.machine(&machine),
             });
             log.links.lock().unwrap().insert(machine, link);
@@ -143,6 +154,7 @@ impl Server {
         let ingest = Ingest::new(IngestSetup {
             site: "lab".parse().unwrap(),
             tls,
+            settings: settings(directory.path(), limits.clone()),
             limits,
             clock,
             metrics: Arc::clone(&metrics),
@@ -153,7 +165,7 @@ impl Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(ingest.serve(listener));
-        Self { ca, port, metrics, log, cache_full, running, drain, serving }
+        Self { ca, port, metrics, log, credit, running, drain, serving }
     }
 }
 

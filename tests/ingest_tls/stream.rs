@@ -6,7 +6,7 @@ use holdfast::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
     encode_from_agent,
 };
-use holdfast::ingest::BookmarkError;
+use holdfast::ingest::{BookmarkError, CreditShare};
 use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -150,11 +150,11 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
         let pair = server.ca.machine("web-1");
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
         agent.durable(3).await;
-        server.cache_full.send_replace(true);
+        server.credit.send_replace(CreditShare::NONE);
         let sequence = agent.record(write(0, 1 << 20)).await;
         let ack = agent.acked(|ack| ack.durable.0 >= sequence).await;
         let granted = ack.credit_limit;
-        server.cache_full.send_replace(false);
+        server.credit.send_replace(CreditShare::WHOLE);
         let ack = agent.acked(|ack| ack.credit_limit > granted).await;
         assert!(ack.credit_limit >= granted + (1 << 20));
         // What exceeds the credit is refused, not buffered.

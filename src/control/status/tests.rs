@@ -2,6 +2,7 @@ use super::*;
 use crate::control::sources::MachineFactsheet;
 use crate::format::manifest::{BookmarkEntry, DeltaEntry, Manifest};
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, DeltaId, Epoch, Generation, Sequence};
+use crate::observe::CacheOutlook;
 use crate::vault::{CertificateEntry, MachineDocument, Policy, ServerDocument};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
@@ -93,17 +94,20 @@ fn facts() -> MachineFacts {
 }
 
 fn live(machine: MachineFacts, cache_used_bytes: u64) -> Live {
+    let pressure = if cache_used_bytes < 85 << 20 { Pressure::Free } else { Pressure::Stop };
     Live::Facts {
         machine: Some(machine),
-        server: ServerFacts {
+        server: Box::new(ServerFacts {
             version: String::new(),
             now: NOW,
             connections: 1,
             connections_refused: 0,
             cache_used_bytes,
             cache_max_bytes: 100 << 20,
+            cache: CacheOutlook { pressure, ..CacheOutlook::default() },
+            backlog_bytes: 0,
             machines: Vec::new(),
-        },
+        }),
     }
 }
 
@@ -181,7 +185,8 @@ fn what_is_wrong_is_said_worst_first() {
         "the store has no room",
         "agent silent for 3 min",
         "agent remembers changed extents only (5.0 MiB): no new points until it caught up",
-        "cache full: 90 MiB of 100 MiB; agents wait until the store takes more",
+        "cache full: 90 MiB of 100 MiB; agents get no credit and remember dirty extents until the \
+         store takes more",
         "certificate expires in 1 d: enrol the machine again",
         "backlog 3.0 MiB",
     ] {

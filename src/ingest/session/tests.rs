@@ -86,7 +86,7 @@ struct Stand {
 impl Stand {
     fn new(hello: Hello, stream: StreamState) -> Self {
         let published = stream.sequence.0;
-        let begun = Session::begin(hello, &stream, &standing(published), CREDIT, false);
+        let begun = Session::begin(hello, &stream, &standing(published), CREDIT);
         let session = begun.unwrap().0;
         Self { session, stream }
     }
@@ -196,7 +196,7 @@ fn an_agent_of_another_epoch_must_begin_one() {
 #[test]
 fn histories_that_do_not_fit_are_foreign() {
     let begin = |hello, published| {
-        Session::begin(hello, &ordered(), &standing(published), CREDIT, false)
+        Session::begin(hello, &ordered(), &standing(published), CREDIT)
             .map(|(_, welcome)| welcome)
             .map_err(|refuse| refuse.code)
     };
@@ -217,8 +217,7 @@ fn histories_that_do_not_fit_are_foreign() {
 fn where_the_store_was_set_back_only_a_new_epoch_may_follow() {
     let hello = Hello { epoch: Epoch(2), witnessed: Sequence(9), ..hello() };
     let mut stream = ordered();
-    let (mut session, welcome) =
-        Session::begin(hello, &stream, &standing(8), CREDIT, false).unwrap();
+    let (mut session, welcome) = Session::begin(hello, &stream, &standing(8), CREDIT).unwrap();
     let next = welcome.durable.next();
     let bookmark = Bookmark {
         id: crate::model::BookmarkId([1; 16]),
@@ -263,7 +262,8 @@ fn credit_bounds_what_is_in_flight_and_a_full_cache_withholds_it() {
     }
     assert!(stand.admits(14, write(0, 0, 1 << 20)).unwrap_err().contains("credit"));
     let at = |stand: &mut Stand, durable, full| {
-        stand.session.poll_ack(Sequence(durable), Sequence(5), full)
+        let window = if full { 0 } else { CREDIT };
+        stand.session.poll_ack(Sequence(durable), Sequence(5), window)
     };
     let ack = at(&mut stand, 12, true).unwrap();
     assert_eq!((ack.durable.0, ack.credit_limit), (12, CREDIT));

@@ -29,20 +29,22 @@ pub(super) struct Rhythm {
 
 impl Rhythm {
     /// `spread` (0 to 1) moves the first tidying, so that machines do not tidy in step.
-    pub(super) fn new(
-        now: Duration,
-        interval: Duration,
-        interval_max: Duration,
-        spread: f64,
-    ) -> Self {
+    pub(super) fn new(now: Duration, spread: f64) -> Self {
         Self {
-            interval,
-            interval_max: interval_max.max(interval),
-            pause: interval,
+            interval: Duration::ZERO,
+            interval_max: Duration::ZERO,
+            pause: Duration::ZERO,
             look_at: Some(now),
             tidy_at: now + TIDY_IDLE_INTERVAL.mul_f64(spread.clamp(0.0, 1.0)),
             rest_at: None,
         }
+    }
+
+    /// What the settings say now.
+    pub(super) fn pace(&mut self, interval: Duration, interval_max: Duration) {
+        self.interval = interval;
+        self.interval_max = interval_max.max(interval);
+        self.pause = self.pause.clamp(self.interval, self.interval_max);
     }
 
     /// Whether it is time to see if there is something to apply.
@@ -114,7 +116,9 @@ mod tests {
     }
 
     fn rhythm() -> Rhythm {
-        Rhythm::new(at(0), at(1), at(300), 0.5)
+        let mut rhythm = Rhythm::new(at(0), 0.5);
+        rhythm.pace(at(1), at(300));
+        rhythm
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{System, random16};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -16,7 +17,7 @@ use crate::model::{
     EpochBegin, Extent, MachineKey, Record, Sequence, Timestamp,
 };
 use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
-use crate::settings::{BatchSettings, SealSettings};
+use crate::settings::{BatchSettings, SealSettings, ServerSettings, load_server};
 use crate::store::faulty::Op;
 use crate::store::{Faulty, Memory, Store};
 use crate::upload::{Upload, UploadContext, claim};
@@ -88,6 +89,14 @@ struct Running {
     task: JoinHandle<()>,
 }
 
+/// The defaults.
+fn settings() -> ServerSettings {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "site = \"s\"\nserver = \"ps-1\"\nstore = \"dir:x\"\nadvertise = \"ps-1:9443\"";
+    std::fs::write(file.path(), text).unwrap();
+    load_server(file.path()).unwrap()
+}
+
 fn id(number: usize) -> MachineId {
     format!("m-{number}").parse().unwrap()
 }
@@ -127,8 +136,8 @@ impl Site {
             clock: Arc::clone(&self.clock) as _,
             entropy: System::entropy(),
             metrics: Arc::default(),
-            streams: Arc::new(Semaphore::new(4)),
-            block_bytes: 1 << 20,
+            streams: Slots::new(4),
+            block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
         let claimed = claim(&context, &server.parse().unwrap()).await.unwrap();
@@ -195,17 +204,7 @@ impl Site {
             clock: Arc::clone(&self.clock) as _,
             entropy: System::entropy(),
             metrics: Arc::default(),
-            apply: ApplySettings {
-                enabled: true,
-                interval: Duration::from_secs(5),
-                idle_interval_max: Duration::from_secs(300),
-                streams: 2,
-            },
-            upload: UploadSettings {
-                streams: 2,
-                block_bytes: 1 << 20,
-                orphan_grace: Duration::from_secs(3600),
-            },
+            tuning: Tuning::from(settings()),
             drain: self.drain.subscribe(),
             publisher: publisher.map(|name| name.parse().unwrap()),
             news: Arc::clone(&news),

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::Applying;
 use super::error::TurnError;
 use super::rhythm::Rhythm;
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
+use crate::budget::Slots;
 use crate::clock::fraction;
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
@@ -68,15 +67,12 @@ pub(super) struct Pause {
 
 impl Work {
     pub(super) fn new(applying: &Arc<Applying>, machine: MachineId) -> Self {
-        let (interval, told) = (applying.apply.interval, applying.publisher.is_some());
-        let interval_max =
-            if told { FOREIGN_INTERVAL_MAX } else { applying.apply.idle_interval_max };
         let spread = fraction(applying.entropy.as_ref());
         let now = applying.clock.monotonic();
         Self {
             applying: Arc::clone(applying),
             machine,
-            rhythm: Rhythm::new(now, interval, interval_max, spread),
+            rhythm: Rhythm::new(now, spread),
             open: None,
             generation: None,
             standby: None,
@@ -88,6 +84,10 @@ impl Work {
     /// Whatever is due now; then how long to wait.
     pub(super) async fn turn(&mut self, woken: bool) -> Pause {
         let now = self.applying.clock.monotonic();
+        let settings = self.applying.tuning.now();
+        let told = self.applying.publisher.is_some();
+        let longest = if told { FOREIGN_INTERVAL_MAX } else { settings.apply.idle_interval_max };
+        self.rhythm.pace(settings.apply.interval, longest);
         let turn = if woken || self.rhythm.looks(now) || self.rhythm.tidies(now) {
             self.work(now).await
         } else {
@@ -259,6 +259,7 @@ impl Work {
         let begin = clock.monotonic();
         loop {
             let start = clock.monotonic();
+            applier.set_streams(applying.tuning.now().apply.streams);
             let step = applier.step(manifest, policy).await?;
             self.applied = Some(applier.points().applied);
             self.show(applier.points());
@@ -292,7 +293,7 @@ impl Work {
             tracing::info!(machine = %self.machine, through = %cut.through,
                 deltas = cut.removed.len(), "journal window: older deltas removed");
         }
-        let grace = self.applying.upload.orphan_grace;
+        let grace = self.applying.tuning.now().upload.orphan_grace;
         let removed = remove_orphans(context, generation, grace, Removal::Remove).await?;
         if !removed.is_empty() {
             tracing::info!(machine = %self.machine, objects = removed.len(), "orphans removed");
@@ -309,8 +310,8 @@ impl Work {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Arc::new(Semaphore::new(applying.upload.streams)),
-            block_bytes: applying.upload.block_bytes,
+            streams: Slots::new(1), // the applier uploads no delta
+            block_bytes: Arc::new(applying.tuning.now().upload.block_bytes.into()),
             entries_max: ENTRIES_MAX,
         })
     }
@@ -324,7 +325,7 @@ impl Work {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: applying.apply.streams,
+            streams: applying.tuning.now().apply.streams,
         }
     }
 
@@ -340,7 +341,7 @@ impl Work {
 
     /// What follows from how a turn ended: how long to wait even if there is news.
     fn after(&mut self, turn: Result<(), TurnError>) -> Duration {
-        let interval = self.applying.apply.interval;
+        let interval = self.applying.tuning.now().apply.interval;
         let metrics = self.applying.metrics.machine(&self.machine);
         let error = match turn {
             Ok(()) => {

@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
+use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy, random16};
 use crate::cloud_log::LogStore;
@@ -102,8 +103,8 @@ impl Rig {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             entropy: Seeded::new(self.seed.wrapping_mul(1000).wrapping_add(salt)),
             metrics: Arc::clone(&self.metrics),
-            streams: Arc::new(Semaphore::new(3)),
-            block_bytes: 700,
+            streams: Slots::new(3),
+            block_bytes: Arc::new(700.into()),
             entries_max: 4,
         }
     }

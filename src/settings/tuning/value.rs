@@ -1,0 +1,183 @@
+//! One value of a run-time setting, its bounds and its unit.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What a run-time setting can hold, as it stands in TOML and JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// `true` or `false`.
+    Switch(bool),
+    /// A whole number.
+    Whole(i64),
+    /// A number that need not be whole.
+    Fraction(f64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Switch(value) => value.fmt(f),
+            Self::Whole(value) => value.fmt(f),
+            Self::Fraction(value) => value.fmt(f),
+        }
+    }
+}
+
+/// What a value counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Milliseconds.
+    Milliseconds,
+    /// Seconds.
+    Seconds,
+    /// Things.
+    Count,
+    /// A part of the whole, 0 to 1.
+    Share,
+    /// A zstd level.
+    Level,
+    /// On or off.
+    Switch,
+}
+
+/// What a value must hold, and what it is when nobody says.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Bounds {
+    /// A whole number.
+    Whole {
+        /// When the file does not say.
+        default: i64,
+        /// Least.
+        least: i64,
+        /// Most.
+        most: i64,
+    },
+    /// A number.
+    Fraction {
+        /// When the file does not say.
+        default: f64,
+        /// Least.
+        least: f64,
+        /// Most.
+        most: f64,
+    },
+    /// Either.
+    Switch {
+        /// When the file does not say.
+        default: bool,
+    },
+}
+
+impl Bounds {
+    /// What holds when nobody says.
+    #[must_use]
+    pub fn default(self) -> Value {
+        match self {
+            Self::Whole { default, .. } => Value::Whole(default),
+            Self::Fraction { default, .. } => Value::Fraction(default),
+            Self::Switch { default } => Value::Switch(default),
+        }
+    }
+
+    /// `value` as this setting takes it; `None` outside the bounds or of another kind.
+    pub(in super::super) fn take(self, value: Value) -> Option<Value> {
+        match (self, value) {
+            (Self::Whole { least, most, .. }, Value::Whole(number)) => {
+                (least..=most).contains(&number).then_some(value)
+            }
+            (Self::Fraction { least, most, .. }, Value::Fraction(number)) => {
+                (least..=most).contains(&number).then_some(value)
+            }
+            // 1 stands for 1.0.
+            (Self::Fraction { .. }, Value::Whole(number)) => {
+                self.take(Value::Fraction(number as f64))
+            }
+            (Self::Switch { .. }, Value::Switch(_)) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// In words: the rule.
+    pub(in super::super) fn rule(self) -> String {
+        match self {
+            Self::Whole { least, most, .. } => format!("must be a whole number, {least} to {most}"),
+            Self::Fraction { least, most, .. } => format!("must be {least} to {most}"),
+            Self::Switch { .. } => "must be true or false".to_owned(),
+        }
+    }
+}
+
+/// A field of the checked settings that a [`Value`] goes into and comes out of.
+pub(super) trait Field {
+    /// As value, in `unit`.
+    fn shown(&self, unit: Unit) -> Value;
+    /// Takes a value within its bounds.
+    fn put(&mut self, value: Value, unit: Unit);
+}
+
+macro_rules! whole_field {
+    ($($kind:ty),+) => {$(
+        impl Field for $kind {
+            fn shown(&self, _: Unit) -> Value {
+                Value::Whole(i64::try_from(*self).unwrap_or(i64::MAX))
+            }
+
+            fn put(&mut self, value: Value, _: Unit) {
+                if let Value::Whole(number) = value {
+                    *self = <$kind>::try_from(number).expect("bounds fit the field: tests hold it");
+                }
+            }
+        }
+    )+};
+}
+
+whole_field!(u64, u32, usize, i32);
+
+impl Field for f64 {
+    fn shown(&self, _: Unit) -> Value {
+        Value::Fraction(*self)
+    }
+
+    fn put(&mut self, value: Value, _: Unit) {
+        if let Value::Fraction(number) = value {
+            *self = number;
+        }
+    }
+}
+
+impl Field for bool {
+    fn shown(&self, _: Unit) -> Value {
+        Value::Switch(*self)
+    }
+
+    fn put(&mut self, value: Value, _: Unit) {
+        if let Value::Switch(on) = value {
+            *self = on;
+        }
+    }
+}
+
+impl Field for Duration {
+    fn shown(&self, unit: Unit) -> Value {
+        let number = if unit == Unit::Seconds { self.as_secs().into() } else { self.as_millis() };
+        Value::Whole(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    fn put(&mut self, value: Value, unit: Unit) {
+        if let Value::Whole(number) = value {
+            let number = u64::try_from(number).expect("bounds fit the field: tests hold it");
+            *self = match unit {
+                Unit::Seconds => Self::from_secs(number),
+                _ => Self::from_millis(number),
+            };
+        }
+    }
+}
