@@ -4,7 +4,7 @@
 //! sessions (ingest), publishing (pipeline).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
@@ -273,7 +273,8 @@ impl Registry {
         routes.durable(records);
         let work = Pipeline {
             context,
-            claim,
+            generation: claim.manifest.generation,
+            published: AtomicU64::new(claim.manifest.published.0),
             key,
             pool: Arc::clone(&shared.pool),
             settings: shared.tuning.subscribe(),

@@ -23,6 +23,8 @@ mod recovered;
 mod retune;
 mod shard;
 mod standalone;
+#[cfg(test)]
+mod testing;
 
 pub use error::ServerError;
 pub use process::{Addresses, ProcessServer};

@@ -45,7 +45,12 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
         upload: UploadSettings { streams: 0, block_bytes: 0, orphan_grace: Duration::ZERO },
-        apply: ApplySettings { enabled: true, interval: Duration::ZERO, streams: 0 },
+        apply: ApplySettings {
+            enabled: true,
+            interval: Duration::ZERO,
+            idle_interval_max: Duration::ZERO,
+            streams: 0,
+        },
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
     };

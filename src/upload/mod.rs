@@ -31,7 +31,7 @@ mod stream;
 mod tests;
 mod truncate;
 
-pub use claim::{Claim, claim};
+pub use claim::{Claim, claim, resume};
 pub use context::UploadContext;
 pub use error::UploadError;
 pub use machine::{Stopped, Upload};
