@@ -77,10 +77,14 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// Expressions that make a proof, and the one file each may stand in.
 const MINTS: &[(&str, &str)] = &[
+    ("Durable::proven(", "src/cache/flush.rs"),
     ("Published {", "src/upload/publish.rs"),
     ("Applied {", "src/apply/checkpoint.rs"),
     ("RecoveryPoint {", "src/apply/checkpoint.rs"),
 ];
+
+/// What makes a proof without proving anything: for tests and benches, and declared in one file.
+const NEVER_SHIPPED: &[(&str, &str)] = &[("never_written", "src/cache/durable.rs")];
 
 const FILE_LINES_MAX: usize = 600;
 const FACE_LINES_MAX: usize = 120;
@@ -183,6 +187,43 @@ fn proofs_are_minted_in_one_file_each() {
             }
         }
     }
+}
+
+#[test]
+fn nothing_shipped_makes_a_proof_without_proving() {
+    let sources = sources();
+    let for_tests = for_tests(&sources);
+    let mut declared = 0;
+    for (path, text) in sources.iter().filter(|(path, _)| !is_test(path)) {
+        for line in code(text).lines() {
+            for (name, home) in NEVER_SHIPPED.iter().filter(|(name, _)| line.contains(name)) {
+                let declares = line.contains(&format!("fn {name}(")) && path == Path::new(home);
+                declared += usize::from(declares);
+                let fine = declares || for_tests.iter().any(|module| path.starts_with(module));
+                assert!(fine, "{} ships {name}: {line}", path.display());
+            }
+        }
+    }
+    assert_eq!(declared, NEVER_SHIPPED.len(), "each is declared where the table says");
+}
+
+/// Files and folders of modules that are declared under `#[cfg(test)]`.
+fn for_tests(sources: &[(PathBuf, String)]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for (path, text) in sources {
+        let owner = match path.file_name().unwrap().to_str().unwrap() {
+            "mod.rs" | "lib.rs" | "main.rs" => path.parent().unwrap().to_owned(),
+            _ => path.with_extension(""),
+        };
+        for rest in text.split("#[cfg(test)]\n").skip(1) {
+            let line = rest.lines().next().unwrap_or_default();
+            let Some((_, name)) = line.split_once("mod ") else { continue };
+            if let Some(name) = name.strip_suffix(';') {
+                found.extend([owner.join(name), owner.join(name).with_extension("rs")]);
+            }
+        }
+    }
+    found
 }
 
 #[test]

@@ -234,8 +234,8 @@ fn a_full_disk_is_back_pressure_and_then_everything_goes_on() {
         Ok(disk) => disk,
         Err(cause) => {
             assert!(std::env::var_os("CI").is_none(), "a small file system is needed: {cause}");
-            // Past the test harness, which keeps what a passing test prints.
-            let line = format_args!("skipped: no small file system: {cause}\n");
+            // Past the harness, which keeps what a passing test prints and may have begun a line.
+            let line = format_args!("\nskipped: no small file system: {cause}\n");
             std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
             return;
         }

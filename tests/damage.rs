@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 use holdfast::format::segment::{
     RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_SECTOR, SegmentHeader,
 };
+use support::mounts::Mounted;
 use support::workload::{Target, Workload};
 use support::{AgentSite, Process, Site, eventually, have};
 
 const DISK_BYTES: u64 = 16 << 20;
+const SEED_DISK: &str = "asrseeddisk-web-1-root-1";
 
 /// Flips one bit of a file.
 fn flip(path: &Path, offset: u64) {
@@ -33,8 +35,7 @@ struct Protected {
     workload: Workload,
 }
 
-fn protect(apply: bool) -> Protected {
-    let site = Site::new();
+fn protect(site: Site, apply: bool) -> Protected {
     site.set("apply.enabled", apply);
     let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
     let server = site.serve();
@@ -89,8 +90,8 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
     if !have(&["curl"]) {
         return;
     }
-    let site = protect(false).stop(); // without snapshots every point needs the whole log
-    let store = site.path("store");
+    let site = protect(Site::new(), false).stop(); // without snapshots every point needs the whole log
+    let store = site.store.clone();
     // A frame (behind the header) and the index (before the trailer) of one delta.
     let delta = support::delta_paths(&store, "web-1")
         .into_iter()
@@ -116,27 +117,53 @@ fn a_flipped_bit_in_the_cloud_log_is_found_and_named() {
 
 #[test]
 fn a_flipped_bit_beside_the_cloud_log_is_found_and_named() {
+    if have(&["curl"]) {
+        flipped_beside_the_cloud_log(Site::new());
+    }
+}
+
+/// Where snapshots keep replaced bytes beside the seed disk, and where they are clones of it.
+#[test]
+fn a_flipped_bit_beside_the_cloud_log_is_found_on_every_file_system() {
     if !have(&["curl"]) {
         return;
     }
-    let protected = protect(true);
+    for kind in ["ext4", "xfs", "btrfs"] {
+        if let Some(mounted) = Mounted::new(kind, 400) {
+            println!("on {kind}");
+            flipped_beside_the_cloud_log(Site::with_store(Some(mounted.path.join("store"))));
+        }
+    }
+}
+
+fn flipped_beside_the_cloud_log(site: Site) {
+    let protected = protect(site, true);
     eventually("a snapshot point", 60, || {
         let points = protected.site.points("web-1");
         points.iter().any(|point| point["stored"] != "cloud-log").then_some(())
     });
     let site = protected.stop();
-    let store = site.path("store");
-    let points = support::object(&store, "machines/web-1/points");
+    let points = support::object(&site.store, "machines/web-1/points");
     let whole = fs::read(&points).unwrap();
     flip(&points, whole.len() as u64 / 2);
     export_fails(&site, "points");
     fs::write(&points, &whole).unwrap();
-    let seed = support::seed_disk(&store, "asrseeddisk-web-1-root-1");
-    let length = fs::metadata(&seed).unwrap().len();
-    flip(&seed, length - 400);
-    found_and_named(&site, "asrseeddisk-web-1-root-1");
-    flip(&seed, length - 400);
+    flip_footers(&site.store);
+    found_and_named(&site, SEED_DISK);
+    flip_footers(&site.store);
     site.holdfast(&["verify", "web-1"]);
+}
+
+/// Flips a bit of the footer wherever a snapshot may have it from: the seed disk, or a snapshot's
+/// own file, which holds all bytes (a clone) or those that were replaced since.
+fn flip_footers(store: &Path) {
+    let beside = store.join(".pages/seed").join(SEED_DISK);
+    let own = support::files(&beside).into_iter();
+    let own = own.filter(|path| path.extension().is_some_and(|end| end == "pages"));
+    for file in own.chain([support::seed_disk(store, SEED_DISK)]) {
+        let length = fs::metadata(&file).unwrap().len();
+        flip(&file, length - 400);
+    }
 }
 
 #[test]
@@ -144,7 +171,7 @@ fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     if !have(&["curl"]) {
         return;
     }
-    let protected = protect(true);
+    let protected = protect(Site::new(), true);
     let Protected { site, agent_site, server, agent, workload } = protected;
     server.kill();
     let segment = newest_written(&site.root().join("cache"));

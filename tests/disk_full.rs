@@ -5,53 +5,11 @@
 
 mod support;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
+use support::mounts::Mounted;
 use support::workload::{Target, Workload};
-use support::{AgentSite, Process, Site, eventually, have, run, skipped, text};
+use support::{AgentSite, Process, Site, eventually, have, text};
 
 const DISK_BYTES: u64 = 48 << 20;
-
-/// A small file system, unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: &Path, mib: u64) -> Self {
-        fs::create_dir_all(folder).unwrap();
-        let image = folder.with_extension("ext4");
-        fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", text(&image)]);
-        run("mount", &["-o", "loop", text(&image), text(folder)]);
-        Self(folder.to_owned())
-    }
-
-    /// Fills what is free but `leave` MiB; remove the file to make room again.
-    fn ballast(&self, leave: u64) -> PathBuf {
-        let facts = rustix::fs::statvfs(&self.0).unwrap();
-        let free = (facts.f_bavail * facts.f_frsize) >> 20;
-        let file = self.0.join("ballast");
-        run("fallocate", &["-l", &format!("{}MiB", free.saturating_sub(leave)), text(&file)]);
-        file
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["-l", text(&self.0)]).output();
-    }
-}
-
-fn ready() -> bool {
-    if !have(&["curl", "mkfs.ext4", "mount", "fallocate"]) {
-        return false;
-    }
-    if !rustix::process::getuid().is_root() {
-        skipped("mounting a small file system needs root");
-        return false;
-    }
-    true
-}
 
 struct Running {
     site: Site,
@@ -105,41 +63,39 @@ impl Running {
     }
 }
 
+/// A small file system, where one can be mounted.
+fn small_disk(mib: u64) -> Option<Mounted> {
+    if !have(&["curl"]) {
+        return None;
+    }
+    Mounted::new("ext4", mib)
+}
+
 #[test]
 fn a_full_store_holds_everything_back_and_loses_nothing() {
-    if !ready() {
+    let Some(disk) = small_disk(700) else {
         return;
-    }
-    let site = Site::new();
-    let disk = SmallDisk::mount(&site.path("small"), 700);
-    move_store(&site, &disk.0);
-    let ballast = disk.ballast(40);
+    };
+    let site = Site::with_store(Some(disk.path.join("store")));
+    disk.fill(40 << 20);
     let running = start(site);
     running.status_says("no space left", 180);
     running.workload_goes_on(500);
-    fs::remove_file(ballast).unwrap();
+    disk.free();
     running.recovers();
 }
 
 #[test]
 fn a_full_cache_directory_withholds_credit_and_loses_nothing() {
-    if !ready() {
+    let Some(disk) = small_disk(200) else {
         return;
-    }
+    };
     let site = Site::new();
-    let disk = SmallDisk::mount(&site.path("small"), 200);
-    site.set("cache.directory", text(&disk.0.join("cache")));
-    let ballast = disk.ballast(10); // two segments of 4 MiB fit, the next does not
+    site.set("cache.directory", text(&disk.path.join("cache")));
+    disk.fill(10 << 20); // two segments of 4 MiB fit, the next does not
     let running = start(site);
     running.status_says("cache full", 180);
     running.workload_goes_on(500);
-    fs::remove_file(ballast).unwrap();
+    disk.free();
     running.recovers();
-}
-
-/// Moves the site's store onto another file system.
-fn move_store(site: &Site, folder: &Path) {
-    let target = folder.join("store");
-    run("cp", &["-a", text(&site.path("store")), text(&target)]);
-    site.set("store", format!("dir:{}", target.display()));
 }

@@ -89,8 +89,8 @@ impl Export for Disk {
 fn have(tools: &[&str]) -> bool {
     for tool in tools {
         if Command::new(tool).arg("--version").output().is_err() {
-            // Past the test harness, which keeps what a passing test prints.
-            let line = format_args!("skipped: {tool} is not installed\n");
+            // Past the harness, which keeps what a passing test prints and may have begun a line.
+            let line = format_args!("\nskipped: {tool} is not installed\n");
             std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
             assert!(std::env::var_os("CI").is_none(), "{tool} is not installed");
             return false;

@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use support::{Site, eventually, free_port, have, pause, run, skipped, text};
+use support::mounts::Mounted;
+use support::{Site, eventually, free_port, have, have_fuse, pause, run, text};
 
 const DISK_BYTES: u64 = 768 << 20;
 const KILLS: u32 = 5;
@@ -165,11 +166,8 @@ fn commit_numbers(
 
 #[test]
 fn a_recovered_database_starts_and_has_every_commit_before_its_point() {
-    if !have(TOOLS) {
-        return;
-    }
-    if !rustix::process::getuid().is_root() {
-        skipped("loop devices and mounts need root");
+    // Root of an ordinary container has neither loop devices nor mounts: tried, not guessed.
+    if !have(TOOLS) || !have_fuse() || Mounted::new("ext4", 16).is_none() {
         return;
     }
     let site = Site::new();

@@ -15,8 +15,8 @@ fn qemu_img(args: &[&str]) -> Option<Output> {
         Ok(output) => Some(output),
         Err(error) => {
             assert!(std::env::var_os("CI").is_none(), "qemu-img: {error}");
-            // Past the test harness, which keeps what a passing test prints.
-            let line = format_args!("skipped: qemu-img cannot be run: {error}\n");
+            // Past the harness, which keeps what a passing test prints and may have begun a line.
+            let line = format_args!("\nskipped: qemu-img cannot be run: {error}\n");
             std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
             None
         }

@@ -11,6 +11,7 @@ mod fencing;
 mod fixture;
 mod full;
 mod model;
+#[path = "../support/mounts.rs"]
 mod mounts;
 mod objects;
 mod pages;

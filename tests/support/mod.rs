@@ -2,6 +2,7 @@
 //! applier as children of the test, ended by process id when dropped.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod mounts;
 pub mod oracle;
 pub mod workload;
 
@@ -39,8 +40,8 @@ pub fn pause(millis: u64) {
 
 /// Says loudly that something is missing; under CI that is a failure.
 pub fn skipped(why: &str) {
-    // Past the test harness, which keeps what a passing test prints.
-    let line = format_args!("skipped: {why}\n");
+    // Past the harness, which keeps what a passing test prints and may have begun a line.
+    let line = format_args!("\nskipped: {why}\n");
     std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
     assert!(std::env::var_os("CI").is_none(), "CI never skips: {why}");
 }
@@ -55,6 +56,18 @@ pub fn have(tools: &[&str]) -> bool {
         skipped(&format!("{tool} is not installed"));
     }
     missing.is_none()
+}
+
+/// Whether a file can be exported through FUSE; says why not. An ordinary container lacks the
+/// device, or may not open it.
+pub fn have_fuse() -> bool {
+    match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => true,
+        Err(error) => {
+            skipped(&format!("/dev/fuse: {error}"));
+            false
+        }
+    }
 }
 
 /// A port that was free a moment ago.
@@ -82,6 +95,7 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Output {
 /// One installation in a temporary directory.
 pub struct Site {
     pub directory: tempfile::TempDir,
+    pub store: PathBuf,
     pub port: u16,
     pub metrics_port: u16,
 }
@@ -89,11 +103,17 @@ pub struct Site {
 impl Site {
     /// `holdfast init` with small limits, so that rotation and back-pressure happen in every run.
     pub fn new() -> Self {
+        Self::with_store(None)
+    }
+
+    /// The same with its store in another place.
+    pub fn with_store(store: Option<PathBuf>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, metrics_port) = (free_port(), free_port());
-        let site = Self { directory, port, metrics_port };
+        let store = store.unwrap_or_else(|| directory.path().join("store"));
+        let site = Self { directory, store, port, metrics_port };
         let root = site.root();
-        let store = format!("dir:{}", site.path("store").display());
+        let store = format!("dir:{}", site.store.display());
         let listen = format!("127.0.0.1:{port}");
         site.holdfast(&["init", root.to_str().unwrap(), "--store", &store, "--listen", &listen]);
         site.set("metrics_listen", format!("127.0.0.1:{metrics_port}"));

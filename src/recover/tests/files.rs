@@ -59,8 +59,8 @@ async fn nothing_is_overwritten_and_nothing_is_left_behind() {
 #[tokio::test]
 async fn qemu_takes_the_vhd() {
     if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
-        // Past the test harness, which keeps what a passing test prints.
-        let line = format_args!("skipped: qemu-img is not installed\n");
+        // Past the harness, which keeps what a passing test prints and may have begun a line.
+        let line = format_args!("\nskipped: qemu-img is not installed\n");
         std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
         assert!(std::env::var_os("CI").is_none(), "qemu-img is not installed");
         return;

@@ -1,4 +1,5 @@
-//! Real file systems of a chosen kind and size, in loop-mounted files. Takes root.
+//! Real file systems of a chosen kind and size, in loop-mounted files. Takes root, and more than
+//! the root of an ordinary container.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,10 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     let output = output.map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr))),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{program}: {}", said.lines().next().unwrap_or_default()))
+        }
     }
 }
 
@@ -41,9 +45,11 @@ impl Mounted {
         match mounted {
             Ok(()) => Some(Self { directory, path }),
             Err(why) => {
+                // The same words for every test, so that they are listed once.
+                let why = why.replace(&text(&path), "a directory");
                 assert!(std::env::var_os("CI").is_none(), "cannot mount {kind}: {why}");
-                // Past the test harness, which keeps what a passing test prints.
-                let line = format_args!("skipped: tests on {kind}: {why}\n");
+                // Past the harness, which keeps what a passing test prints and may have begun a line.
+                let line = format_args!("\nskipped: tests on {kind}: {why}\n");
                 std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
                 None
             }
