@@ -245,7 +245,7 @@ async fn only_who_publishes_applies_unless_he_stands_still() {
     let site = Site::of(1).await;
     let ours = site.start(Some("ps-1"));
     let other = site.start(Some("ps-2"));
-    site.advance(60).await;
+    site.advance(600).await;
     let generation = site.points(0).await.applier_generation;
     for _ in 0..20 {
         site.publish(&id(0), "ps-1").await;
