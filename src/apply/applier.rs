@@ -6,21 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checkpoint::{Applied, Checkpoint, RecoveryPoint};
-use super::due::{self, Run};
+use super::due::{self, Due, Run};
 use super::error::ApplyError;
 use super::plan;
-use super::retention::{self, Decision};
 use super::seed::{self, SeedDisks};
 use super::write;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::LogStore;
-use crate::format::manifest::{EpochEntry, Manifest};
-use crate::format::names;
-use crate::model::{Epoch, Sequence};
+use crate::format::manifest::{DeltaEntry, Manifest};
+use crate::model::{DeltaId, Epoch, Sequence};
 use crate::observe::{Metrics, Stage, error_chain};
 use crate::seal::OpenDelta;
-use crate::store::{Class, PageGuard, SnapshotId, Store, StoreError};
-use crate::vault::{PinDocument, PointsDocument, Policy, Vault};
+use crate::store::{Class, PageGuard, Store, StoreError};
+use crate::vault::{PointsDocument, Policy, SnapshotDisk, Vault};
 
 /// Leases live 60 s; they are renewed when a third of that has passed.
 const RENEW_AFTER: Duration = Duration::from_secs(20);
@@ -54,9 +52,10 @@ pub struct Step {
 
 /// The applier of one machine, holding its seed disks.
 pub struct Applier {
-    context: ApplierContext,
-    checkpoint: Checkpoint,
-    guard: PageGuard,
+    pub(super) context: ApplierContext,
+    pub(super) checkpoint: Checkpoint,
+    /// Not here while a run is under way. Whatever ends a run early leaves nothing here, so the
+    /// next one takes the disks anew: requests still on their way carry a lease that has ended.
     seed: Option<SeedDisks>,
     renewed_at: Duration,
 }
@@ -69,10 +68,8 @@ impl Applier {
     pub async fn claim(context: ApplierContext) -> Result<Self, ApplyError> {
         let machine = context.log.machine().clone();
         let checkpoint = Checkpoint::claim(context.vault.clone(), &machine).await?;
-        let lease = seed::lease_id(context.entropy.as_ref());
-        let guard = PageGuard { lease, sequence_number: checkpoint.generation() };
         let renewed_at = context.clock.monotonic();
-        Ok(Self { context, checkpoint, guard, seed: None, renewed_at })
+        Ok(Self { context, checkpoint, seed: None, renewed_at })
     }
 
     /// Changes how many page writes are in flight, from the next step on.
@@ -102,87 +99,160 @@ impl Applier {
             let machine = manifest.machine.clone();
             return Err(ApplyError::Gap { machine, applied, truncated: manifest.truncated });
         }
-        let entries = self.entries(manifest, applied).await?;
+        let (before, entries) = self.entries_after(manifest, applied).await?;
         let points = self.checkpoint.document();
         let Some(run) = due::next_run(&entries, points, policy, due::RUN_BYTES_MAX) else {
             return Ok(None);
         };
-        match self.apply(manifest, &run).await {
+        match self.apply(manifest, run, before).await {
             Ok(step) => Ok(Some(step)),
-            Err(error) => {
-                if error.class() == Class::Poison {
-                    self.checkpoint.quarantine(error_chain(&error)).await?;
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.judge(error).await?),
         }
     }
 
-    async fn apply(&mut self, manifest: &Manifest, run: &Run<'_>) -> Result<Step, ApplyError> {
-        let machine = manifest.machine.clone();
+    async fn apply(
+        &mut self,
+        manifest: &Manifest,
+        run: Run<'_>,
+        before: Option<DeltaId>,
+    ) -> Result<Step, ApplyError> {
+        let (run, deltas) = self.open(run, before).await?;
         let through = run.deltas.last().map_or(Sequence::ZERO, |entry| entry.last);
-        let deltas = self.open(run).await?;
         self.checkpoint.announce(run.epoch, through).await?;
-        self.take_seed_disks(manifest, run.epoch).await?;
-        let seed = self.seed.as_ref().expect("taken in the line above");
-        let plan = plan::plan(&deltas.iter().map(OpenDelta::index).collect::<Vec<_>>());
-        let store = &self.context.store;
-        let streams = self.context.streams;
-        let written = write::write(store, &machine, seed, &deltas, &plan, streams).await?;
-        let failed = |source| ApplyError::Store { machine: machine.clone(), source };
-        seed.flush(store).await.map_err(failed)?;
+        let seed = self.take_seed_disks(manifest, run.epoch).await?;
+        let work = self.write(&seed, &deltas, run.snapshot);
+        let (done, renewed_at) = self.under_lease(&seed, work).await;
+        let (written, disks) = done?;
+        (self.seed, self.renewed_at) = (Some(seed), renewed_at);
         let source_bytes = run.deltas.iter().map(|entry| entry.source_bytes).sum();
         self.context.metrics.moved(Stage::Apply, source_bytes, written);
-        let Some(bookmark) = run.snapshot else {
+        let Some(due) = run.snapshot else {
             let applied = self.checkpoint.record(through).await?;
             return Ok(Step { applied, point: None });
         };
-        let label = bookmark.bookmark.id.to_string();
-        let disks = seed.snapshot(store, &label).await.map_err(failed)?;
-        let (applied, point) = self.checkpoint.record_point(bookmark, disks).await?;
+        let (applied, point) = self.checkpoint.record_point(due, disks).await?;
         Ok(Step { applied, point: Some(point) })
     }
 
-    async fn open(&self, run: &Run<'_>) -> Result<Vec<OpenDelta>, ApplyError> {
+    /// Pages, flush, and the snapshots if the run ends in one. Gives the bytes written.
+    async fn write(
+        &self,
+        seed: &SeedDisks,
+        deltas: &[OpenDelta],
+        snapshot: Option<Due<'_>>,
+    ) -> Result<(u64, Vec<SnapshotDisk>), ApplyError> {
+        let (store, streams) = (&self.context.store, self.context.streams);
+        let machine = self.context.log.machine();
+        let failed = |source| ApplyError::Store { machine: machine.clone(), source };
+        let plan = plan::plan(&deltas.iter().map(OpenDelta::index).collect::<Vec<_>>());
+        let written = write::write(store, machine, seed, deltas, &plan, streams).await?;
+        seed.flush(store).await.map_err(failed)?;
+        let disks = match snapshot {
+            Some(due) => seed.snapshot(store, due.bookmark).await.map_err(failed)?,
+            None => Vec::new(),
+        };
+        Ok((written, disks))
+    }
+
+    /// Opens the run's deltas, as many as fit: their indexes are in memory at once.
+    async fn open<'a>(
+        &self,
+        run: Run<'a>,
+        before: Option<DeltaId>,
+    ) -> Result<(Run<'a>, Vec<OpenDelta>), ApplyError> {
         let mut deltas = Vec::with_capacity(run.deltas.len());
-        let mut previous = None;
+        let mut previous = before;
+        let mut index_entries = 0;
         for entry in run.deltas {
             let opened = self.context.log.open_delta(entry, previous).await;
             let machine = self.context.log.machine().clone();
-            deltas.push(opened.map_err(|source| ApplyError::Log { machine, source })?);
+            let opened = opened.map_err(|source| ApplyError::Log { machine, source })?;
+            index_entries += opened.index().entries.len();
+            if !deltas.is_empty() && index_entries > due::RUN_INDEX_ENTRIES_MAX {
+                break;
+            }
+            deltas.push(opened);
             previous = Some(entry.id);
         }
-        Ok(deltas)
+        Ok((run.shortened(deltas.len()), deltas))
     }
 
-    async fn entries(
+    /// Deltas after `applied`, and the one that ends there, where the manifest still names it: the
+    /// first of a run must chain to it.
+    async fn entries_after(
+        &self,
+        manifest: &Manifest,
+        applied: Sequence,
+    ) -> Result<(Option<DeltaId>, Vec<DeltaEntry>), ApplyError> {
+        let named = applied > manifest.truncated;
+        let after = if named { Sequence(applied.0 - 1) } else { applied };
+        let mut entries = self.entries(manifest, after).await?;
+        let before = entries.first().filter(|entry| entry.last == applied).map(|entry| entry.id);
+        if before.is_some() {
+            entries.remove(0);
+        }
+        Ok((before, entries))
+    }
+
+    pub(super) async fn entries(
         &self,
         manifest: &Manifest,
         after: Sequence,
-    ) -> Result<Vec<crate::format::manifest::DeltaEntry>, ApplyError> {
+    ) -> Result<Vec<DeltaEntry>, ApplyError> {
         let machine = manifest.machine.clone();
         let read = self.context.log.entries(manifest, after).await;
         read.map_err(|source| ApplyError::Log { machine, source })
     }
 
+    /// The seed disks that are held, or taken now under a lease that was never used before.
     async fn take_seed_disks(
         &mut self,
         manifest: &Manifest,
         epoch: Epoch,
-    ) -> Result<(), ApplyError> {
-        if self.seed.as_ref().is_some_and(|seed| seed.epoch == epoch) {
-            return Ok(());
+    ) -> Result<SeedDisks, ApplyError> {
+        if let Some(seed) = self.seed.take()
+            && seed.epoch == epoch
+        {
+            return Ok(seed);
         }
         let machine = &manifest.machine;
         let entry = manifest.epochs.iter().find(|entry| entry.epoch == epoch);
         let unknown = || ApplyError::UnknownEpoch { machine: machine.clone(), epoch };
         let specs = &entry.ok_or_else(unknown)?.disks;
-        let store = &self.context.store;
-        let taken = SeedDisks::take(store, machine, epoch, specs, self.guard).await;
-        let failed = |source| ApplyError::Store { machine: machine.clone(), source };
-        self.seed = Some(taken.map_err(failed)?);
+        let lease = seed::lease_id(self.context.entropy.as_ref());
+        let guard = PageGuard { lease, sequence_number: self.checkpoint.generation() };
         self.renewed_at = self.context.clock.monotonic();
-        Ok(())
+        let taken = SeedDisks::take(&self.context.store, machine, epoch, specs, guard).await;
+        taken.map_err(|source| ApplyError::Store { machine: machine.clone(), source })
+    }
+
+    /// Does `work` while the leases are kept alive beside it. Gives when they last were, too.
+    async fn under_lease<T>(
+        &self,
+        seed: &SeedDisks,
+        work: impl Future<Output = T>,
+    ) -> (T, Duration) {
+        let clock = &self.context.clock;
+        let mut work = std::pin::pin!(work);
+        let mut renewed_at = self.renewed_at;
+        loop {
+            let wait = (renewed_at + RENEW_AFTER).saturating_sub(clock.monotonic());
+            let renewal = async {
+                clock.sleep(wait).await;
+                let at = clock.monotonic();
+                if let Err(error) = seed.renew(&self.context.store).await {
+                    // If the lease is lost the work itself is refused; else the next renewal counts.
+                    let machine = self.context.log.machine();
+                    tracing::debug!(%machine, error = error_chain(&error), "lease not renewed");
+                }
+                at
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return (done, renewed_at),
+                at = renewal => renewed_at = at,
+            }
+        }
     }
 
     async fn renew(&mut self) -> Result<(), ApplyError> {
@@ -205,95 +275,21 @@ impl Applier {
         Ok(())
     }
 
-    /// Drops the snapshots that the policy no longer keeps and says how much of the log may go.
-    ///
-    /// # Errors
-    /// As [`Applier::step`]; nothing that a kept point needs was deleted.
-    pub async fn retain(
-        &mut self,
-        manifest: &Manifest,
-        policy: &Policy,
-    ) -> Result<Decision, ApplyError> {
-        self.checkpoint.reload().await?;
-        let entries = self.entries(manifest, manifest.truncated).await?;
-        let pins = self.pins().await?;
-        let decision = retention::decide(self.checkpoint.document(), &entries, &pins, policy);
-        if !decision.drop_snapshots.is_empty() {
-            self.checkpoint.forget(&decision.drop_snapshots).await?;
-        }
-        for epoch in &manifest.epochs {
-            if epoch.epoch < decision.epochs_from {
-                self.delete_seed_disks(manifest, epoch).await?;
-            } else {
-                self.delete_unnamed_snapshots(manifest, epoch).await?;
+    /// What the end of a run means. A lease that was lost while the points document still names
+    /// this applier is taken again; what cannot be believed is quarantined.
+    async fn judge(&mut self, error: ApplyError) -> Result<ApplyError, ApplyError> {
+        match error {
+            ApplyError::Store { machine, source: source @ StoreError::Fenced { .. } } => {
+                self.checkpoint.reload().await?;
+                Ok(ApplyError::LeaseLost { machine, source })
             }
-        }
-        Ok(decision)
-    }
-
-    /// Of an epoch without points; called again until the manifest has forgotten the epoch.
-    async fn delete_seed_disks(
-        &self,
-        manifest: &Manifest,
-        epoch: &EpochEntry,
-    ) -> Result<(), ApplyError> {
-        for spec in &epoch.disks {
-            let object = names::seed_disk(&manifest.machine, &spec.name, epoch.epoch);
-            let store = &self.context.store;
-            let deleted = async {
-                store.break_lease(&object).await?;
-                store.delete_pages(&object, None).await
-            };
-            match deleted.await {
-                Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                Err(source) => {
-                    return Err(ApplyError::Store { machine: manifest.machine.clone(), source });
+            error => {
+                if error.class() == Class::Poison {
+                    self.checkpoint.quarantine(error_chain(&error)).await?;
                 }
+                Ok(error)
             }
         }
-        Ok(())
-    }
-
-    /// Pins of recoveries that still run.
-    async fn pins(&self) -> Result<Vec<PinDocument>, ApplyError> {
-        let machine = self.context.log.machine();
-        let now = self.context.clock.wall();
-        match self.context.vault.pins(machine).await {
-            Ok(pins) => {
-                Ok(pins.into_iter().map(|(_, pin)| pin).filter(|pin| pin.expires > now).collect())
-            }
-            Err(source) => Err(ApplyError::Points { machine: machine.clone(), source }),
-        }
-    }
-
-    /// Snapshots that no point names: given up by retention, or left by a crash between making
-    /// and recording (then the next run makes its own again).
-    async fn delete_unnamed_snapshots(
-        &self,
-        manifest: &Manifest,
-        epoch: &EpochEntry,
-    ) -> Result<(), ApplyError> {
-        let failed = |source| ApplyError::Store { machine: manifest.machine.clone(), source };
-        let store = &self.context.store;
-        for spec in &epoch.disks {
-            let object = names::seed_disk(&manifest.machine, &spec.name, epoch.epoch);
-            let there = match store.list_snapshots(&object).await {
-                Ok(there) => there,
-                Err(StoreError::NotFound { .. }) => continue,
-                Err(source) => return Err(failed(source)),
-            };
-            let points = self.checkpoint.document().snapshots.iter();
-            let named: Vec<&SnapshotId> = points
-                .filter(|point| point.epoch == epoch.epoch.0)
-                .flat_map(|point| &point.disks)
-                .filter(|disk| disk.name == spec.name)
-                .map(|disk| &disk.snapshot)
-                .collect();
-            for snapshot in there.iter().filter(|snapshot| !named.contains(&&snapshot.id)) {
-                store.delete_snapshot(&object, &snapshot.id).await.map_err(failed)?;
-            }
-        }
-        Ok(())
     }
 
     /// Gives the seed disks back in an orderly way.

@@ -3,8 +3,9 @@
 //!
 //! Does not own: whether pages are durable; the caller flushed before it asks for a record.
 
+use super::due::Due;
 use super::error::ApplyError;
-use crate::format::manifest::BookmarkEntry;
+use super::retention::Decision;
 use crate::model::{Epoch, MachineId, Sequence};
 use crate::store::ETag;
 use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
@@ -106,17 +107,18 @@ impl Checkpoint {
         Ok(Applied { through })
     }
 
-    /// Records a run that ends at `bookmark`, with the snapshots taken there.
+    /// Records a run that ends at a bookmark, with the snapshots taken there.
     pub(super) async fn record_point(
         &mut self,
-        bookmark: &BookmarkEntry,
+        due: Due<'_>,
         disks: Vec<SnapshotDisk>,
     ) -> Result<(Applied, RecoveryPoint), ApplyError> {
+        let Due { bookmark, time } = due;
         let point = SnapshotPoint {
             bookmark: bookmark.bookmark.id.to_string(),
             name: bookmark.bookmark.name.clone(),
             kind: bookmark.bookmark.kind,
-            time: bookmark.bookmark.time,
+            time,
             sequence: bookmark.sequence.0,
             epoch: self.present.epoch,
             disks,
@@ -140,12 +142,32 @@ impl Checkpoint {
         self.change(move |document| document.quarantine = Some(why.clone())).await
     }
 
-    /// Forgets snapshots that retention gave up; they are deleted from the store afterwards.
-    pub(super) async fn forget(&mut self, sequences: &[u64]) -> Result<(), ApplyError> {
-        self.change(|document| {
-            document.snapshots.retain(|kept| !sequences.contains(&kept.sequence));
-        })
-        .await
+    /// Records what retention gives up, if the document is still the one it was decided on: false
+    /// when somebody changed it meanwhile. Nothing is deleted or cut before this said true; from
+    /// then on no recovery begins to rely on it.
+    pub(super) async fn give_up(
+        &mut self,
+        decision: &Decision,
+        decided_on: &ETag,
+    ) -> Result<bool, ApplyError> {
+        let mut next = self.present.clone();
+        next.snapshots.retain(|kept| !decision.drop_snapshots.contains(&kept.sequence));
+        next.truncate_through = next.truncate_through.max(decision.truncate_through.0);
+        if next == self.present {
+            return Ok(true);
+        }
+        let swapped = self.vault.swap_points(&self.machine, decided_on, &next).await;
+        let Some(version) = swapped.map_err(|source| self.failed(source))? else {
+            return Ok(false);
+        };
+        (self.present, self.version) = (next, version);
+        Ok(true)
+    }
+
+    /// Writes the document again as it is: what was on its way to it from this applier's earlier
+    /// tries can no longer arrive, and no newer applier had begun.
+    pub(super) async fn confirm(&mut self) -> Result<(), ApplyError> {
+        self.change(|_| {}).await
     }
 
     /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
@@ -158,30 +180,35 @@ impl Checkpoint {
             }
             Ok(document)
         });
-        let changed = changed.await;
-        self.accept(changed.map(Some))
+        let (document, version) = changed.await.map_err(|source| self.failed(source))?;
+        self.accept(document, version)
     }
 
-    /// Reads the document again: fails when a newer applier took over.
-    pub(super) async fn reload(&mut self) -> Result<(), ApplyError> {
+    /// Reads the document again: fails when a newer applier took over. Gives its version.
+    pub(super) async fn reload(&mut self) -> Result<ETag, ApplyError> {
         let read = self.vault.points(&self.machine).await;
-        self.accept(read)
+        match read.map_err(|source| self.failed(source))? {
+            Some((document, version)) => {
+                self.accept(document, version.clone())?;
+                Ok(version)
+            }
+            None => Err(self.fenced(0)),
+        }
     }
 
-    fn accept(
-        &mut self,
-        read: Result<Option<(PointsDocument, ETag)>, VaultError>,
-    ) -> Result<(), ApplyError> {
-        let machine = || self.machine.clone();
-        let read = read.map_err(|source| ApplyError::Points { machine: machine(), source })?;
-        let theirs = read.as_ref().map_or(0, |(document, _)| document.applier_generation);
-        match read {
-            Some((document, version)) if theirs == self.ours => {
-                self.present = document;
-                self.version = version;
-                Ok(())
-            }
-            _ => Err(ApplyError::Fenced { machine: machine(), ours: self.ours, theirs }),
+    fn accept(&mut self, document: PointsDocument, version: ETag) -> Result<(), ApplyError> {
+        if document.applier_generation != self.ours {
+            return Err(self.fenced(document.applier_generation));
         }
+        (self.present, self.version) = (document, version);
+        Ok(())
+    }
+
+    fn fenced(&self, theirs: u64) -> ApplyError {
+        ApplyError::Fenced { machine: self.machine.clone(), ours: self.ours, theirs }
+    }
+
+    fn failed(&self, source: VaultError) -> ApplyError {
+        ApplyError::Points { machine: self.machine.clone(), source }
     }
 }

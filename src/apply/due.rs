@@ -7,6 +7,12 @@ use crate::vault::{PointsDocument, Policy};
 /// Source bytes of a run at most: bounds the applier's memory (its frames are held while it
 /// writes) and how much is done again after a crash.
 pub(super) const RUN_BYTES_MAX: u64 = 16 << 20;
+/// Deltas of a run at most: zeros carry no source bytes, and every delta of a run is open at once.
+pub(super) const RUN_DELTAS_MAX: usize = 64;
+
+/// Index entries of a run at most, when it has more than one delta: as many as a delta has records.
+/// Folding them takes about 130 bytes each.
+pub(super) const RUN_INDEX_ENTRIES_MAX: usize = 65_536;
 
 /// The next stretch of deltas to apply at once.
 #[derive(Debug, PartialEq)]
@@ -14,7 +20,24 @@ pub(super) struct Run<'a> {
     pub(super) epoch: Epoch,
     pub(super) deltas: &'a [DeltaEntry],
     /// The last delta's bookmark, when it becomes a snapshot.
-    pub(super) snapshot: Option<&'a BookmarkEntry>,
+    pub(super) snapshot: Option<Due<'a>>,
+}
+
+/// A bookmark that becomes a snapshot, and the time that counts for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Due<'a> {
+    pub(super) bookmark: &'a BookmarkEntry,
+    pub(super) time: Timestamp,
+}
+
+impl<'a> Run<'a> {
+    /// Only the first `count` deltas: then it ends before its bookmark.
+    pub(super) fn shortened(self, count: usize) -> Self {
+        match count < self.deltas.len() {
+            true => Run { deltas: &self.deltas[..count], snapshot: None, ..self },
+            false => self,
+        }
+    }
 }
 
 /// Cuts the next run off `entries` (all after `points.applied`, ascending). `None`: nothing to do.
@@ -38,11 +61,13 @@ pub(super) fn next_run<'a>(
         let deltas = &entries[..=at];
         if let Some(bookmark) = bookmark
             && entry.last >= state.clean_from
-            && state.due(bookmark, policy)
         {
-            return Some(Run { epoch, deltas, snapshot: Some(bookmark) });
+            let time = entry.moment(bookmark).max(state.latest);
+            if state.due(bookmark, time, policy) {
+                return Some(Run { epoch, deltas, snapshot: Some(Due { bookmark, time }) });
+            }
         }
-        if bytes >= run_bytes_max {
+        if bytes >= run_bytes_max || deltas.len() >= RUN_DELTAS_MAX {
             return Some(Run { epoch, deltas, snapshot: None });
         }
     }
@@ -51,7 +76,10 @@ pub(super) fn next_run<'a>(
 
 /// What decides whether a bookmark becomes a snapshot.
 struct SnapshotState {
+    /// Of this epoch.
     newest: Option<Timestamp>,
+    /// Of all snapshots: times of points never fall, whatever clocks do.
+    latest: Timestamp,
     catch_up_since: bool,
     /// An earlier run may have left pages up to here: below it nothing is a cut.
     clean_from: Sequence,
@@ -59,19 +87,22 @@ struct SnapshotState {
 
 impl SnapshotState {
     fn of(points: &PointsDocument, epoch: Epoch) -> Self {
-        let newest = points.snapshots.iter().rfind(|s| s.epoch == epoch.0).map(|s| s.time);
+        let of_epoch = points.snapshots.iter().filter(|s| s.epoch == epoch.0);
+        let newest = of_epoch.map(|s| s.time).max();
+        let latest = points.snapshots.iter().map(|s| s.time).max();
+        let latest = latest.unwrap_or(Timestamp(i64::MIN));
         let same_epoch = points.epoch == epoch.0;
         let clean_from = if same_epoch { Sequence(points.applying) } else { Sequence::ZERO };
-        Self { newest, catch_up_since: false, clean_from }
+        Self { newest, latest, catch_up_since: false, clean_from }
     }
 
     fn saw(&mut self, entry: &DeltaEntry) {
         self.catch_up_since |= entry.catch_up;
     }
 
-    fn due(&self, bookmark: &BookmarkEntry, policy: &Policy) -> bool {
+    fn due(&self, bookmark: &BookmarkEntry, time: Timestamp, policy: &Policy) -> bool {
         let Some(newest) = self.newest else { return true };
-        let age = bookmark.bookmark.time.seconds_since(newest);
+        let age = time.seconds_since(newest);
         !bookmark.bookmark.name.is_empty()
             || self.catch_up_since
             || age >= f64::from(policy.snapshot_interval_s)

@@ -24,7 +24,7 @@ fn delta(first: u64, epoch: u32, second: Option<i64>, name: &str) -> DeltaEntry 
         last: Sequence(last),
         object_bytes: 100,
         source_bytes: 10,
-        created: Timestamp(0),
+        created: Timestamp(i64::MAX),
         catch_up: false,
         bookmarks: second.map(|second| bookmark(last, second, name)).into_iter().collect(),
     }
@@ -46,6 +46,7 @@ fn points(snapshots: &[(u64, i64)]) -> PointsDocument {
         epoch: 1,
         applied: 0,
         applying: 0,
+        truncate_through: 0,
         snapshots: snapshots.iter().map(point).collect(),
         pinned: Vec::new(),
         quarantine: None,
@@ -105,4 +106,54 @@ fn a_bookmark_that_is_not_the_last_record_is_no_cut_of_the_delta() {
     let mut log = [delta(1, 1, None, "")];
     log[0].bookmarks.push(bookmark(5, 1, "inside"));
     assert_eq!(ends(next_run(&log, &points(&[]), &policy, 1_000)), Some((10, false)));
+}
+
+#[test]
+fn a_run_ends_at_the_number_of_deltas() {
+    let zeros = |n: u64| DeltaEntry { source_bytes: 0, ..delta(1 + 10 * n, 1, None, "") };
+    let log: Vec<_> = (0..RUN_DELTAS_MAX as u64 + 5).map(zeros).collect();
+    let run = next_run(&log, &points(&[]), &Policy::default(), 1_000).unwrap();
+    assert_eq!(run.deltas.len(), RUN_DELTAS_MAX);
+    let cut = Run { snapshot: None, ..run }.shortened(3);
+    assert_eq!((cut.deltas.len(), cut.snapshot), (3, None));
+}
+
+#[test]
+fn a_run_that_is_cut_short_makes_no_point() {
+    let policy = Policy::default();
+    let log = [delta(1, 1, None, ""), delta(11, 1, Some(1), "")];
+    let run = || next_run(&log, &points(&[]), &policy, 1_000).unwrap();
+    assert!(run().shortened(2).snapshot.is_some());
+    assert_eq!(run().shortened(1).snapshot, None);
+}
+
+/// A bookmark at `second` by the agent, sealed at `sealed` by the process server.
+fn told(first: u64, second: i64, sealed: i64) -> DeltaEntry {
+    let created = Timestamp(sealed * 1_000_000);
+    DeltaEntry { created, ..delta(first, 1, Some(second), "") }
+}
+
+#[test]
+fn an_agent_whose_clock_ran_ahead_does_not_stop_snapshots() {
+    let policy = Policy { snapshot_interval_s: 300, ..Policy::default() };
+    let month = 30 * 86_400;
+    let log = [told(1, 5, 6), told(11, month, 300), told(21, 306, 307)];
+    let first = next_run(&log, &points(&[]), &policy, 1_000).unwrap().snapshot.unwrap();
+    assert_eq!(first.time, Timestamp(5_000_000));
+    let wrong = next_run(&log[1..2], &points(&[(10, 0)]), &policy, 1_000).unwrap();
+    assert_eq!(wrong.snapshot.unwrap().time, Timestamp(300_000_000), "when it was sealed");
+    let right = next_run(&log[2..], &points(&[(10, 5)]), &policy, 1_000).unwrap();
+    assert_eq!(right.snapshot.unwrap().time, Timestamp(306_000_000));
+}
+
+#[test]
+fn times_of_points_never_fall() {
+    let policy = Policy { snapshot_interval_s: 300, ..Policy::default() };
+    let named = DeltaEntry { bookmarks: vec![bookmark(30, 100, "now")], ..told(21, 0, 100) };
+    let log = [named];
+    let run = next_run(&log, &points(&[(10, 50), (20, 4_000)]), &policy, 1_000).unwrap();
+    assert_eq!(run.snapshot.unwrap().time, Timestamp(4_000_000_000));
+    let unnamed = [told(21, 100, 100)];
+    let run = next_run(&unnamed, &points(&[(10, 50), (20, 4_000)]), &policy, 1_000).unwrap();
+    assert_eq!(run.snapshot, None, "no time has passed as far as anybody can tell");
 }

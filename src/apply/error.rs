@@ -57,6 +57,16 @@ pub enum ApplyError {
         /// The present one.
         theirs: u64,
     },
+    /// The lease on a seed disk ended during a run, and no other applier took over: it ran out, a
+    /// failed sync gave it up, or somebody broke it. The run is done again under a new one.
+    #[error("the lease on a seed disk of machine {machine} ended during a run")]
+    LeaseLost {
+        /// Whose seed disk.
+        machine: MachineId,
+        /// The refusal.
+        #[source]
+        source: StoreError,
+    },
     /// The log was cut beyond what is applied.
     #[error(
         "machine {machine} is applied through {applied}, but its log begins after {truncated}: \
@@ -104,6 +114,7 @@ impl ApplyError {
             Self::Store { source, .. } => source.class(),
             Self::Points { source, .. } => source.class(),
             Self::Fenced { .. } => Class::Fence,
+            Self::LeaseLost { .. } => Class::Retry,
             Self::Gap { .. } | Self::UnknownDisk { .. } | Self::UnknownEpoch { .. } => {
                 Class::Poison
             }

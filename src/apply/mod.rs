@@ -13,6 +13,7 @@ mod checkpoint;
 mod due;
 mod error;
 mod plan;
+mod retain;
 pub mod retention;
 mod seed;
 mod write;

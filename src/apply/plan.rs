@@ -26,7 +26,11 @@ impl Slice for Source {
     }
 }
 
-/// One page write: adjacent parts, either all zero (any length) or data of at most 4 MiB.
+/// Longest run of zeros that one page write clears: a store may have to copy what lies under it
+/// for a snapshot, and everybody else who wants the disk waits meanwhile.
+pub(super) const CLEAR_BYTES_MAX: u64 = 64 << 20;
+
+/// One page write: adjacent parts, either all zero ([`CLEAR_BYTES_MAX`]) or data of at most 4 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Planned {
     pub(super) range: Range<u64>,
@@ -61,19 +65,19 @@ pub(super) fn plan(indexes: &[&DeltaIndex]) -> Plan {
     Plan { disks }
 }
 
-/// Joins neighbours into writes: zeros with zeros without limit, data with data up to 4 MiB (an
-/// entry's data is at most one frame, which is smaller).
+/// Joins neighbours into writes: zeros with zeros, data with data, each up to its limit (an entry's
+/// data is at most one frame, which is smaller; its zeros may be more and are cut).
 fn join(map: &ExtentMap<Source>) -> Vec<Planned> {
     let mut writes: Vec<Planned> = Vec::new();
     for (range, &source) in map.iter() {
+        if source == Source::Zero {
+            join_zeros(&mut writes, range);
+            continue;
+        }
         match writes.last_mut() {
-            Some(last) if fits(last, &range, source) => {
+            Some(last) if fits(last, &range) => {
                 last.range.end = range.end;
-                if source == Source::Zero {
-                    last.parts[0].0.end = range.end;
-                } else {
-                    last.parts.push((range, source));
-                }
+                last.parts.push((range, source));
             }
             _ => writes.push(Planned { range: range.clone(), parts: vec![(range, source)] }),
         }
@@ -81,11 +85,25 @@ fn join(map: &ExtentMap<Source>) -> Vec<Planned> {
     writes
 }
 
-fn fits(last: &Planned, range: &Range<u64>, source: Source) -> bool {
-    let adjacent = last.range.end == range.start;
-    if source == Source::Zero {
-        return adjacent && last.is_zero();
+fn join_zeros(writes: &mut Vec<Planned>, mut range: Range<u64>) {
+    if let Some(last) = writes.last_mut()
+        && last.range.end == range.start
+        && last.is_zero()
+    {
+        let room = CLEAR_BYTES_MAX.saturating_sub(last.range.end - last.range.start);
+        last.range.end += room.min(range.end - range.start);
+        last.parts[0].0.end = last.range.end;
+        range.start = last.range.end;
     }
+    while range.start < range.end {
+        let part = range.start..range.end.min(range.start + CLEAR_BYTES_MAX);
+        range.start = part.end;
+        writes.push(Planned { range: part.clone(), parts: vec![(part, Source::Zero)] });
+    }
+}
+
+fn fits(last: &Planned, range: &Range<u64>) -> bool {
+    let adjacent = last.range.end == range.start;
     adjacent && !last.is_zero() && range.end - last.range.start <= u64::from(PAGE_WRITE_BYTES_MAX)
 }
 

@@ -58,13 +58,21 @@ proptest! {
 }
 
 #[test]
-fn data_writes_stop_at_four_mebibytes_and_zeros_do_not() {
+fn data_writes_stop_at_four_mebibytes_and_zeros_at_sixty_four() {
     let mib = 1 << 11; // sectors
     let data = (0..6).map(|n| (n * mib, mib, Some(n as u32))).collect();
     let sizes = |plan: &Plan| -> Vec<u64> {
         plan.disks.values().flatten().map(|w| (w.range.end - w.range.start) >> 20).collect()
     };
     assert_eq!(sizes(&plan(&[&index(data)])), [4, 2]);
-    let zeros = (0..6).map(|n| (n * mib, mib, None)).collect();
-    assert_eq!(sizes(&plan(&[&index(zeros)])), [6]);
+    let small = (0..6).map(|n| (n * mib, mib, None)).collect();
+    assert_eq!(sizes(&plan(&[&index(small)])), [6]);
+    let large = vec![(0, 60 * mib, None), (60 * mib, 150 * mib, None)];
+    let plan = plan(&[&index(large)]);
+    assert_eq!(sizes(&plan), [64, 64, 64, 18]);
+    let mut end = 0;
+    for write in plan.disks.values().flatten() {
+        assert_eq!((write.range.start, &write.parts[0].0), (end, &write.range));
+        end = write.range.end;
+    }
 }

@@ -1,9 +1,12 @@
 //! What may go: a pure decision over points, log entries, pins and policy.
 //!
 //! Ages count from the newest point, not from now: when no new points arrive, the old ones stay.
+//! A point's time is what the agent's and the process server's clock agree on
+//! ([`DeltaEntry::moment`]), and never before that of an earlier point: a clock that jumps ahead
+//! makes nothing old, one that falls back makes nothing new look old.
 
 use crate::format::manifest::DeltaEntry;
-use crate::model::{Epoch, Sequence, Timestamp};
+use crate::model::{BookmarkId, Epoch, Sequence, Timestamp};
 use crate::vault::{PinDocument, PointsDocument, Policy, SnapshotPoint};
 
 /// What retention gives up.
@@ -26,14 +29,17 @@ pub fn decide(
     policy: &Policy,
 ) -> Decision {
     let Some(now) = newest_time(points, entries) else { return Decision::default() };
-    let keep: Vec<&SnapshotPoint> = kept(points, pins, policy, now);
+    let bases = bases_of_pinned(points, entries);
+    let keep: Vec<&SnapshotPoint> = kept(points, pins, &bases, policy, now);
     let drop_snapshots = points
         .snapshots
         .iter()
         .filter(|point| !keep.iter().any(|kept| kept.sequence == point.sequence))
         .map(|point| point.sequence)
         .collect();
-    let truncate_through = truncation(points, entries, pins, policy, now, &keep);
+    let truncate_through = truncation(points, pins, &bases, policy, now);
+    // What was allowed to go once is never counted on again: recoveries already look past it.
+    let truncate_through = truncate_through.max(Sequence(points.truncate_through));
     let in_log = entries.iter().filter(|entry| entry.last > truncate_through);
     let needed = keep.iter().map(|point| point.epoch).chain(in_log.map(|entry| entry.epoch.0));
     let epochs_from = Epoch(needed.chain([points.epoch]).min().unwrap_or(0));
@@ -42,15 +48,37 @@ pub fn decide(
 
 fn newest_time(points: &PointsDocument, entries: &[DeltaEntry]) -> Option<Timestamp> {
     let snapshots = points.snapshots.iter().map(|point| point.time);
-    let bookmarks = entries.iter().flat_map(|e| &e.bookmarks).map(|b| b.bookmark.time);
+    let bookmarks = entries.iter().flat_map(|e| e.bookmarks.iter().map(|b| e.moment(b)));
     snapshots.chain(bookmarks).max()
 }
 
-/// Snapshot points that stay: the newest, pinned ones, bases of running recoveries, the base of
-/// the journal window, and the densest that the ladder asks for.
+/// What the pinned bookmarks in the log are rebuilt from: the newest snapshot at or before each,
+/// as `recover` chooses it; 0 when it is the epoch's beginning. Both the snapshot and the log after
+/// it are needed as long as the bookmark is pinned.
+fn bases_of_pinned(points: &PointsDocument, entries: &[DeltaEntry]) -> Vec<u64> {
+    if points.pinned.is_empty() {
+        return Vec::new();
+    }
+    let base_of = |sequence: Sequence, epoch: Epoch| {
+        let mut snapshots = points.snapshots.iter();
+        let base = snapshots.rfind(|p| p.epoch == epoch.0 && p.sequence <= sequence.0);
+        base.map_or(0, |point| point.sequence)
+    };
+    let mut bases = Vec::new();
+    for entry in entries {
+        let pinned = |id: &BookmarkId| points.pinned.contains(&id.to_string());
+        let pinned = entry.bookmarks.iter().filter(|b| pinned(&b.bookmark.id));
+        bases.extend(pinned.map(|b| base_of(b.sequence, entry.epoch)));
+    }
+    bases
+}
+
+/// Snapshot points that stay: the newest, pinned ones, bases of running recoveries and of pinned
+/// bookmarks, the base of the journal window, and the densest that the ladder asks for.
 fn kept<'a>(
     points: &'a PointsDocument,
     pins: &[PinDocument],
+    bases: &[u64],
     policy: &Policy,
     now: Timestamp,
 ) -> Vec<&'a SnapshotPoint> {
@@ -59,15 +87,15 @@ fn kept<'a>(
     let oldest_age = policy.ladder.iter().map(|step| step.age_s).max().unwrap_or(0);
     let mut kept = Vec::new();
     let mut last_bucket = None;
-    for point in &points.snapshots {
-        let age = now.seconds_since(point.time).max(0.0) as u64;
+    for (point, time) in with_times(points) {
+        let age = now.seconds_since(time).max(0.0) as u64;
         let step = policy.ladder.iter().find(|step| age <= step.age_s);
         // One a bucket, the oldest of it; buckets lie on the wall clock, so that which point
         // represents a bucket does not change while time goes on.
         let first_of_bucket = step.is_some_and(|step| {
             let every = i64::try_from(step.every_s).unwrap_or(i64::MAX);
             let bucket = (every > 0)
-                .then(|| (step.age_s, point.time.0.div_euclid(every.saturating_mul(1_000_000))));
+                .then(|| (step.age_s, time.0.div_euclid(every.saturating_mul(1_000_000))));
             let fresh = bucket.is_none() || bucket != last_bucket;
             last_bucket = bucket;
             fresh
@@ -76,12 +104,21 @@ fn kept<'a>(
         let needed = points.pinned.contains(&point.bookmark)
             || Some(point.sequence) == newest
             || Some(point.sequence) == journal_base
+            || bases.contains(&point.sequence)
             || pins.iter().any(|pin| pin.base == point.sequence);
         if first_of_bucket || named || needed {
             kept.push(point);
         }
     }
     kept
+}
+
+/// Snapshot points with the time that counts for them: never before an earlier point's.
+fn with_times(points: &PointsDocument) -> impl Iterator<Item = (&SnapshotPoint, Timestamp)> {
+    points.snapshots.iter().scan(Timestamp(i64::MIN), |latest, point| {
+        *latest = point.time.max(*latest);
+        Some((point, *latest))
+    })
 }
 
 /// The newest snapshot at or before the start of the journal window.
@@ -92,31 +129,21 @@ fn window_base<'a>(
 ) -> Option<&'a SnapshotPoint> {
     let window = i64::try_from(policy.journal_window_s).unwrap_or(i64::MAX / 4_000_000);
     let start = now.plus_seconds(-window);
-    points.snapshots.iter().rfind(|point| point.time <= start)
+    with_times(points).take_while(|(_, time)| *time <= start).last().map(|(point, _)| point)
 }
 
 /// Everything through here may go: a kept snapshot at or before the window's start carries what
 /// came earlier, and nothing that a pin or a pinned bookmark needs lies below.
 fn truncation(
     points: &PointsDocument,
-    entries: &[DeltaEntry],
     pins: &[PinDocument],
+    bases: &[u64],
     policy: &Policy,
     now: Timestamp,
-    keep: &[&SnapshotPoint],
 ) -> Sequence {
     let Some(base) = window_base(points, policy, now) else { return Sequence::ZERO };
-    let base_of = |sequence: u64, epoch: u32| {
-        let below = keep.iter().rfind(|p| p.epoch == epoch && p.sequence <= sequence);
-        below.map_or(0, |point| point.sequence)
-    };
-    let pinned_bookmarks = entries.iter().flat_map(|entry| {
-        let pinned =
-            entry.bookmarks.iter().filter(|b| points.pinned.contains(&b.bookmark.id.to_string()));
-        pinned.map(|b| base_of(b.sequence.0, entry.epoch.0))
-    });
     let running = pins.iter().map(|pin| pin.base);
-    let limit = pinned_bookmarks.chain(running).min().unwrap_or(u64::MAX);
+    let limit = bases.iter().copied().chain(running).min().unwrap_or(u64::MAX);
     Sequence(base.sequence.min(limit).min(points.applied))
 }
 

@@ -25,6 +25,7 @@ fn points(snapshots: Vec<SnapshotPoint>) -> PointsDocument {
         epoch: 1,
         applied: snapshots.last().map_or(0, |point| point.sequence),
         applying: 0,
+        truncate_through: 0,
         snapshots,
         pinned: Vec::new(),
         quarantine: None,
@@ -46,7 +47,7 @@ fn entry(last: u64, second: i64) -> DeltaEntry {
         last: Sequence(last),
         object_bytes: 1,
         source_bytes: 1,
-        created: Timestamp(0),
+        created: Timestamp(i64::MAX),
         catch_up: false,
         bookmarks: vec![crate::format::manifest::BookmarkEntry {
             sequence: Sequence(last),
@@ -135,4 +136,63 @@ fn the_newest_point_is_never_dropped_however_old() {
     let points = points(vec![snapshot(10, 0)]);
     let decision = decide(&points, &[], &[], &policy(1, &[]));
     assert!(decision.drop_snapshots.is_empty());
+}
+
+/// What is left when `decision` was carried out.
+fn carry_out(points: &mut PointsDocument, entries: &mut Vec<DeltaEntry>, decision: &Decision) {
+    points.snapshots.retain(|point| !decision.drop_snapshots.contains(&point.sequence));
+    points.truncate_through = decision.truncate_through.0;
+    entries.retain(|entry| entry.last > decision.truncate_through);
+}
+
+#[test]
+fn a_pinned_bookmark_in_the_log_keeps_its_base_while_the_ladder_thins_around_it() {
+    let (mut points, mut entries) = history(13);
+    points.pinned.push(BookmarkId([34; 16]).to_string()); // base: the snapshot at 30
+    let thinning = policy(10 * 60, &[(30 * 60, 0), (3 * 3600, 3600)]);
+    for later in 0..40 {
+        let decision = decide(&points, &entries, &[], &thinning);
+        carry_out(&mut points, &mut entries, &decision);
+        assert!(points.snapshots.iter().any(|p| p.sequence == 30), "its base, {later} rounds on");
+        assert!(decision.truncate_through <= Sequence(30), "what it is rebuilt from");
+        assert!(entries.iter().any(|entry| entry.last.0 == 34));
+        let next = 140 + 10 * later;
+        points.snapshots.push(snapshot(next, (next as i64 / 10 - 1) * 5 * MINUTE));
+        points.applied = next;
+    }
+    assert!(points.snapshots.len() < 20, "the ladder did thin");
+    points.pinned.clear();
+    let decision = decide(&points, &entries, &[], &thinning);
+    assert!(decision.drop_snapshots.contains(&30) && decision.truncate_through > Sequence(34));
+}
+
+#[test]
+fn an_agent_whose_clock_runs_ahead_makes_nothing_old() {
+    let (points, mut entries) = history(13);
+    let policy = policy(30 * 60, &[(7200, 0)]);
+    let before = decide(&points, &entries, &[], &policy);
+    let mut wrong = entry(131, 30 * 86_400);
+    wrong.created = Timestamp(64 * MINUTE * 1_000_000);
+    entries.push(wrong);
+    assert_eq!(decide(&points, &entries, &[], &policy), before);
+}
+
+#[test]
+fn a_clock_that_fell_back_makes_no_new_point_old() {
+    let (mut points, entries) = history(13);
+    // Three hours back: these are the newest all the same.
+    points.snapshots.push(snapshot(140, -115 * MINUTE));
+    points.snapshots.push(snapshot(150, -110 * MINUTE));
+    points.applied = 150;
+    let decision = decide(&points, &entries, &[], &policy(30 * 60, &[(7200, 0)]));
+    assert_eq!(decision.truncate_through, Sequence(70), "the journal is as long as before");
+    assert!(decision.drop_snapshots.is_empty());
+}
+
+#[test]
+fn what_was_given_up_once_stays_given_up() {
+    let (mut points, entries) = history(13);
+    points.truncate_through = 90;
+    let decision = decide(&points, &entries, &[], &policy(30 * 60, &[(7200, 0)]));
+    assert_eq!(decision.truncate_through, Sequence(90));
 }

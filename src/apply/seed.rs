@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::format::manifest::BookmarkEntry;
 use crate::format::names;
 use crate::format::seed_disk::{self, Footer};
 use crate::model::{DiskIndex, DiskSpec, Epoch, MachineId, ObjectName};
@@ -90,14 +91,17 @@ impl SeedDisks {
         Ok(())
     }
 
-    /// A snapshot of every disk, labelled with the bookmark's id. A snapshot that an earlier,
-    /// interrupted try made is found by its label: the disks have not changed since, because
-    /// nothing beyond the bookmark is written before the point is recorded.
+    /// A snapshot of every disk. One that an earlier, interrupted try of this same applier made is
+    /// found by its label: the disks have not changed since, because nothing beyond the bookmark is
+    /// written before the point is recorded. One that an older applier made is never built on: that
+    /// applier may be deleting it at this moment.
     pub(super) async fn snapshot(
         &self,
         store: &Arc<dyn Store>,
-        label: &str,
+        bookmark: &BookmarkEntry,
     ) -> Result<Vec<SnapshotDisk>> {
+        let label = label(self.guard.sequence_number, bookmark);
+        let label = label.as_str();
         let mut made = Vec::with_capacity(self.disks.len());
         for disk in &self.disks {
             let snapshot = self.snapshot_once(store, &disk.object, label).await?;
@@ -123,6 +127,17 @@ impl SeedDisks {
             None => store.snapshot(object, label, &self.guard).await,
         }
     }
+}
+
+/// What is written on a snapshot: the applier's generation, the bookmark's id, its sequence. Agents
+/// choose ids, so an id alone may come twice.
+fn label(generation: u64, bookmark: &BookmarkEntry) -> String {
+    format!("{generation}:{}@{}", bookmark.bookmark.id, bookmark.sequence)
+}
+
+/// The generation of the applier that made a snapshot; `None`: not the label of one.
+pub(super) fn made_by(label: &str) -> Option<u64> {
+    label.split_once(':')?.0.parse().ok()
 }
 
 /// Order matters: the older lease ends first (its holder is refused from then on), then ours

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -23,6 +24,9 @@ type Fetched = Result<((usize, u32), Bytes), SealError>;
 const BATCH_BYTES: u64 = 8 << 20;
 
 /// Writes the plan. Returns the bytes written. Nothing is durable before the caller flushes.
+///
+/// When a write fails no further one begins, and those that have begun are waited for: one that
+/// was left on its way could land after a newer write to the same place.
 pub(super) async fn write(
     store: &Arc<dyn Store>,
     machine: &MachineId,
@@ -42,28 +46,32 @@ pub(super) async fn write(
         })?;
         batches.extend(split(planned).into_iter().map(|part| (disk, part)));
     }
+    let stopped = AtomicBool::new(false);
     let mut writing: Vec<BoxFuture<'_, Result<u64, StoreError>>> = Vec::new();
     for (disk, part) in batches {
-        let frames = &frames;
+        let (frames, stopped) = (&frames, &stopped);
         writing.push(Box::pin(async move {
+            if stopped.load(Ordering::Relaxed) {
+                return Ok(0);
+            }
             let writes: Vec<PageWrite> = part.iter().map(|p| page_write(p, frames)).collect();
-            store.write_pages(&disk.object, &writes, seed.guard()).await?;
-            Ok(part.iter().map(|p| p.range.end - p.range.start).sum::<u64>())
+            let done = store.write_pages(&disk.object, &writes, seed.guard()).await;
+            stopped.fetch_or(done.is_err(), Ordering::Relaxed);
+            done.map(|()| part.iter().map(|p| p.range.end - p.range.start).sum::<u64>())
         }));
     }
-    let written = stream::iter(writing)
-        .buffer_unordered(streams)
-        .try_fold(0, |sum, bytes| async move { Ok(sum + bytes) })
-        .await;
+    let ended: Vec<_> = stream::iter(writing).buffer_unordered(streams).collect().await;
+    let written = ended.into_iter().sum::<Result<u64, StoreError>>();
     written.map_err(|source| ApplyError::Store { machine: machine.clone(), source })
 }
 
-/// Consecutive writes of about [`BATCH_BYTES`] (zeros count nothing: they are cleared, not sent).
+/// Consecutive writes of about [`BATCH_BYTES`]. Zeros count as much as bytes do: a store may have
+/// to keep for its snapshots all that they cover, under the lock of one call.
 fn split(planned: &[Planned]) -> Vec<&[Planned]> {
     let mut parts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, write) in planned.iter().enumerate() {
-        let cost = if write.is_zero() { 0 } else { write.range.end - write.range.start };
+        let cost = write.range.end - write.range.start;
         if at > start && bytes + cost > BATCH_BYTES {
             parts.push(&planned[start..at]);
             (start, bytes) = (at, 0);
@@ -123,4 +131,21 @@ fn page_write(planned: &Planned, frames: &Frames) -> PageWrite {
         body.extend_from_slice(&slice(range, *source));
     }
     PageWrite { offset, body: PageBody::Data(body.freeze()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_fill_a_batch_as_bytes_do() {
+        let mib = 1_u64 << 20;
+        let zeros = |start: u64, length: u64| {
+            let range = start * mib..(start + length) * mib;
+            Planned { range: range.clone(), parts: vec![(range, Source::Zero)] }
+        };
+        let planned = [zeros(0, 64), zeros(64, 64), zeros(200, 3), zeros(210, 3), zeros(220, 3)];
+        let sizes: Vec<usize> = split(&planned).iter().map(|part| part.len()).collect();
+        assert_eq!(sizes, [1, 1, 2, 1]);
+    }
 }

@@ -1,6 +1,6 @@
 //! `holdfast mount`: a disk at a point over NBD.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Failure, block_on, stopped};
 use crate::clock::System;
 use crate::model::{DiskName, MachineId};
 use crate::nbd::{Export, Server};
-use crate::recover::{CACHE_BYTES, DiskReader, Mounted, Pin, PointSpec};
+use crate::recover::{CACHE_BYTES, DiskReader, Mounted, Pin, PointSpec, Recovery, ResolvedPoint};
 
 /// Serve a disk as it was at a recovery point over NBD, within seconds
 #[derive(Debug, clap::Args)]
@@ -47,27 +47,37 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let recovery = site.recovery(&args.machine).await?;
         let clock = System::clock();
         let (point, pin) = Pin::take(&recovery, &spec, &clock, &System).await?;
-        let reader = DiskReader::open(&recovery, &point, &args.disk, CACHE_BYTES).await?;
-        let runtime = tokio::runtime::Handle::current();
-        let mounted = if args.writable {
-            let beside = socket.parent().unwrap_or(std::path::Path::new("."));
-            Mounted::writable(reader, runtime, beside)?
-        } else {
-            Mounted::read_only(reader, runtime)
-        };
-        let export: Arc<dyn Export> = Arc::new(mounted);
-        let server = Server::bind(&socket, args.disk.as_str(), export)?;
-        print(&format!(
-            "disk {} of {} at sequence {}: nbd+unix:///{}?socket={}",
-            args.disk,
-            args.machine,
-            point.sequence,
-            args.disk,
-            socket.display()
-        ))?;
-        stopped().await?;
-        tokio::task::spawn_blocking(move || server.stop()).await?;
-        pin.release().await;
-        Ok(())
+        let served = serve(args, &recovery, &point, &socket).await;
+        pin.release().await; // also when it could not be served: else retention waits for it
+        served
     })
+}
+
+async fn serve(
+    args: &Args,
+    recovery: &Recovery,
+    point: &ResolvedPoint,
+    socket: &Path,
+) -> Result<(), Failure> {
+    let reader = DiskReader::open(recovery, point, &args.disk, CACHE_BYTES).await?;
+    let runtime = tokio::runtime::Handle::current();
+    let mounted = if args.writable {
+        let beside = socket.parent().unwrap_or(Path::new("."));
+        Mounted::writable(reader, runtime, beside)?
+    } else {
+        Mounted::read_only(reader, runtime)
+    };
+    let export: Arc<dyn Export> = Arc::new(mounted);
+    let server = Server::bind(socket, args.disk.as_str(), export)?;
+    print(&format!(
+        "disk {} of {} at sequence {}: nbd+unix:///{}?socket={}",
+        args.disk,
+        args.machine,
+        point.sequence,
+        args.disk,
+        socket.display()
+    ))?;
+    stopped().await?;
+    tokio::task::spawn_blocking(move || server.stop()).await?;
+    Ok(())
 }

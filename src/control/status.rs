@@ -19,6 +19,9 @@ const SILENCE_S: f64 = 60.0;
 const DRAIN_WARN_S: f64 = 30.0 * 60.0;
 /// Remaining life of the newest certificate that is worth a warning, seconds.
 const CERTIFICATE_WARN_S: f64 = 30.0 * 86_400.0;
+/// Snapshot intervals without a snapshot that are worth a warning.
+const STANDSTILL_INTERVALS: f64 = 3.0;
+
 /// How good or bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,6 +114,7 @@ pub fn status(sheet: &MachineFactsheet, now: Timestamp) -> MachineStatus {
     };
     let mut lines = vec![protection(sheet, &status, copying)];
     lines.extend(troubles(sheet, live));
+    lines.extend(standstill(sheet));
     lines.extend(live.into_iter().flat_map(|live| agent(live, now)));
     lines.extend(server(&sheet.live));
     lines.extend(backlog(&status));
@@ -134,8 +138,7 @@ fn copied_percent(live: &MachineFacts) -> f64 {
 /// The process server's word if it has one, else the newest bookmark that is published.
 fn recoverable_time(sheet: &MachineFactsheet, live: Option<&MachineFacts>) -> Option<Timestamp> {
     let entries = sheet.manifest.iter().flat_map(|manifest| &manifest.entries);
-    let published = entries.flat_map(|entry| &entry.bookmarks);
-    let published = published.map(|entry| entry.bookmark.time);
+    let published = entries.flat_map(|entry| entry.bookmarks.iter().map(|b| entry.moment(b)));
     let snapshots = sheet.points.iter().flat_map(|points| &points.snapshots);
     let snapshots = snapshots.map(|point| point.time);
     let live = live.and_then(|live| live.recoverable_time);
@@ -177,6 +180,28 @@ fn troubles(sheet: &MachineFactsheet, live: Option<&MachineFacts>) -> Vec<Health
     let trouble = live.and_then(|live| live.trouble.as_ref());
     let trouble = trouble.map(|why| line(Health::Critical, why.clone()));
     quarantine.chain(trouble).collect()
+}
+
+/// Bookmarks go on and no snapshot follows: nobody applies, or applying cannot keep up. Nothing is
+/// lost by that, but the log grows and recovering takes longer.
+fn standstill(sheet: &MachineFactsheet) -> Option<HealthLine> {
+    let points = sheet.points.as_ref();
+    if points.is_some_and(|points| points.quarantine.is_some()) {
+        return None; // said already, with its cause
+    }
+    let entries = &sheet.manifest.as_ref()?.entries;
+    let moments = || entries.iter().flat_map(|e| e.bookmarks.iter().map(|b| e.moment(b)));
+    let newest = points.and_then(|points| points.snapshots.last()).map(|point| point.time);
+    let age = moments().max()?.seconds_since(newest.or(moments().min())?);
+    let intervals = STANDSTILL_INTERVALS * f64::from(sheet.document.policy.snapshot_interval_s);
+    (age > intervals).then(|| {
+        let text = format!(
+            "no snapshot for {} although bookmarks go on: is an applier running (`holdfast serve` \
+             with apply.enabled, or `holdfast apply`)?",
+            span(age)
+        );
+        line(Health::Warning, text)
+    })
 }
 
 fn agent(live: &MachineFacts, now: Timestamp) -> Vec<HealthLine> {

@@ -155,14 +155,18 @@ pub fn put_bookmark(bookmark: &Bookmark, to: &mut Writer) {
 /// Reads a bookmark.
 ///
 /// # Errors
-/// When it is cut short, of an unknown kind, or its name is too long or not UTF-8.
+/// When it is cut short, of an unknown kind, off the calendar, or its name is too long or not
+/// UTF-8.
 pub fn read_bookmark(from: &mut Reader<'_>) -> Result<Bookmark, FormatError> {
-    Ok(Bookmark {
-        id: BookmarkId(from.array("bookmark id")?),
-        kind: bookmark_kind(from.u8("bookmark kind")?)?,
-        time: Timestamp(from.i64("bookmark time")?),
-        name: from.text(BOOKMARK_NAME_BYTES_MAX, "bookmark name")?.into(),
-    })
+    let id = BookmarkId(from.array("bookmark id")?);
+    let kind = bookmark_kind(from.u8("bookmark kind")?)?;
+    let time = Timestamp(from.i64("bookmark time")?);
+    if !time.is_on_calendar() {
+        let (first, last) = (Timestamp::EARLIEST, Timestamp::LATEST);
+        return Err(FormatError::value("bookmark time", time, format_args!("{first} to {last}")));
+    }
+    let name = from.text(BOOKMARK_NAME_BYTES_MAX, "bookmark name")?.into();
+    Ok(Bookmark { id, kind, time, name })
 }
 
 /// The code of a bookmark's promise.
@@ -282,6 +286,22 @@ mod tests {
             body.push(0);
             let trailing = decode_mark(kind, &body);
             assert!(matches!(trailing, Err(FormatError::Trailing { .. })));
+        }
+    }
+
+    #[test]
+    fn a_bookmark_off_the_calendar_is_refused() {
+        let at = |time| {
+            let (id, kind) = (BookmarkId([7; 16]), BookmarkKind::CrashConsistent);
+            let mark = Change::Bookmark(Bookmark { id, kind, time, name: String::new() });
+            decode_mark(ChangeKind::Bookmark, &encoded(&mark))
+        };
+        for Timestamp(edge) in [Timestamp::EARLIEST, Timestamp::LATEST] {
+            assert!(at(Timestamp(edge)).is_ok());
+        }
+        for Timestamp(off) in [Timestamp(i64::MIN), Timestamp(i64::MAX)] {
+            let error = at(Timestamp(off)).unwrap_err().to_string();
+            assert!(error.contains("bookmark time") && error.contains("9999-12-31"), "{error}");
         }
     }
 

@@ -93,12 +93,22 @@ pub struct DeltaEntry {
     pub object_bytes: u64,
     /// Bytes of writes that went in, before coalescing and compression.
     pub source_bytes: u64,
-    /// When it was sealed.
+    /// When it was sealed, by the process server's clock.
     pub created: Timestamp,
     /// Whether a catch-up begins or runs anywhere in it.
     pub catch_up: bool,
     /// Bookmarks in it, ascending; each is a consistent point.
     pub bookmarks: Vec<BookmarkEntry>,
+}
+
+impl DeltaEntry {
+    /// When a bookmark of this delta was made, as far as two clocks agree: the agent's word, but
+    /// not later than the process server sealed it. One wrong clock alone then moves no age
+    /// forward, and nothing is given up as old because of it.
+    #[must_use]
+    pub fn moment(&self, bookmark: &BookmarkEntry) -> Timestamp {
+        bookmark.bookmark.time.min(self.created)
+    }
 }
 
 /// A bookmark with its place.

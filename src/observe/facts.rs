@@ -131,13 +131,10 @@ impl MachineFacts {
     fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
-        let trouble = metrics.trouble.lock();
-        let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
-        let cache = process.cache_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let trouble = match (trouble, cache) {
-            (Some(own), Some(cache)) => Some(format!("{cache}; {own}")),
-            (own, cache) => own.or(cache),
-        };
+        let said = [&process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
+        let said = said.map(|one| one.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let said: Vec<String> = said.into_iter().flatten().collect();
+        let trouble = (!said.is_empty()).then(|| said.join("; "));
         Self {
             machine,
             received: watermarks.received.0,
@@ -156,5 +153,24 @@ impl MachineFacts {
             total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
             trouble,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_applying_says_and_takes_back_leaves_the_uploads_words() {
+        let process = Metrics::default();
+        let machine: MachineId = "web".parse().unwrap();
+        let metrics = process.machine(&machine);
+        let trouble = || MachineFacts::of(machine.clone(), &metrics, &process).trouble;
+        assert_eq!(trouble(), None);
+        metrics.set_trouble(Some("the store has no room".to_owned()));
+        metrics.set_apply_trouble(Some("a lease ended".to_owned()));
+        assert_eq!(trouble().as_deref(), Some("the store has no room; a lease ended"));
+        metrics.set_apply_trouble(None);
+        assert_eq!(trouble().as_deref(), Some("the store has no room"));
     }
 }

@@ -118,6 +118,8 @@ pub struct MachineMetrics {
     pub heard_time: AtomicI64,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
+    /// The same of applying, which goes on and stops by itself.
+    pub apply_trouble: Mutex<Option<String>>,
 }
 
 impl MachineMetrics {
@@ -146,6 +148,11 @@ impl MachineMetrics {
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// The same of applying: what one of the two says, the other does not take back.
+    pub fn set_apply_trouble(&self, trouble: Option<String>) {
+        *self.apply_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
     /// Seconds since the newest moment that can be recovered to; `None` before the first.

@@ -26,7 +26,7 @@ pub struct Point {
     pub name: String,
     /// Crash- or application-consistent.
     pub kind: BookmarkKind,
-    /// When, by the agent's clock.
+    /// When, by the agent's clock, and not later than the process server sealed it.
     pub time: Timestamp,
     /// How it is kept.
     pub stored: Stored,
@@ -78,9 +78,12 @@ impl Holdings {
         self.points.as_ref().map_or(&[], |points| &points.snapshots)
     }
 
+    /// Where the log begins, or may begin at any moment: what retention has given up is no longer
+    /// built on, even while it is still there.
     pub(super) fn truncated(&self) -> Sequence {
-        let manifest = self.manifest.as_ref();
-        manifest.map_or(Sequence::ZERO, |manifest| manifest.truncated)
+        let manifest = self.manifest.as_ref().map(|manifest| manifest.truncated);
+        let given_up = self.points.as_ref().map(|points| Sequence(points.truncate_through));
+        manifest.max(given_up).unwrap_or(Sequence::ZERO)
     }
 
     pub(super) fn epoch(&self, epoch: Epoch) -> Option<&EpochEntry> {
@@ -117,7 +120,7 @@ impl Holdings {
                     let place = points.entry(at.sequence.0);
                     place
                         .and_modify(|point| point.stored = Stored::Both)
-                        .or_insert_with(|| self.of_bookmark(entry.epoch, at));
+                        .or_insert_with(|| self.of_bookmark(entry, at));
                 }
             }
         }
@@ -137,16 +140,16 @@ impl Holdings {
         }
     }
 
-    fn of_bookmark(&self, epoch: Epoch, at: &BookmarkEntry) -> Point {
+    fn of_bookmark(&self, entry: &DeltaEntry, at: &BookmarkEntry) -> Point {
         let bookmark = at.bookmark.id.to_string();
         Point {
             sequence: at.sequence,
-            epoch,
+            epoch: entry.epoch,
             pinned: self.is_pinned(&bookmark),
             bookmark,
             name: at.bookmark.name.clone(),
             kind: at.bookmark.kind,
-            time: at.bookmark.time,
+            time: entry.moment(at),
             stored: Stored::CloudLog,
         }
     }

@@ -11,7 +11,7 @@ use super::recovery::Recovery;
 use super::resolve::ResolvedPoint;
 use crate::clock::{Clock, Entropy, random16};
 use crate::model::MachineId;
-use crate::vault::{PinDocument, Vault};
+use crate::vault::{PinDocument, Vault, VaultError};
 
 /// Life of a pin that is not renewed: what a killed recovery keeps retention waiting.
 const LIFE: Duration = Duration::from_secs(600);
@@ -37,8 +37,13 @@ struct Held {
 
 impl Pin {
     /// Finds a point and pins it, in an order in which nothing it needs can be removed in between:
-    /// it is looked for again after the pin was written. On a store that cannot be written it is
-    /// only found, and a warning logged: nobody who shares such a view removes anything either.
+    /// the pin is written, then the points document is written again as it is, then the point is
+    /// looked for once more. Retention reads that document, then the pins, and records what it gives
+    /// up only on the version that it read: so it saw the pin, or it must decide anew, or what it
+    /// gave up shows in the second look and the point is built on something else or refused.
+    ///
+    /// On a store that cannot be written the point is only found, and a warning logged: retention
+    /// elsewhere may then remove what it needs, and reading fails with an error that says so.
     ///
     /// # Errors
     /// As [`Recovery::resolve`].
@@ -53,7 +58,7 @@ impl Pin {
         let mut point = recovery.resolve(spec).await?;
         for _ in 0..TRIES {
             let document = document(&point, clock.as_ref());
-            if let Err(error) = vault.write_pin(machine, &id, &document).await {
+            if let Err(error) = announce(vault, machine, &id, &document).await {
                 tracing::warn!(%machine, %error, "recovering without a pin: retention may interfere");
                 return Ok((point, Self { held: None }));
             }
@@ -123,6 +128,18 @@ impl Drop for Pin {
             held.renewing.abort();
         }
     }
+}
+
+/// The pin, and then a new version of the document that retention decides on.
+async fn announce(
+    vault: &Vault,
+    machine: &MachineId,
+    id: &str,
+    pin: &PinDocument,
+) -> Result<(), VaultError> {
+    vault.write_pin(machine, id, pin).await?;
+    vault.touch_points(machine).await?;
+    Ok(())
 }
 
 async fn forget(vault: &Vault, machine: &MachineId, id: &str) {

@@ -14,6 +14,8 @@ use crate::observe::{Metrics, error_chain};
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 /// Last ceiling of the wait.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Attempts after which tidying leaves it for its next time.
+const TIDYING_ATTEMPTS: u32 = 4;
 /// Attempts before a failure that may pass by itself is shown as trouble.
 const QUIET_ATTEMPTS: u32 = 3;
 
@@ -46,6 +48,12 @@ pub(super) struct Patience<'a> {
 impl<'a> Patience<'a> {
     pub(super) fn new(context: &'a UploadContext) -> Self {
         Self { context, attempts: 0, said: None }
+    }
+
+    /// Whether what can as well be done later has been tried often enough: tidying holds a place
+    /// among few, and a server that drains waits for it.
+    pub(super) fn is_spent(&self) -> bool {
+        self.attempts + 1 >= TIDYING_ATTEMPTS
     }
 
     /// Waits before the next attempt: exponential with full jitter, so that a thousand machines

@@ -111,7 +111,8 @@ pub enum UploadError {
 }
 
 impl UploadError {
-    /// What to do about it. `Retry` never comes out of a run loop: it retries by itself.
+    /// What to do about it. `Retry` comes only out of tidying ([`super::truncate()`],
+    /// [`super::remove_orphans`]): uploading and publishing try again by themselves.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {

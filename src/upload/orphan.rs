@@ -43,7 +43,8 @@ pub enum Removal {
 ///
 /// # Errors
 /// [`UploadError::Fenced`] unless `generation` owns the machine. Nothing is removed when a page of
-/// the manifest cannot be read: what it names would look like orphans.
+/// the manifest cannot be read: what it names would look like orphans. `Retry` after a few attempts:
+/// what is left is found the next time.
 pub async fn remove_orphans(
     context: &UploadContext,
     generation: Generation,
@@ -56,7 +57,9 @@ pub async fn remove_orphans(
     loop {
         match attempt(context, generation, grace, removal, &mut found).await {
             Ok(()) => return Ok(found.into_values().collect()),
-            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            Err(error) if error.class() == Class::Retry && !patience.is_spent() => {
+                patience.wait(&error).await;
+            }
             Err(error) => return Err(error),
         }
     }

@@ -82,7 +82,7 @@ fn mint(context: &UploadContext, claim: &Claim, run: &[Waiting]) -> Published {
         let latency = now.saturating_sub(delta.accepted_at);
         context.metrics.latency(Stage::Upload, latency);
         for at in &entry.bookmarks {
-            let time = at.bookmark.time.0;
+            let time = entry.moment(at).0;
             machine.recoverable_time.fetch_max(time, Ordering::AcqRel);
         }
     }

@@ -49,7 +49,8 @@ pub struct Truncated {
 ///
 /// # Errors
 /// [`UploadError::Fenced`] when another generation owns the machine: then nothing is deleted that
-/// was not unnamed before. Others as [`super::claim()`].
+/// was not unnamed before. `Retry` after a few attempts: the next cut, or the removal of orphans,
+/// does what is left. Others as [`super::claim()`].
 pub async fn truncate(context: &UploadContext, cut: Cut) -> Result<Truncated, UploadError> {
     let mut patience = Patience::new(context);
     let mut unnamed = BTreeMap::new();
@@ -57,14 +58,18 @@ pub async fn truncate(context: &UploadContext, cut: Cut) -> Result<Truncated, Up
         let step = unname(context, cut, &mut unnamed).await;
         match step {
             Ok(()) => break,
-            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            Err(error) if error.class() == Class::Retry && !patience.is_spent() => {
+                patience.wait(&error).await;
+            }
             Err(error) => return Err(error),
         }
     }
     loop {
         let step = delete_unnamed(context, cut, &unnamed).await;
         match step {
-            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            Err(error) if error.class() == Class::Retry && !patience.is_spent() => {
+                patience.wait(&error).await;
+            }
             ended => return ended,
         }
     }

@@ -133,6 +133,9 @@ pub struct PointsDocument {
     /// The seed disks may hold parts of everything through here: no snapshot is a cut before
     /// `applied` has reached it. Written before the first page of a run is.
     pub applying: u64,
+    /// The log may be cut up to here at any time: no recovery begins to rely on what is below.
+    /// Written before the cut is made; only ever raised.
+    pub truncate_through: u64,
     /// Snapshot points, ascending by sequence.
     pub snapshots: Vec<SnapshotPoint>,
     /// Ids of bookmarks that retention must keep.
@@ -151,7 +154,8 @@ pub struct SnapshotPoint {
     pub name: String,
     /// What it promises.
     pub kind: BookmarkKind,
-    /// When.
+    /// When, as far as the agent's and the process server's clock agree; never before an earlier
+    /// point's.
     pub time: Timestamp,
     /// Where in the stream.
     pub sequence: u64,

@@ -153,6 +153,7 @@ impl Vault {
                 epoch: 0,
                 applied: 0,
                 applying: 0,
+                truncate_through: 0,
                 snapshots: Vec::new(),
                 pinned: Vec::new(),
                 quarantine: None,
@@ -163,6 +164,30 @@ impl Vault {
             }
         }
         self.update_known(&name, known, change).await
+    }
+
+    /// Writes a machine's points document if it is still the version that `expected` names, and
+    /// gives the new one. `None` when somebody else changed it: then whatever was decided on it must
+    /// be decided anew.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub async fn swap_points(
+        &self,
+        machine: &MachineId,
+        expected: &ETag,
+        next: &PointsDocument,
+    ) -> Result<Option<ETag>, VaultError> {
+        self.swap(&names::points_document(machine), expected, next).await
+    }
+
+    /// Writes a machine's points document again as it is. Its version is another then, so that
+    /// [`Self::swap_points`] on a version seen before fails. Returns what it says.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub async fn touch_points(&self, machine: &MachineId) -> Result<PointsDocument, VaultError> {
+        self.update_points(machine, Ok).await
     }
 
     /// Keeps a bookmark past its time, or lets it go.

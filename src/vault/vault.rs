@@ -132,6 +132,21 @@ impl Vault {
         Err(VaultError::Contended { name: name.to_string(), tries: TRIES })
     }
 
+    /// Writes a document if it is still the version that `expected` names, and gives the new one;
+    /// `None` when it is not.
+    pub(super) async fn swap<T: Serialize>(
+        &self,
+        name: &ObjectName,
+        expected: &ETag,
+        document: &T,
+    ) -> Result<Option<ETag>, VaultError> {
+        let body = self.wrap(name, document)?;
+        match self.write(name, &body, Condition::Matches(expected.clone())).await? {
+            Written::Ours(etag) => Ok(Some(etag)),
+            Written::Refused => Ok(None),
+        }
+    }
+
     /// Writes a document whatever was there before.
     ///
     /// # Errors

@@ -3,7 +3,9 @@ use crate::control::sources::MachineFactsheet;
 use crate::format::manifest::{BookmarkEntry, DeltaEntry, Manifest};
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, DeltaId, Epoch, Generation, Sequence};
 use crate::observe::CacheOutlook;
-use crate::vault::{CertificateEntry, MachineDocument, Policy, ServerDocument};
+use crate::vault::{
+    CertificateEntry, MachineDocument, PointsDocument, Policy, ServerDocument, SnapshotPoint,
+};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
 
@@ -122,6 +124,47 @@ fn a_machine_that_was_never_heard() {
     let lines = said(&sheet());
     assert_eq!(lines.len(), 1);
     assert!(lines[0].1.starts_with("nothing received yet"), "{lines:?}");
+}
+
+#[test]
+fn bookmarks_without_snapshots_are_noticed() {
+    let mut sheet = sheet();
+    let interval = i64::from(sheet.document.policy.snapshot_interval_s);
+    let missing = |sheet: &MachineFactsheet| {
+        let lines = said(sheet);
+        assert!(lines.len() <= 2, "{lines:?}");
+        let found = lines.into_iter().find(|(_, text)| text.contains("holdfast apply"));
+        found.map(|(health, _)| health)
+    };
+    sheet.manifest = manifest(false, vec![entry(3 * interval, 1, true), entry(0, 11, true)]);
+    assert_eq!(missing(&sheet), None, "three intervals since the first bookmark");
+    sheet.manifest = manifest(false, vec![entry(3 * interval + 1, 1, true), entry(0, 11, true)]);
+    assert_eq!(missing(&sheet), Some(Health::Warning));
+    let points = |seconds_ago, quarantine: Option<&str>| PointsDocument {
+        machine: "web".parse().unwrap(),
+        applier_generation: 1,
+        epoch: 1,
+        applied: 10,
+        applying: 10,
+        truncate_through: 0,
+        snapshots: vec![SnapshotPoint {
+            bookmark: String::new(),
+            name: String::new(),
+            kind: BookmarkKind::CrashConsistent,
+            time: ago(seconds_ago),
+            sequence: 10,
+            epoch: 1,
+            disks: Vec::new(),
+        }],
+        pinned: Vec::new(),
+        quarantine: quarantine.map(str::to_owned),
+    };
+    sheet.points = Some(points(3 * interval, None));
+    assert_eq!(missing(&sheet), None);
+    sheet.points = Some(points(3 * interval + 1, None));
+    assert_eq!(missing(&sheet), Some(Health::Warning));
+    sheet.points = Some(points(3 * interval + 1, Some("a bit flipped")));
+    assert_eq!(missing(&sheet), None, "the cause is said instead");
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use super::{DeltaEntry, EpochEntry, Manifest, ManifestPage};
 use crate::format::bytes::FormatError;
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
-use crate::model::{DISK_BYTES_MAX, DISKS_MAX, Epoch, Generation, SECTOR_BYTES, Sequence};
+use crate::model::{
+    DISK_BYTES_MAX, DISKS_MAX, Epoch, Generation, SECTOR_BYTES, Sequence, Timestamp,
+};
 
 /// Most things in any list: far above what a machine ever has, far below what a count can claim.
 const LIST_MAX: usize = 1 << 20;
@@ -185,6 +187,9 @@ fn check_bookmarks(entry: &DeltaEntry) -> Checked {
         let length = at.bookmark.name.len();
         let expected = format_args!("at most {BOOKMARK_NAME_BYTES_MAX} bytes");
         rule(length <= BOOKMARK_NAME_BYTES_MAX, "bookmark.name", length, expected)?;
+        let time = at.bookmark.time;
+        let expected = format_args!("{} to {}", Timestamp::EARLIEST, Timestamp::LATEST);
+        rule(time.is_on_calendar(), "bookmark.time", time, expected)?;
         above = sequence;
     }
     Ok(())

@@ -190,7 +190,7 @@ impl World {
                 generation: manifest.generation,
                 id: DeltaId(random16(&System)),
                 previous,
-                created: Timestamp(0),
+                created: Timestamp(i64::MAX),
             };
             let seal_settings = SealSettings { threads: 1, level: 1, frame_bytes: 4 << 10 };
             let key = log.keys().newest();

@@ -69,6 +69,11 @@ impl Rhythm {
         self.rest_at = Some(now + REST_AFTER);
     }
 
+    /// Something did not work now: it may need the room that retention makes.
+    pub(super) fn troubled(&mut self, now: Duration) {
+        self.tidy_at = self.tidy_at.min(now + TIDY_INTERVAL);
+    }
+
     /// There is more to apply than one turn may take.
     pub(super) fn unfinished(&mut self, now: Duration) {
         self.look_at = Some(now);

@@ -65,6 +65,12 @@ pub(super) struct Pause {
     pub(super) next: Duration,
 }
 
+/// Whether to tidy although applying ended so. What passes by itself must not keep retention from
+/// its work: a full store has room again only when something was given up.
+fn tidies_after(applied: &Result<(), ApplyError>) -> bool {
+    applied.as_ref().err().is_none_or(|error| error.class() == Class::Retry)
+}
+
 impl Work {
     pub(super) fn new(applying: &Arc<Applying>, machine: MachineId) -> Self {
         let spread = fraction(applying.entropy.as_ref());
@@ -162,14 +168,32 @@ impl Work {
             open.applier = Some(Applier::claim(self.applier_context(&open.context)).await?);
         }
         let applier = open.applier.as_mut().expect("made in the lines above");
-        self.apply_all(applier, manifest, &open.policy).await?;
-        if tidies {
-            let decision = applier.retain(manifest, &open.policy).await?;
-            let upload = |source| TurnError::Upload { machine: self.machine.clone(), source };
-            self.cut(&open.context, manifest, decision).await.map_err(upload)?;
+        let applied = self.apply_all(applier, manifest, &open.policy).await;
+        let tidied = if tidies && tidies_after(&applied) {
             self.rhythm.tidied(now);
+            self.tidy(applier, &open.context, manifest, &open.policy).await
+        } else {
+            Ok(())
+        };
+        applied?;
+        tidied
+    }
+
+    /// Retention and orphans. What a drain cuts short is left for the next start.
+    async fn tidy(
+        &self,
+        applier: &mut Applier,
+        context: &UploadContext,
+        manifest: &Manifest,
+        policy: &Policy,
+    ) -> Result<(), TurnError> {
+        let decision = applier.retain(manifest, policy).await?;
+        let upload = |source| TurnError::Upload { machine: self.machine.clone(), source };
+        let mut drain = self.applying.drain.clone();
+        tokio::select! {
+            cut = self.cut(context, manifest, decision) => cut.map_err(upload),
+            _ = drain.wait_for(|drain| *drain) => Ok(()),
         }
-        Ok(())
     }
 
     fn has_applied(&self, manifest: &Manifest) -> bool {
@@ -346,7 +370,7 @@ impl Work {
         let error = match turn {
             Ok(()) => {
                 if self.said.take().is_some() {
-                    metrics.set_trouble(None);
+                    metrics.set_apply_trouble(None);
                 }
                 return interval;
             }
@@ -364,7 +388,10 @@ impl Work {
                 self.rhythm.again_after(now, STANDBY_PAUSE);
                 return interval;
             }
-            Class::Retry => interval.max(Duration::from_secs(1)),
+            Class::Retry => {
+                self.rhythm.troubled(now);
+                interval.max(Duration::from_secs(1))
+            }
             Class::Reject | Class::Poison | Class::Bug => interval.max(Duration::from_secs(10)),
         };
         if !repeated {
@@ -373,7 +400,7 @@ impl Work {
                 _ => tracing::error!(%machine, %text, "applying stopped before this"),
             }
         }
-        metrics.set_trouble(Some(text.clone()));
+        metrics.set_apply_trouble(Some(text.clone()));
         self.said = Some(text);
         self.rhythm.again_after(now, wait);
         wait

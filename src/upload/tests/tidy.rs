@@ -7,7 +7,8 @@ use super::hostile::{Fate, Hostile, Request};
 use super::rig::{Rig, server};
 use crate::format::names;
 use crate::model::{Epoch, Generation, Sequence};
-use crate::store::{Class, Condition, Store, StoreError};
+use crate::store::faulty::{Fault, Op, Rule};
+use crate::store::{Class, Condition, Faulty, Store, StoreError};
 use crate::upload::{Cut, Removal, UploadError, claim, remove_orphans, truncate};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -221,6 +222,35 @@ async fn truncation_beside_the_owner_is_merged() {
     }
 }
 
+/// Again and again, as retention does it.
+async fn until_done<T>(mut tidy: impl AsyncFnMut() -> Result<T, UploadError>) -> T {
+    for _ in 0..1_000 {
+        match tidy().await {
+            Err(error) if error.class() == Class::Retry => {}
+            ended => return ended.unwrap(),
+        }
+    }
+    panic!("it comes to no end");
+}
+
+#[tokio::test]
+async fn tidying_gives_up_soon_and_goes_on_later() {
+    let rig = Rig::new(11);
+    rig.serve(&rig.plain(), "ps-a", 45, |_| ()).await.unwrap();
+    let faulty = Arc::new(Faulty::new(Arc::clone(&rig.memory) as _));
+    let context = rig.context(Arc::clone(&faulty) as _, 1);
+    let away = || faulty.add(Rule::on(Op::Delete, Fault::Unreachable).times(1_000));
+    away();
+    let error = truncate(&context, cut(1, 25)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Retry);
+    assert!(rig.manifest().await.truncated > Sequence::ZERO, "the names are gone all the same");
+    let orphans = || remove_orphans(&context, Generation(1), Duration::ZERO, Removal::Remove);
+    assert_eq!(orphans().await.unwrap_err().class(), Class::Retry);
+    faulty.heal();
+    assert!(!orphans().await.unwrap().is_empty());
+    assert_eq!(rig.deltas().await.len(), rig.audit().await.len());
+}
+
 #[tokio::test]
 async fn faults_do_not_hinder_tidying() {
     for seed in 0..200 {
@@ -229,8 +259,11 @@ async fn faults_do_not_hinder_tidying() {
         rig.serve(&rig.plain(), "ps-b", 45, |_| ()).await.unwrap();
         let hostile = Hostile::random(rig.plain(), &rig, seed, 30);
         let context = rig.context(Arc::clone(&hostile) as _, 1);
-        truncate(&context, cut(2, 25)).await.unwrap();
-        remove_orphans(&context, Generation(2), Duration::ZERO, Removal::Remove).await.unwrap();
+        until_done(async || truncate(&context, cut(2, 25)).await).await;
+        until_done(async || {
+            remove_orphans(&context, Generation(2), Duration::ZERO, Removal::Remove).await
+        })
+        .await;
         hostile.settle().await;
         let plain = rig.plain();
         remove_orphans(&plain, Generation(2), Duration::ZERO, Removal::Remove).await.unwrap();
