@@ -69,9 +69,10 @@ impl Rhythm {
         self.rest_at = Some(now + REST_AFTER);
     }
 
-    /// Something did not work now: it may need the room that retention makes.
+    /// Something did not work and is tried again: it may need the room that retention makes.
     pub(super) fn troubled(&mut self, now: Duration) {
         self.tidy_at = self.tidy_at.min(now + TIDY_INTERVAL);
+        self.rest_at = Some(now + REST_AFTER);
     }
 
     /// There is more to apply than one turn may take.

@@ -46,6 +46,8 @@ pub(super) struct Work {
     /// Everything through here is on the seed disks, as far as we know.
     applied: Option<u64>,
     said: Option<String>,
+    /// The last turn ended because others wait, not because all was done.
+    more: bool,
 }
 
 /// What is needed to apply, while something happens.
@@ -84,6 +86,7 @@ impl Work {
             standby: None,
             applied: None,
             said: None,
+            more: false,
         }
     }
 
@@ -202,16 +205,15 @@ impl Work {
 
     /// The machine's keys and policy; `None` when it is not enrolled.
     async fn opened(&mut self, now: Duration) -> Result<Option<Box<Open>>, TurnError> {
-        let open = self.open.take();
-        if open.as_ref().is_some_and(|open| now < open.policy_read_at + POLICY_AGE_MAX) {
-            return Ok(open);
+        if self.open.as_ref().is_some_and(|open| now < open.policy_read_at + POLICY_AGE_MAX) {
+            return Ok(self.open.take());
         }
         let vault = |source| TurnError::Vault { machine: self.machine.clone(), source };
         let Some(document) = self.applying.vault.machine(&self.machine).await.map_err(vault)?
         else {
             return Ok(None);
         };
-        if let Some(mut open) = open {
+        if let Some(mut open) = self.open.take() {
             (open.policy, open.policy_read_at) = (document.policy, now);
             return Ok(Some(open));
         }
@@ -296,7 +298,8 @@ impl Work {
                 tracing::info!(machine = %self.machine, sequence = point.sequence,
                     time = %point.time, name = %point.name, "recovery point kept as snapshots");
             }
-            if *applying.drain.borrow() || now.saturating_sub(begin) >= TURN_MAX {
+            self.more = now.saturating_sub(begin) >= TURN_MAX;
+            if self.more || *applying.drain.borrow() {
                 return Ok(());
             }
         }
@@ -372,7 +375,7 @@ impl Work {
                 if self.said.take().is_some() {
                     metrics.set_apply_trouble(None);
                 }
-                return interval;
+                return if std::mem::take(&mut self.more) { Duration::ZERO } else { interval };
             }
             Err(error) => error,
         };
@@ -388,10 +391,7 @@ impl Work {
                 self.rhythm.again_after(now, STANDBY_PAUSE);
                 return interval;
             }
-            Class::Retry => {
-                self.rhythm.troubled(now);
-                interval.max(Duration::from_secs(1))
-            }
+            Class::Retry => interval.max(Duration::from_secs(1)),
             Class::Reject | Class::Poison | Class::Bug => interval.max(Duration::from_secs(10)),
         };
         if !repeated {
@@ -402,6 +402,7 @@ impl Work {
         }
         metrics.set_apply_trouble(Some(text.clone()));
         self.said = Some(text);
+        self.rhythm.troubled(now);
         self.rhythm.again_after(now, wait);
         wait
     }
