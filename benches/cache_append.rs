@@ -9,7 +9,7 @@ use holdfast::budget::Permit;
 use holdfast::cache::open;
 use holdfast::clock::{Clock, System};
 use holdfast::ingest::Admitted;
-use holdfast::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use holdfast::model::{Change, DiskIndex, Extent, MachineKey, Payload, Record, Sequence};
 use holdfast::observe::Metrics;
 use holdfast::settings::CacheSettings;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -
     let metrics = Arc::new(Metrics::default());
     let opened = open(&settings, 0, 1, System::clock(), System::entropy(), metrics);
     let writer = opened.expect("a fresh directory opens").writer;
-    let payload = bytes::Bytes::from(vec![0x5A; bytes]);
+    let payload = Payload::from(vec![0x5A; bytes]);
     tokio_uring::start(async move {
         let (sender, receiver) = mpsc::channel(queue);
         let start = System.monotonic();

@@ -6,7 +6,6 @@
 //! the bytes were taken. Inputs behind a checksum are tried twice, the second time with the checksum
 //! that belongs there: else no change of a byte would ever get past it.
 
-use bytes::Bytes;
 use holdfast::format::bytes::Writer;
 use holdfast::format::change::{ChangeKind, MARK_BYTES_MAX, decode_mark, encode_mark};
 use holdfast::format::delta::{DeltaHeader, DeltaIndex, DeltaTrailer, HEADER_BYTES, TRAILER_BYTES};
@@ -16,7 +15,7 @@ use holdfast::format::segment::{
     RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_SECTOR, SegmentHeader, record_crc,
 };
 use holdfast::format::wire;
-use holdfast::model::Incarnation;
+use holdfast::model::{Checksum, Incarnation};
 
 /// Gives bytes to a decoder; whether it took them.
 pub(crate) type Decoder = fn(&[u8]) -> bool;
@@ -51,7 +50,7 @@ pub(crate) fn wire(bytes: &[u8]) -> bool {
             assert_eq!(frame.header, *head);
             assert_eq!(frame.payload, payload);
         };
-        let agent = wire::decode_from_agent(&header, Bytes::copy_from_slice(payload));
+        let agent = wire::decode_from_agent(&header, payload.to_vec().into());
         let server = wire::decode_from_server(&header, payload);
         match (agent, server) {
             (Ok(message), Err(_)) => same(wire::encode_from_agent(&message)),
@@ -119,7 +118,7 @@ pub(crate) fn segment_record(bytes: &[u8]) -> bool {
         };
         assert!(RecordHeader::may_begin(bytes, incarnation));
         assert_eq!(payload, &rest[..payload.len()]);
-        let again = record.encode(incarnation, payload);
+        let again = record.encode(incarnation, Checksum::of(payload));
         assert_eq!(again, header);
         assert_eq!(record_crc(&again), crc);
         true

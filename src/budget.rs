@@ -2,7 +2,15 @@
 
 mod slots;
 
+use std::sync::Arc;
+
 pub use slots::{Slot, Slots};
+
+/// Memory of a kind of its own that is lent out; told when a share of it is not needed any more.
+pub trait Lease: std::fmt::Debug + Send + Sync {
+    /// One share is not needed any more.
+    fn give_back(&self);
+}
 
 /// Bytes per slot: slots are counted in 32 bits, budgets are larger.
 const GRAIN: u64 = 512;
@@ -13,10 +21,20 @@ pub struct Budget {
     grains: Slots,
 }
 
-/// A share of a [`Budget`]; travels inside the item it pays for.
+/// A share of a [`Budget`], or of lent memory; travels inside the item it pays for, and is dropped
+/// after what it pays for.
 #[derive(Debug, Default)]
 pub struct Permit {
     held: Option<Slot>,
+    lease: Option<Arc<dyn Lease>>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
 }
 
 impl Budget {
@@ -33,13 +51,13 @@ impl Budget {
 
     /// Waits until `bytes` are free. An item larger than the whole budget takes all of it.
     pub async fn acquire(&self, bytes: u64) -> Permit {
-        Permit { held: Some(self.grains.acquire(grains(bytes)).await) }
+        Permit { held: Some(self.grains.acquire(grains(bytes)).await), lease: None }
     }
 
     /// Takes `bytes` if they are free now.
     #[must_use]
     pub fn try_acquire(&self, bytes: u64) -> Option<Permit> {
-        self.grains.try_acquire(grains(bytes)).map(|held| Permit { held: Some(held) })
+        self.grains.try_acquire(grains(bytes)).map(|held| Permit { held: Some(held), lease: None })
     }
 
     /// Bytes that are free now.
@@ -69,6 +87,12 @@ impl Permit {
     #[must_use]
     pub fn none() -> Self {
         Self::default()
+    }
+
+    /// A share of lent memory.
+    #[must_use]
+    pub fn leased(lease: Arc<dyn Lease>) -> Self {
+        Self { held: None, lease: Some(lease) }
     }
 
     /// Gives back what is not needed for `bytes`: the item turned out smaller than it might have.

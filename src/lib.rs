@@ -31,5 +31,6 @@ pub mod seal;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod turns;
 pub mod upload;
 pub mod vault;

@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("clock", &["model"]),
     ("budget", &[]),
+    ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
     ("settings", &["model"]),
@@ -24,7 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ingest", &["model", "clock", "budget", "format", "settings", "observe", "store", "cache"]),
     (
         "seal",
-        &["model", "clock", "budget", "format", "settings", "observe", "store", "vault", "cache"],
+        &["model", "clock", "turns", "format", "settings", "observe", "store", "vault", "cache"],
     ),
     ("cloud_log", &["model", "clock", "format", "store", "seal"]),
     (
@@ -32,7 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "model",
             "clock",
-            "budget",
+            "turns",
             "format",
             "settings",
             "observe",
@@ -68,6 +69,15 @@ const HOMES: &[(&str, &[&str])] = &[
     ("zstd", &["src/seal/compress.rs"]),
     ("aes_gcm", &["src/seal/encrypt.rs"]),
     ("tokio_uring", &["src/server/shard.rs", "src/cache/"]),
+    (
+        "quinn",
+        &[
+            "src/ingest/quic.rs",
+            "src/ingest/quic/",
+            "src/agent/dial_quic.rs",
+            "src/agent/outgoing.rs",
+        ],
+    ),
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),

@@ -78,7 +78,7 @@ fn assert_same(found: &Durable, machine_number: u64) {
     match (found.change(), change(machine_number, sequence)) {
         (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
             assert_eq!((*disk, *extent), (d, e));
-            assert!(found.payload() == &payload[..], "payload of record {sequence}");
+            assert!(payload == *found.payload(), "payload of record {sequence}");
         }
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             assert_eq!((*disk, *extent), (d, e));

@@ -167,6 +167,43 @@ fn flip_footers(store: &Path) {
 }
 
 #[test]
+fn an_applier_that_meets_damage_says_so_and_goes_on_after_the_cure() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = protect(Site::new(), false).stop();
+    let points = site.points("web-1");
+    let last = points.iter().find(|point| point["name"] == "last").unwrap();
+    // A bookmark closes its delta, and a delta's name says where it ends.
+    let end = format!("-{:016x}-", last["sequence"].as_u64().unwrap());
+    let deltas = support::delta_paths(&site.store, "web-1");
+    let damaged = deltas.iter().find(|path| support::text(path).contains(&end)).unwrap();
+    let name = damaged.file_name().unwrap().to_str().unwrap();
+    let middle = fs::metadata(damaged).unwrap().len() / 2;
+    flip(damaged, middle);
+    let applier = site.apply();
+    let status = || site.try_holdfast(&["status", "web-1"]);
+    eventually("status names what applying stopped before", 60, || {
+        let said = String::from_utf8_lossy(&status().stdout).into_owned();
+        (said.contains("applying stopped") && said.contains(name)).then_some(())
+    });
+    let stored = |point: &str| {
+        let points = site.points("web-1");
+        let found = points.iter().find(|found| found["name"] == point).unwrap();
+        found["stored"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((stored("first").as_str(), stored("last").as_str()), ("both", "cloud-log"));
+    fs::remove_file(site.export("web-1", "root", "name:first")).unwrap();
+    flip(damaged, middle);
+    eventually("the later point is kept as a snapshot", 60, || {
+        (stored("last") == "both").then_some(())
+    });
+    let said = String::from_utf8_lossy(&status().stdout).into_owned();
+    assert!(!said.contains("applying stopped"), "{said}");
+    applier.stop();
+}
+
+#[test]
 fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     if !have(&["curl"]) {
         return;

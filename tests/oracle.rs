@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::oracle::{History, Write, describe};
+use support::oracle::{History, Write, describe, noise};
 
 const SECTORS: u64 = 64;
 
@@ -82,4 +82,31 @@ fn every_prefix_is_right_and_everything_else_is_not() {
     assert!(check(folder.path(), &flipped, &d1, 0, 6).is_err());
     // Right, but an acknowledged write is missing: the cut lies below what is allowed.
     assert!(check(folder.path(), &at(0, &[1, 2, 3]), &at(1, &[1, 2, 3]), 5, 6).is_err());
+}
+
+#[test]
+fn noise_that_lay_there_before_the_first_write_must_be_there_still() {
+    let history = History { on_noise: true, ..history() };
+    let disk = |number: u16, through: u64| {
+        let mut bytes = noise(number, SECTORS);
+        for write in history.writes.iter().filter(|w| w.disk == number && w.number <= through) {
+            let start = (write.first_sector * 512) as usize;
+            let length = (write.sectors * 512) as usize;
+            let payload = if write.zero { vec![0; length] } else { write.payload() };
+            bytes[start..start + length].copy_from_slice(&payload);
+        }
+        bytes
+    };
+    for cut in 0..=6 {
+        assert_eq!(history.check_bytes(&[disk(0, cut), disk(1, cut)], cut..=cut), Ok(cut));
+        for hole in [vec![0; 512], describe(u64::MAX, 0, 49).to_vec()] {
+            let mut wrong = disk(0, cut);
+            wrong[50 * 512..51 * 512].copy_from_slice(&hole);
+            assert!(history.check_bytes(&[wrong, disk(1, cut)], 0..=6).is_err());
+        }
+    }
+    // Noise where a write was.
+    let mut older = disk(0, 6);
+    older[20 * 512..21 * 512].copy_from_slice(&describe(u64::MAX, 0, 20));
+    assert!(history.check_bytes(&[older, disk(1, 6)], 0..=6).is_err());
 }

@@ -12,8 +12,8 @@ use holdfast::format::segment::{
     record_bytes, record_crc,
 };
 use holdfast::model::{
-    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskName, DiskSpec, Epoch,
-    EpochBegin, Incarnation, MachineKey, Sequence, Timestamp,
+    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, Checksum, DiskIndex, DiskName, DiskSpec,
+    Epoch, EpochBegin, Incarnation, MachineKey, Sequence, Timestamp,
 };
 
 const INCARNATION: Incarnation = Incarnation(*b"golden segment 1");
@@ -98,7 +98,7 @@ fn files() -> Vec<(String, Vec<u8>, String)> {
         files.push((name.to_owned(), header.encode().to_vec(), format!("{header:#?}\n")));
     }
     for (name, header, payload) in records() {
-        let mut bytes = header.encode(INCARNATION, &payload).to_vec();
+        let mut bytes = header.encode(INCARNATION, Checksum::of(&payload)).to_vec();
         bytes.extend_from_slice(&payload);
         bytes.resize(record_bytes(header.payload_bytes) as usize, 0);
         files.push((format!("record-{name}"), bytes, format!("{header:#?}\n")));
@@ -188,7 +188,7 @@ fn zeros_are_a_blank_segment_and_never_a_record() {
 #[test]
 fn a_record_elsewhere_or_of_another_life_is_none() {
     let (_, header, payload) = records().swap_remove(0);
-    let mut bytes = header.encode(INCARNATION, &payload).to_vec();
+    let mut bytes = header.encode(INCARNATION, Checksum::of(&payload)).to_vec();
     bytes.extend_from_slice(&payload);
     let field = |result: Result<_, FormatError>| match result {
         Err(FormatError::Value { field, .. }) => field,

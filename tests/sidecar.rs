@@ -9,8 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use holdfast::nbd::Client;
 use serde_json::{Value, json};
-use support::{Process, Site, eventually, free_port, have, text};
+use support::{AgentSite, Process, Site, eventually, free_port, have, text};
 
 /// A site with a running sidecar, and a directory to work in.
 struct Api {
@@ -158,6 +159,44 @@ fn a_machine_is_enrolled_and_cared_for_as_the_page_shows() {
     let (_, machine) = api.curl("-K operator.curl $API/v1/machines/web-1");
     assert_eq!(machine["certificates"].as_array().unwrap().len(), 2);
     assert_eq!(machine["policy"], policy);
+}
+
+/// A machine that was never on the command line of the site: by token, with the settings that the
+/// page writes from the enrolment's answer.
+#[test]
+fn a_machine_enrolled_by_token_replicates() {
+    if !have(&["curl", "openssl", "awk", "sed"]) {
+        return;
+    }
+    let api = Api::start();
+    let server = api.site.serve();
+    api.block("login");
+    assert!(api.block("token").0);
+    assert_eq!(api.block("enrol").1, "machine.crt: OK\n");
+    let disk = api.site.path("disk.img");
+    let mut held = support::oracle::noise(0, 4096);
+    fs::write(&disk, &held).unwrap();
+    let (done, said) = api.shell(&blocks()["agent"], &[("DISK", text(&disk))]);
+    assert!(done, "{said}");
+    let machine = AgentSite { directory: api.work.clone() };
+    let agent = machine.start(&["root"]);
+    let mut client = Client::connect(&machine.socket("root"), "root").unwrap();
+    client.write(8192, &[7; 4096], true).unwrap();
+    held[8192..12288].fill(7);
+    let bookmark = eventually("a bookmark behind the initial replication", 120, || {
+        let answer = api.block_json("bookmark");
+        answer["sequence"].as_u64()
+    });
+    eventually("the bookmark is a point", 60, || {
+        let points = api.block_json("points");
+        let points = points["points"].as_array()?;
+        points.iter().any(|point| point["sequence"] == bookmark).then_some(())
+    });
+    let image = api.site.export("web-1", "root", &format!("seq:{bookmark}"));
+    assert!(fs::read(image).unwrap() == held, "what the machine held comes out");
+    drop(client);
+    agent.stop();
+    server.stop();
 }
 
 /// The whole way: curl, sidecar, process server, agent, and back.

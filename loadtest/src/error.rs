@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use holdfast::nbd::NbdError;
 
+use crate::load::{AuditError, CrewError, DialError, TraceError};
+
 /// A run that did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -40,9 +42,66 @@ pub(crate) enum LoadError {
     Difference { machine: String, disk: String, found: String, expected: String },
     #[error("a thread of the {0} ended in a panic")]
     Thread(&'static str),
+    #[error("setting: {what}")]
+    Setting { what: String },
+    #[error("{path} has no files that can be read; name another folder with --files", path = .0.display())]
+    NoContent(PathBuf),
+    #[error("{path}: no trace of fio", path = path.display())]
+    Trace {
+        path: PathBuf,
+        #[source]
+        source: TraceError,
+    },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{what}")]
+    Site {
+        what: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("connecting machine {machine}")]
+    Dial {
+        machine: String,
+        #[source]
+        source: DialError,
+    },
+    #[error("a machine could not go on")]
+    Crew(#[from] CrewError),
+    #[error("{path}: cannot be drawn", path = path.display())]
+    Plot {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("audit of machine {machine}")]
+    Audit {
+        machine: String,
+        #[source]
+        source: AuditError,
+    },
 }
 
 impl LoadError {
+    /// A part of the site that refused.
+    pub(crate) fn site(what: &'static str) -> impl FnOnce(holdfast::cli::Failure) -> Self {
+        use holdfast::cli::Failure::{Difference, Failed, Usage};
+        move |failure| {
+            let (Failed(source) | Usage(source) | Difference(source)) = failure;
+            Self::Site { what, source }
+        }
+    }
+
+    /// Exit code: 2 wrong usage, 3 a difference was found, 1 anything else.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Setting { .. } => 2,
+            Self::Difference { .. } => 3,
+            Self::Audit { source: AuditError::Difference { .. }, .. } => 3,
+            _ => 1,
+        }
+    }
+
     /// A file that cannot be used.
     pub(crate) fn file(
         path: impl Into<PathBuf>,

@@ -43,6 +43,14 @@ impl Page {
         self.sample(&format!("holdfast_stage_latency_seconds{labels}"))
     }
 
+    /// Bytes of deltas published, all machines.
+    pub(crate) fn published_bytes(&self) -> f64 {
+        const NAME: &str = "holdfast_published_bytes_total";
+        let of_name = |name: &&String| name.split('{').next() == Some(NAME);
+        let samples = self.0.iter().filter(|(name, _)| of_name(name));
+        samples.map(|(_, value)| value).sum()
+    }
+
     /// Group commits of the cache log.
     pub(crate) fn commits(&self) -> f64 {
         self.sample("holdfast_cache_commits_total")
@@ -90,11 +98,14 @@ mod tests {
             "# TYPE holdfast_stage_cpu_seconds_total counter\n\
              holdfast_stage_cpu_seconds_total{stage=\"seal\"} 1.5\n\
              holdfast_stage_latency_seconds{stage=\"cache\",quantile=\"0.5\"} 0.002\n\
+             holdfast_published_bytes_total{machine=\"a\"} 5\n\
+             holdfast_published_bytes_total{machine=\"b\"} 6\n\
              holdfast_cache_commits_total 7\n",
         );
         assert_eq!(page.stage_cpu(Stage::Seal), 1.5);
         assert_eq!(page.latency(Stage::Cache, "0.5"), 0.002);
         assert_eq!(page.commits(), 7.0);
+        assert_eq!(page.published_bytes(), 11.0);
         assert!(page.stage_cpu(Stage::Apply).is_nan());
     }
 }

@@ -67,19 +67,14 @@ impl Process {
         Err(LoadError::Tool { tool, what: format!("ended with {status}: {last}") })
     }
 
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU seconds of all its threads, dead ones included, kernel time included.
     pub(crate) fn cpu_seconds(&self) -> Result<f64, LoadError> {
-        let path = PathBuf::from(format!("/proc/{}/stat", self.child.id()));
-        let stat = fs::read_to_string(&path).map_err(LoadError::file(&path, "reading it"))?;
-        // The second field is the name in parentheses and may hold anything.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let ticks: u64 = fields
-            .split_ascii_whitespace()
-            .skip(11) // utime and stime: the 14th and 15th of the whole line
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+        cpu_seconds(self.child.id())
     }
 
     /// Most memory so far.
@@ -131,8 +126,23 @@ impl Watch {
     }
 }
 
+/// CPU seconds of all threads of a process, dead ones included, kernel time included.
+pub(crate) fn cpu_seconds(id: u32) -> Result<f64, LoadError> {
+    let path = PathBuf::from(format!("/proc/{id}/stat"));
+    let stat = fs::read_to_string(&path).map_err(LoadError::file(&path, "reading it"))?;
+    // The second field is the name in parentheses and may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields
+        .split_ascii_whitespace()
+        .skip(11) // utime and stime: the 14th and 15th of the whole line
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// A line of `/proc/PID/status`.
-fn status_bytes(pid: u32, key: &str) -> Option<u64> {
+pub(crate) fn status_bytes(pid: u32, key: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;

@@ -18,8 +18,12 @@ pub(crate) struct Site {
     program: PathBuf,
     directory: PathBuf,
     pub(crate) server: Process,
+    pub(crate) data: SocketAddr,
     pub(crate) metrics: SocketAddr,
 }
+
+/// One setting of the server: `section.key`, and its value.
+pub(crate) type Setting = (String, toml::Value);
 
 /// One disk: a file that only its agent writes to.
 #[derive(Clone)]
@@ -45,13 +49,27 @@ pub(crate) struct Machine {
 
 /// What `addresses.json` says.
 #[derive(serde::Deserialize)]
-struct Addresses {
-    metrics: SocketAddr,
+pub(crate) struct Addresses {
+    pub(crate) data: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) pid: u32,
+}
+
+impl Addresses {
+    /// Of the running server whose files are below `site`; `None` while there is none.
+    pub(crate) fn read(site: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(site.join("run/addresses.json")).ok()?).ok()
+    }
 }
 
 impl Site {
-    /// Makes the site and starts its server on ports that are free.
-    pub(crate) fn start(program: &Path, directory: &Path) -> Result<Self, LoadError> {
+    /// Makes the site and starts its server on ports that are free; settings that are not given stay
+    /// at their defaults.
+    pub(crate) fn start(
+        program: &Path,
+        directory: &Path,
+        settings: &[Setting],
+    ) -> Result<Self, LoadError> {
         let site = directory.join("site");
         let store = format!("dir:{}", directory.join("store").display());
         let args: [OsString; 6] = [
@@ -64,22 +82,27 @@ impl Site {
         ];
         output(program, &args)?;
         let config = site.join("holdfast.toml");
-        let read = fs::read_to_string(&config).map_err(LoadError::file(&config, "reading it"))?;
-        // Every other setting stays at its default.
-        let (of, to) =
-            ("# metrics_listen = \"127.0.0.1:9445\"", "metrics_listen = \"127.0.0.1:0\"");
-        fs::write(&config, read.replacen(of, to, 1))
-            .map_err(LoadError::file(&config, "writing it"))?;
+        let free = ("metrics_listen".to_owned(), "127.0.0.1:0".into());
+        change(&config, settings.iter().chain([&free]))?;
         let args: [OsString; 3] = ["serve".into(), "--config".into(), config.into()];
         let mut server = Process::start(program, &args, &directory.join("serve.log"))?;
-        let told = site.join("run/addresses.json");
-        let addresses: Addresses = eventually("the process server", READY, || {
+        let addresses = eventually("the process server", READY, || {
             server.expect_alive()?;
-            let text = fs::read(&told).unwrap_or_default();
-            Ok(serde_json::from_slice(&text).ok())
+            Ok(Addresses::read(&site))
         })?;
+        let Addresses { data, metrics, .. } = addresses;
         let (program, directory) = (program.to_owned(), directory.to_owned());
-        Ok(Self { program, directory, server, metrics: addresses.metrics })
+        Ok(Self { program, directory, server, data, metrics })
+    }
+
+    /// The settings file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.join("site/holdfast.toml")
+    }
+
+    /// The store's directory.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.directory.join("store")
     }
 
     /// Makes a machine known.
@@ -139,8 +162,7 @@ impl Site {
     }
 
     fn run(&self, mut args: Vec<OsString>) -> Result<String, LoadError> {
-        let config = self.directory.join("site/holdfast.toml");
-        args.extend(["--config".into(), config.into_os_string()]);
+        args.extend(["--config".into(), self.config().into_os_string()]);
         output(&self.program, &args)
     }
 }
@@ -149,5 +171,55 @@ impl Machine {
     /// The socket of a disk.
     pub(crate) fn socket(&self, disk: &str) -> PathBuf {
         self.directory.join(format!("{disk}.sock"))
+    }
+}
+
+/// Sets values in a settings file; its comments are lost.
+fn change<'a>(config: &Path, settings: impl Iterator<Item = &'a Setting>) -> Result<(), LoadError> {
+    let text = fs::read_to_string(config).map_err(LoadError::file(config, "reading it"))?;
+    let wrong = |what: String| LoadError::Setting { what };
+    let mut table: toml::Table = text.parse().map_err(|error| wrong(format!("{error}")))?;
+    for (key, value) in settings {
+        let mut place = &mut table;
+        let (sections, last) = key.rsplit_once('.').map_or((None, &**key), |(s, l)| (Some(s), l));
+        for section in sections.into_iter().flat_map(|sections| sections.split('.')) {
+            let entry = place.entry(section).or_insert_with(|| toml::Table::new().into());
+            let inside = entry.as_table_mut();
+            place = inside.ok_or_else(|| wrong(format!("{key}: {section} is no section")))?;
+        }
+        place.insert(last.to_owned(), value.clone());
+    }
+    fs::write(config, table.to_string()).map_err(LoadError::file(config, "writing it"))
+}
+
+/// `section.key=value` as people give it; text needs no quotes.
+pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE, such as seal.level=3")?;
+    let parsed: Result<toml::Table, _> = format!("value = {value}").parse();
+    let value = match parsed {
+        Ok(mut table) => table.remove("value").ok_or("no value")?,
+        Err(_) => value.into(),
+    };
+    Ok((key.trim().to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_go_into_their_sections() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("holdfast.toml");
+        fs::write(&config, "# head\nsite = \"s\"\n[seal]\n# level = 1\n").unwrap();
+        let settings = ["seal.level=3", "apply.enabled=false", "site=other"]
+            .map(|s| parse_setting(s).unwrap());
+        change(&config, settings.iter()).unwrap();
+        let table: toml::Table = fs::read_to_string(&config).unwrap().parse().unwrap();
+        assert_eq!(table["seal"]["level"], 3.into());
+        assert_eq!(table["apply"]["enabled"], false.into());
+        assert_eq!(table["site"], "other".into());
+        assert!(parse_setting("seal.level").is_err());
+        assert!(change(&config, [("site.x".to_owned(), 1.into())].iter()).is_err());
     }
 }

@@ -159,7 +159,7 @@ fn read(disk: &Disk, range: &Range<u64>) -> io::Result<Vec<Change>> {
                 Change::Write {
                     disk: disk.index,
                     extent,
-                    payload: data.slice(start..start + extent.length() as usize),
+                    payload: data.slice(start..start + extent.length() as usize).into(),
                 }
             }));
         }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::stream::Stream;
 
@@ -49,11 +48,13 @@ impl Stream {
         }
         let mut cleared = 0;
         for disk in &self.disks {
-            if disk.bitmap.clearable()
-                && disk.sync().is_ok()
-                && !disk.sync_failed.load(Ordering::Acquire)
-            {
-                cleared += disk.bitmap.finish_clearing(witnessed)?;
+            if !disk.bitmap.clearable() {
+                continue;
+            }
+            match disk.sync() {
+                Ok(()) => cleared += disk.bitmap.finish_clearing(witnessed)?,
+                Err(error) => tracing::error!(disk = %disk.name, %error, "the source disk did not \
+                    sync; no bit of its bitmap is cleared until the agent restarts"),
             }
         }
         self.lock().round = None;

@@ -10,6 +10,7 @@ use crate::clock::{back_off, fraction};
 use crate::format::wire::Refusal;
 use crate::observe::error_chain;
 
+use super::dial::{Connection, Way};
 use super::error::AgentError;
 use super::run::Shared;
 use super::session::{self, End};
@@ -20,7 +21,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a refusal that only a human can lift.
 const PAUSE_SLOW: Duration = Duration::from_secs(120);
-/// Time for TCP, TLS and HTTP together.
+/// Time for TCP, TLS and HTTP together, or for QUIC.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What follows the end of a connection.
@@ -87,20 +88,43 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// Connects, by the other way when the first one does not get through, and serves the connection.
 async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result<End, AgentError> {
-    let transport = tokio::select! {
-        transport = shared.dial.dial(server) => transport?,
+    let mut way = shared.ways.to(server);
+    let connection = match dial(shared, server, way).await {
+        Ok(connection) => connection,
+        Err(error) => match shared.ways.failed(server, way) {
+            None => return Err(error),
+            Some(other) => {
+                tracing::info!(error = error_chain(&error), "trying {} instead", other.as_str());
+                way = other;
+                dial(shared, server, way).await.inspect_err(|_| {
+                    shared.ways.failed(server, way);
+                })?
+            }
+        },
+    };
+    let end = session::run(shared, server, connection, |welcome| {
+        welcomed.store(true, Ordering::Relaxed);
+        shared.ways.worked(server, way);
+        shared.connected_to(Some((format!("{server} ({})", welcome.server), way)));
+    })
+    .await;
+    // A path that lets a handshake through and nothing behind it is no path.
+    if end.is_err() && !welcomed.load(Ordering::Relaxed) {
+        shared.ways.failed(server, way);
+    }
+    end
+}
+
+async fn dial(shared: &Shared, server: &str, way: Way) -> Result<Connection, AgentError> {
+    tokio::select! {
+        connection = shared.dial.dial(server, way) => connection,
         () = shared.clock.sleep(DIAL_TIMEOUT) => {
             let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in 15 s");
-            let server = server.to_owned();
-            return Err(AgentError::Dial { server, action: "connecting", source: Box::new(late) });
+            Err(AgentError::dial(server, "connecting")(late))
         }
-    };
-    session::run(shared, server, transport, |welcome| {
-        welcomed.store(true, Ordering::Relaxed);
-        shared.connected_to(Some(format!("{server} ({})", welcome.server)));
-    })
-    .await
+    }
 }
 
 #[cfg(test)]

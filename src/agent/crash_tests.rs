@@ -3,7 +3,7 @@
 //! publication that the bitmap's witness does not rule out.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -14,6 +14,7 @@ use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
+use super::syncs::Syncs;
 use crate::format::wire::{HEADER_BYTES, Welcome};
 use crate::model::{
     Change, DiskIndex, Epoch, Generation, MachineKey, Record, SECTOR_BYTES, Sequence,
@@ -168,7 +169,8 @@ impl Server {
         for record in &self.log[..through as usize] {
             match &record.change {
                 Change::Write { extent, payload, .. } => {
-                    image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
+                    image[extent.offset() as usize..extent.end() as usize]
+                        .copy_from_slice(&payload.to_bytes());
                 }
                 Change::Zero { extent, .. } => {
                     image[extent.offset() as usize..extent.end() as usize].fill(0);
@@ -271,7 +273,7 @@ impl Life {
             source: Box::new(Arc::clone(&source)),
             bitmap,
             locks: RangeLocks::default(),
-            sync_failed: AtomicBool::new(false),
+            syncs: Syncs::default(),
         });
         let disks = vec![Arc::clone(&disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -17,6 +16,7 @@ use super::bitmap::Bitmap;
 use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
+use super::syncs::Syncs;
 
 /// Most extents in one answer about allocation.
 const STATUS_EXTENTS_MAX: usize = 1024;
@@ -35,22 +35,15 @@ pub(super) struct Disk {
     pub(super) bitmap: Bitmap,
     /// Who writes where.
     pub(super) locks: RangeLocks,
-    /// A sync of the source failed: no bit is cleared any more in this life.
-    pub(super) sync_failed: AtomicBool,
+    /// Every sync of the source, the workload's and our own.
+    pub(super) syncs: Syncs,
 }
 
 impl Disk {
     /// fdatasync of the source. After a failure the page cache shows bytes that the disk may not
-    /// hold, so no later success is believed.
+    /// hold, so no later one succeeds: neither the workload nor a cleared bit may rest on them.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let outcome = self.source.sync();
-        if let Err(error) = &outcome
-            && !self.sync_failed.swap(true, Ordering::AcqRel)
-        {
-            tracing::error!(disk = %self.name, %error,
-                "the source disk did not sync; its bitmap is not cleared until the agent restarts");
-        }
-        outcome
+        self.syncs.sync(self.source.as_ref())
     }
 }
 
@@ -128,7 +121,7 @@ impl Export for Captured {
         let changes = || {
             let part = |extent: Extent| {
                 let start = (extent.offset() - offset) as usize;
-                let payload = payload.slice(start..start + extent.length() as usize);
+                let payload = payload.slice(start..start + extent.length() as usize).into();
                 Change::Write { disk, extent, payload }
             };
             cut(offset, length, WRITE_BYTES_MAX).map(part).collect()

@@ -134,6 +134,14 @@ impl AgentError {
         Self::Io { path, action, source }
     }
 
+    pub(super) fn dial<E: std::error::Error + Send + Sync + 'static>(
+        server: &str,
+        action: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        let server = server.to_owned();
+        move |error| Self::Dial { server, action, source: Box::new(error) }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -15,13 +15,17 @@ mod connection;
 #[cfg(test)]
 mod crash_tests;
 mod dial;
+mod dial_quic;
+mod dial_tcp;
 mod disk;
 mod error;
 mod keeping;
 mod locks;
 mod medium;
 mod opening;
+mod outgoing;
 mod pulse;
+mod quiesce;
 mod run;
 mod session;
 mod source;
@@ -29,10 +33,11 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
+mod syncs;
 mod tls;
 mod welcome;
 
-pub use dial::{Dial, Transport};
+pub use dial::{Connection, Dial, Way};
 pub use error::AgentError;
 pub use run::{Agent, Stopped, run};
 pub use status::{AgentStatus, DiskStatus};

@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -20,6 +19,7 @@ use super::error::AgentError;
 use super::locks::RangeLocks;
 use super::source;
 use super::stream::Stream;
+use super::syncs::Syncs;
 
 /// Smallest resend buffer.
 const BUFFER_BYTES_MIN: u64 = 64 << 10;
@@ -62,7 +62,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
             source: Box::new(medium),
             bitmap,
             locks: RangeLocks::default(),
-            sync_failed: AtomicBool::new(false),
+            syncs: Syncs::default(),
         }));
     }
     let clean = past.clean && past.resync.is_none();

@@ -17,9 +17,10 @@ use crate::nbd::{self, Export};
 use crate::settings::{AgentSettings, Capture};
 
 use super::clearing::Round;
-use super::dial::{Dial, TlsDial};
+use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
 use super::error::AgentError;
+use super::quiesce::Quiesce;
 use super::status::AgentStatus;
 use super::stream::Stream;
 use super::{catchup, connection, keeping, opening, session};
@@ -36,6 +37,9 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) dial: Arc<dyn Dial>,
+    /// How the application is quiesced, if it can be.
+    pub(super) quiesce: Option<Arc<Quiesce>>,
+    pub(super) ways: Ways,
     pub(super) incarnation: Incarnation,
     /// Wakes whoever pauses between connections when the agent leaves.
     pub(super) left: Notify,
@@ -45,11 +49,13 @@ pub(super) struct Shared {
     _lock: File,
 }
 
+/// How the connection is.
 #[derive(Clone, Debug, Default)]
-struct ConnectionState {
-    server: Option<String>,
-    last_error: Option<String>,
-    halted: bool,
+pub(super) struct ConnectionState {
+    /// The server that welcomed us, and how it is reached.
+    pub(super) server: Option<(String, Way)>,
+    pub(super) last_error: Option<String>,
+    pub(super) halted: bool,
 }
 
 impl Shared {
@@ -61,7 +67,7 @@ impl Shared {
         self.leaving.load(Ordering::Acquire)
     }
 
-    pub(super) fn connected_to(&self, server: Option<String>) {
+    pub(super) fn connected_to(&self, server: Option<(String, Way)>) {
         self.connection().server = server;
         self.stream.to_tell.notify_one();
     }
@@ -77,10 +83,8 @@ impl Shared {
         self.stream.to_tell.notify_one();
     }
 
-    /// Server, last error, halted.
-    pub(super) fn connection_state(&self) -> (Option<String>, Option<String>, bool) {
-        let ConnectionState { server, last_error, halted } = self.connection().clone();
-        (server, last_error, halted)
+    pub(super) fn connection_state(&self) -> ConnectionState {
+        self.connection().clone()
     }
 }
 
@@ -120,7 +124,7 @@ impl Agent {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, AgentError> {
-        let dial = Arc::new(TlsDial::new(&settings)?);
+        let dial = Arc::new(Network::new(&settings)?);
         Self::start_with(settings, clock, entropy, dial)
     }
 
@@ -135,10 +139,14 @@ impl Agent {
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
         let (lock, stream) = opening::open(&settings)?;
+        let hook = settings.application.clone();
+        let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock))));
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
+            quiesce,
             clock,
             dial,
+            ways: Ways::new(settings.transport),
             incarnation: Incarnation(random16(entropy.as_ref())),
             entropy,
             left: Notify::new(),

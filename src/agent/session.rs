@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
@@ -19,9 +19,11 @@ use crate::format::wire::{
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
 use super::attach::Unwelcome;
-use super::dial::Transport;
+use super::dial::Connection;
 use super::error::AgentError;
+use super::outgoing::Outgoing;
 use super::pulse::Pulse;
+use super::quiesce::NO_HOOK;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
 
@@ -33,8 +35,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const SILENCE_LOOK: Duration = Duration::from_secs(1);
 /// Bytes taken from the stream at a time.
 const TAKE_BYTES: u64 = 1 << 20;
-/// Small frames are gathered up to this before they are written.
-const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 /// How a connection ended, if not by an error.
 #[derive(Debug)]
@@ -54,6 +54,25 @@ struct Asked {
     placed: Placed,
 }
 
+/// Bookmarks that the server asked for on this connection.
+#[derive(Debug, Default)]
+struct Replies {
+    asked: Mutex<Vec<Asked>>,
+    refused: Mutex<Vec<BookmarkReply>>,
+}
+
+impl Replies {
+    fn placed(&self, id: BookmarkId, placed: Result<Placed, String>) {
+        match placed {
+            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
+            Err(why) => {
+                let outcome = BookmarkOutcome::Refused(why);
+                lock(&self.refused).push(BookmarkReply { id, outcome });
+            }
+        }
+    }
+}
+
 struct Session<'a> {
     shared: &'a Shared,
     server: &'a str,
@@ -62,23 +81,21 @@ struct Session<'a> {
     credit_spent: AtomicU64,
     /// Microseconds of the monotonic clock when the server was last heard.
     heard_us: AtomicU64,
-    asked: Mutex<Vec<Asked>>,
-    refused: Mutex<Vec<BookmarkReply>>,
+    replies: Arc<Replies>,
 }
 
 /// Runs a connection to its end. `welcomed` is called once it carries records.
 pub(super) async fn run(
     shared: &Shared,
     server: &str,
-    transport: Box<dyn Transport>,
+    connection: Connection,
     welcomed: impl FnOnce(&Welcome),
 ) -> Result<End, AgentError> {
-    let (reader, writer) = tokio::io::split(transport);
+    let Connection { reader, mut outgoing } = connection;
     let mut reader = BufReader::new(reader);
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let lost = |source| lost(server, source);
-    send(&mut writer, &FromAgent::Hello(hello(shared))).await.map_err(lost)?;
-    writer.flush().await.map_err(lost)?;
+    outgoing.send(&FromAgent::Hello(hello(shared))).await.map_err(lost)?;
+    outgoing.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
         () = shared.clock.sleep(WELCOME_TIMEOUT) => {
@@ -109,13 +126,12 @@ pub(super) async fn run(
         credit_limit: AtomicU64::new(welcome.credit_limit),
         credit_spent: AtomicU64::new(0),
         heard_us: AtomicU64::new(micros(shared.clock.as_ref())),
-        asked: Mutex::default(),
-        refused: Mutex::default(),
+        replies: Arc::default(),
     };
     session.resume();
     let end = tokio::select! {
         end = session.receive_all(&mut reader) => end,
-        end = session.send_all(&mut writer) => end,
+        end = session.send_all(&mut outgoing) => end,
         end = session.listen_for_silence() => end,
     };
     shared.stream.detach();
@@ -156,12 +172,6 @@ fn protocol(server: &str, detail: String) -> AgentError {
 
 fn micros(clock: &dyn Clock) -> u64 {
     u64::try_from(clock.monotonic().as_micros()).unwrap_or(u64::MAX)
-}
-
-async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromAgent) -> io::Result<()> {
-    let frame = encode_from_agent(message);
-    writer.write_all(&frame.header).await?;
-    writer.write_all(&frame.payload).await
 }
 
 async fn receive<R: AsyncRead + Unpin>(
@@ -229,22 +239,29 @@ impl Session<'_> {
     /// Places a requested bookmark; the answer follows its record.
     fn ask(&self, request: BookmarkRequest) {
         let BookmarkRequest { id, kind, name } = request;
-        let time = self.shared.clock.wall();
-        let bookmark = Bookmark { id, kind, time, name };
-        match self.shared.stream.bookmark(bookmark) {
-            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
-            Err(why) => {
-                let outcome = BookmarkOutcome::Refused(why);
-                lock(&self.refused).push(BookmarkReply { id, outcome });
+        let (stream, clock) = (Arc::clone(&self.shared.stream), Arc::clone(&self.shared.clock));
+        let replies = Arc::clone(&self.replies);
+        let told = Arc::clone(&stream);
+        let place = move || stream.bookmark(Bookmark { id, kind, time: clock.wall(), name });
+        match (kind, &self.shared.quiesce) {
+            (BookmarkKind::CrashConsistent, _) => replies.placed(id, place()),
+            (BookmarkKind::ApplicationConsistent, None) => {
+                replies.placed(id, Err(NO_HOOK.to_owned()));
+            }
+            (BookmarkKind::ApplicationConsistent, Some(quiesce)) => {
+                let quiesce = Arc::clone(quiesce);
+                // A task of its own: whatever becomes of the connection, the application is thawed.
+                tokio::spawn(async move {
+                    replies.placed(id, quiesce.run(place).await);
+                    told.to_send.notify_one();
+                });
+                return;
             }
         }
-        self.shared.stream.to_send.notify_one();
+        told.to_send.notify_one();
     }
 
-    async fn send_all<W: AsyncWrite + Unpin>(
-        &self,
-        writer: &mut BufWriter<W>,
-    ) -> Result<End, AgentError> {
+    async fn send_all(&self, outgoing: &mut Outgoing) -> Result<End, AgentError> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
         let mut pulse = Pulse::new(clock.monotonic());
@@ -254,7 +271,7 @@ impl Session<'_> {
             if now >= pulse.look_at() {
                 let (progress, published) = self.progress();
                 if pulse.tells(now, &progress, published) {
-                    send(writer, &FromAgent::Progress(progress)).await.map_err(lost)?;
+                    outgoing.send(&FromAgent::Progress(progress)).await.map_err(lost)?;
                 }
                 self.resume();
             }
@@ -266,21 +283,21 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             let idle = records.is_empty();
             for record in records {
-                send(writer, &FromAgent::Record(record)).await.map_err(lost)?;
+                outgoing.send(&FromAgent::Record(record)).await.map_err(lost)?;
             }
             for reply in self.answers() {
-                send(writer, &FromAgent::Bookmark(reply)).await.map_err(lost)?;
+                outgoing.send(&FromAgent::Bookmark(reply)).await.map_err(lost)?;
             }
             if !idle {
                 continue;
             }
             if self.shared.leaving() {
-                send(writer, &FromAgent::Goodbye).await.map_err(lost)?;
-                writer.flush().await.map_err(lost)?;
-                writer.shutdown().await.map_err(lost)?;
+                outgoing.send(&FromAgent::Goodbye).await.map_err(lost)?;
+                outgoing.flush().await.map_err(lost)?;
+                outgoing.close().await.map_err(lost)?;
                 return Ok(End::Left);
             }
-            writer.flush().await.map_err(lost)?;
+            outgoing.flush().await.map_err(lost)?;
             let pause = pulse.look_at().min(bookmark_at).saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}
@@ -291,8 +308,8 @@ impl Session<'_> {
 
     /// Answers to the bookmarks whose records were sent, and to those that will never be.
     fn answers(&self) -> Vec<BookmarkReply> {
-        let mut replies = std::mem::take(&mut *lock(&self.refused));
-        let mut asked = lock(&self.asked);
+        let mut replies = std::mem::take(&mut *lock(&self.replies.refused));
+        let mut asked = lock(&self.replies.asked);
         if asked.is_empty() {
             return replies;
         }
@@ -345,14 +362,19 @@ impl Session<'_> {
 
     async fn listen_for_silence(&self) -> Result<End, AgentError> {
         let clock = self.shared.clock.as_ref();
+        let mut owed_since = None;
         loop {
             clock.sleep(SILENCE_LOOK).await;
             let owed = {
                 let core = self.shared.stream.lock();
                 core.durable < core.sent
             };
-            let silent = micros(clock).saturating_sub(self.heard_us.load(Ordering::Acquire));
-            if owed && Duration::from_micros(silent) > SILENCE_MAX {
+            let now = micros(clock);
+            // A server that owed nothing had no reason to speak.
+            owed_since = owed.then(|| owed_since.unwrap_or(now));
+            let heard = self.heard_us.load(Ordering::Acquire);
+            let silent = owed_since.map(|since| now.saturating_sub(since.max(heard)));
+            if silent.is_some_and(|silent| Duration::from_micros(silent) > SILENCE_MAX) {
                 let silent = io::Error::new(io::ErrorKind::TimedOut, "no acknowledgement in 60 s");
                 return Err(lost(self.server, silent));
             }

@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::model::{DiskName, MachineId, Timestamp, TrackingMode};
 use crate::settings::AgentMode;
 
-use super::run::Shared;
+use super::dial::Way;
+use super::run::{ConnectionState, Shared};
 
 /// Everything worth knowing about an agent at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,6 +28,8 @@ pub struct AgentStatus {
     pub epoch: u32,
     /// The process server it is connected to.
     pub server: Option<String>,
+    /// What carries that connection: `tcp` or `quic`.
+    pub transport: Option<&'static str>,
     /// Why the last connection ended, or the last attempt was in vain.
     pub last_error: Option<String>,
     /// Replication stopped for good and a human must act.
@@ -87,7 +90,8 @@ fn words(mode: TrackingMode) -> &'static str {
 impl AgentStatus {
     /// Looks at the agent. The catch-up's rate is the caller's: it knows two moments.
     pub(super) fn of(shared: &Shared, catch_up_bytes_per_s: f64) -> Self {
-        let (server, last_error, halted) = shared.connection_state();
+        let ConnectionState { server, last_error, halted } = shared.connection_state();
+        let (server, way) = server.unzip();
         let core = shared.stream.lock();
         let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
             .map(|disk| DiskStatus {
@@ -106,6 +110,7 @@ impl AgentStatus {
             why: core.why.clone(),
             epoch: core.epoch.0,
             server,
+            transport: way.map(Way::as_str),
             last_error,
             halted,
             trouble: core.trouble.clone(),

@@ -14,6 +14,7 @@ use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
+use super::syncs::Syncs;
 use crate::format::wire::Welcome;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, Epoch, Generation, MachineKey,
@@ -125,7 +126,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             source: Box::new(source),
             bitmap: bitmap::load(Box::new(bits), &identity).unwrap().0.unwrap(),
             locks: RangeLocks::default(),
-            sync_failed: AtomicBool::new(false),
+            syncs: Syncs::default(),
         })
     };
     let disks: Vec<_> = (0..2).map(disk).collect();
@@ -343,6 +344,7 @@ fn a_failed_write_is_told_and_its_chunks_are_read_again() {
         panic!("{:?}", records[1]);
     };
     assert_eq!(extent.offset(), CHUNK);
+    let payload = payload.to_bytes();
     assert_eq!((payload[511], payload[512]), (7, 0), "what the disk holds, not what was meant");
 }
 
@@ -357,6 +359,21 @@ fn after_a_failed_sync_no_bit_is_cleared() {
     for _ in 0..4 {
         machine.stream.clear_step().unwrap();
     }
+    assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK);
+}
+
+#[test]
+fn a_failed_sync_that_a_round_of_clearing_met_is_the_workloads_answer_too() {
+    let machine = ordered(1 << 20);
+    machine.write(0, 0, &[7; 512]).unwrap();
+    machine.publish_all();
+    machine.stream.clear_step().unwrap();
+    // The kernel reports it once, and here the agent's own sync happens to be the one.
+    machine.sources[0].deaf.store(true, Ordering::Relaxed);
+    machine.stream.clear_step().unwrap();
+    machine.sources[0].deaf.store(false, Ordering::Relaxed);
+    assert!(machine.exports[0].flush().is_err(), "the write may not be on the disk");
+    assert!(machine.exports[0].write(0, vec![1; 512].into(), true).is_err(), "nor is FUA");
     assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK);
 }
 
@@ -438,7 +455,9 @@ fn overtaken(machine: &Machine, first: impl FnOnce()) {
     first();
     written.recv_timeout(Duration::from_secs(30)).unwrap();
     let last = machine.take().into_iter().rev().find_map(|record| match record.change {
-        Change::Write { extent, payload, .. } if extent.offset() == 0 => Some(payload[0]),
+        Change::Write { extent, payload, .. } if extent.offset() == 0 => {
+            Some(payload.to_bytes()[0])
+        }
         _ => None,
     });
     assert_eq!(machine.sources[0].bytes.lock().unwrap()[0], 2);

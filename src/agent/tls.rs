@@ -13,7 +13,7 @@ use crate::settings::AgentSettings;
 use super::error::AgentError;
 
 /// Configuration from the files that the settings name.
-pub(super) fn client_config(settings: &AgentSettings) -> Result<Arc<ClientConfig>, AgentError> {
+pub(super) fn client_config(settings: &AgentSettings) -> Result<ClientConfig, AgentError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&settings.ca_certificate)? {
         let added = roots.add(certificate);
@@ -33,7 +33,7 @@ pub(super) fn client_config(settings: &AgentSettings) -> Result<Arc<ClientConfig
     // A resumed session would outlive a revoked certificate; early data could be replayed.
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, AgentError> {

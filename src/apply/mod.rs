@@ -12,7 +12,7 @@ mod applier;
 mod checkpoint;
 mod due;
 mod error;
-mod plan;
+pub mod plan;
 mod retain;
 pub mod retention;
 mod seed;

@@ -9,9 +9,18 @@ use crate::store::PAGE_WRITE_BYTES_MAX;
 
 /// Where bytes of a page write come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub enum Source {
+    /// Nowhere: they are zeros.
     Zero,
-    Frame { delta: usize, frame: u32, offset: u32 },
+    /// A frame of one of the deltas.
+    Frame {
+        /// Which delta, by its place in what was folded.
+        delta: usize,
+        /// Which of its frames.
+        frame: u32,
+        /// First byte within the frame's plaintext.
+        offset: u32,
+    },
 }
 
 impl Slice for Source {
@@ -32,9 +41,11 @@ pub(super) const CLEAR_BYTES_MAX: u64 = 64 << 20;
 
 /// One page write: adjacent parts, either all zero ([`CLEAR_BYTES_MAX`]) or data of at most 4 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Planned {
-    pub(super) range: Range<u64>,
-    pub(super) parts: Vec<(Range<u64>, Source)>,
+pub struct Planned {
+    /// Where on the disk.
+    pub range: Range<u64>,
+    /// What goes there, ascending and without gaps.
+    pub parts: Vec<(Range<u64>, Source)>,
 }
 
 impl Planned {
@@ -45,12 +56,14 @@ impl Planned {
 
 /// Everything that one run writes, by disk, in ascending order, without overlaps.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
-    pub(super) disks: BTreeMap<DiskIndex, Vec<Planned>>,
+pub struct Plan {
+    /// By disk, ascending, without overlaps.
+    pub disks: BTreeMap<DiskIndex, Vec<Planned>>,
 }
 
 /// Folds the indexes of consecutive deltas (oldest first).
-pub(super) fn plan(indexes: &[&DeltaIndex]) -> Plan {
+#[must_use]
+pub fn plan(indexes: &[&DeltaIndex]) -> Plan {
     let mut maps: BTreeMap<DiskIndex, ExtentMap<Source>> = BTreeMap::new();
     for (delta, index) in indexes.iter().enumerate() {
         for entry in &index.entries {

@@ -105,7 +105,7 @@ impl Durable {
     pub fn never_written(machine: MachineKey, record: Record) -> Self {
         let (change, bytes) = match record.change {
             Change::Write { disk, extent, payload } => {
-                (DurableChange::Write { disk, extent }, payload.to_vec())
+                (DurableChange::Write { disk, extent }, payload.to_bytes().to_vec())
             }
             Change::Zero { disk, extent } => (DurableChange::Zero { disk, extent }, Vec::new()),
             mark => (DurableChange::Mark(mark), Vec::new()),

@@ -1,17 +1,15 @@
 //! A change as a record of the log, and back.
 
-use bytes::Bytes;
-
 use super::durable::DurableChange;
 use crate::format::bytes::{FormatError, Writer};
 use crate::format::change::{ChangeKind, decode_mark, encode_mark};
 use crate::format::segment::RecordHeader;
 use crate::model::{
-    Change, DiskIndex, Extent, ExtentError, Sequence, WRITE_BYTES_MAX, ZERO_BYTES_MAX,
+    Change, DiskIndex, Extent, ExtentError, Payload, Sequence, WRITE_BYTES_MAX, ZERO_BYTES_MAX,
 };
 
 /// What a change is once its payload lies in a segment, and that payload.
-pub(super) fn split(change: Change) -> (DurableChange, Bytes) {
+pub(super) fn split(change: Change) -> (DurableChange, Payload) {
     match change {
         Change::Write { disk, extent, payload } => {
             assert!(
@@ -21,7 +19,7 @@ pub(super) fn split(change: Change) -> (DurableChange, Bytes) {
             );
             (DurableChange::Write { disk, extent }, payload)
         }
-        Change::Zero { disk, extent } => (DurableChange::Zero { disk, extent }, Bytes::new()),
+        Change::Zero { disk, extent } => (DurableChange::Zero { disk, extent }, Payload::default()),
         mark => {
             let mut body = Writer::new();
             encode_mark(&mark, &mut body);

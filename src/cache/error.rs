@@ -42,6 +42,20 @@ pub enum CacheError {
         /// How many there are now.
         shards: u16,
     },
+    /// Logs of fewer shards, with records: machines would find theirs in another shard's log.
+    #[error(
+        "{} holds records of {found} shards, {shards} are wanted; start with `shards = {found}`, drain, \
+         then change it",
+        directory.display()
+    )]
+    MoreShards {
+        /// The cache's directory.
+        directory: PathBuf,
+        /// How many there were.
+        found: u16,
+        /// How many there would be.
+        shards: u16,
+    },
     /// The operating system said no while the log was opened or closed.
     #[error("{}: {action}", path.display())]
     Io {
@@ -93,7 +107,10 @@ impl CacheError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy { .. } | Self::Settings { .. } | Self::ForeignShard { .. } => Class::Reject,
+            Self::Busy { .. }
+            | Self::Settings { .. }
+            | Self::ForeignShard { .. }
+            | Self::MoreShards { .. } => Class::Reject,
             Self::Io { .. } => Class::Retry,
             Self::Poisoned { .. } => Class::Poison,
             Self::TooLarge { .. } | Self::NoPool { .. } => Class::Bug,

@@ -16,10 +16,12 @@ use crate::format::segment::{
     record_bytes, record_crc,
 };
 use crate::ingest::Admitted;
-use crate::model::{DiskIndex, Incarnation, MachineKey, Sequence};
+use crate::model::{Checksum, DiskIndex, Incarnation, MachineKey, Payload, Sequence};
 
 /// Most buffers of one append: the kernel's limit on vectors (UIO_MAXIOV).
 pub(super) const APPEND_BUFFERS_MAX: usize = 1024;
+/// Buffers of an append beside a record's payload: what stands before it, and behind all.
+const GLUE_BUFFERS: usize = 2;
 /// Bytes after which an append takes no further record.
 pub(super) const APPEND_BYTES: u64 = 4 << 20;
 
@@ -29,7 +31,7 @@ pub(super) struct Entry {
     pub(super) machine: MachineKey,
     pub(super) sequence: Sequence,
     pub(super) change: DurableChange,
-    pub(super) payload: Bytes,
+    pub(super) payload: Payload,
     pub(super) received_at: Duration,
     pub(super) permit: Permit,
 }
@@ -96,14 +98,14 @@ impl Layout {
         machine: MachineKey,
         sequence: Sequence,
         change: &DurableChange,
-        payload: &[u8],
+        payload: Checksum,
     ) -> ([u8; RECORD_HEADER_BYTES], Range<usize>) {
         let (kind, disk, offset, extent_bytes) = header_fields(change);
         let header =
             RecordHeader { kind, disk, extent_bytes, offset, machine, sequence, ..self.blank() };
         let start = usize::try_from(self.at).expect("a segment fits the address space")
             + RECORD_HEADER_BYTES;
-        (self.put(header, payload), start..start + payload.len())
+        (self.put(header, payload), start..start + payload.bytes() as usize)
     }
 
     /// Places a record that voids.
@@ -113,13 +115,13 @@ impl Layout {
         sequence: Sequence,
     ) -> [u8; RECORD_HEADER_BYTES] {
         let header = RecordHeader { kind: KIND_VOID, machine, sequence, ..self.blank() };
-        self.put(header, &[])
+        self.put(header, Checksum::default())
     }
 
     /// Places the end record. It says that everything before it is on the disk, so that must be so.
     pub(super) fn end(&mut self) -> [u8; RECORD_HEADER_BYTES] {
         assert_eq!(self.durable, self.at, "a segment is closed before its records are synced");
-        self.put(self.blank(), &[])
+        self.put(self.blank(), Checksum::default())
     }
 
     /// An end record for the present place: what all records have in common.
@@ -138,8 +140,8 @@ impl Layout {
         }
     }
 
-    fn put(&mut self, mut header: RecordHeader, payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
-        header.payload_bytes = u32::try_from(payload.len()).expect("payloads are at most 1 MiB");
+    fn put(&mut self, mut header: RecordHeader, payload: Checksum) -> [u8; RECORD_HEADER_BYTES] {
+        header.payload_bytes = u32::try_from(payload.bytes()).expect("payloads are at most 1 MiB");
         let encoded = header.encode(self.incarnation, payload);
         self.previous_crc = record_crc(&encoded);
         self.at += record_bytes(header.payload_bytes);
@@ -174,23 +176,27 @@ impl Batch {
         }
     }
 
-    /// Whether a further record is better left to the next append.
-    pub(super) fn is_full(&self, layout: &Layout) -> bool {
-        // A record adds at most two buffers, the end of the append one more.
-        self.buffers.len() + 3 > APPEND_BUFFERS_MAX || layout.at() - self.start >= APPEND_BYTES
+    /// Whether `entry` is better left to the next append.
+    pub(super) fn is_full_for(&self, entry: &Entry, layout: &Layout) -> bool {
+        let buffers = self.buffers.len() + GLUE_BUFFERS + entry.payload.fragments().len();
+        buffers > APPEND_BUFFERS_MAX || layout.at() - self.start >= APPEND_BYTES
     }
 
     /// Adds a record that fits.
     pub(super) fn add(&mut self, layout: &mut Layout, mut entry: Entry) {
-        let payload = std::mem::take(&mut entry.payload);
-        let (header, range) = layout.add(entry.machine, entry.sequence, &entry.change, &payload);
+        let mut payload = std::mem::take(&mut entry.payload);
+        if payload.fragments().len() + GLUE_BUFFERS > APPEND_BUFFERS_MAX {
+            payload = payload.to_bytes().into();
+        }
+        let (header, range) =
+            layout.add(entry.machine, entry.sequence, &entry.change, payload.checksum());
         self.glue.extend_from_slice(&header);
         let padding = padding(payload.len());
         if matches!(entry.change, DurableChange::Write { .. }) {
             self.buffers.push(self.glue.split().freeze());
-            self.buffers.push(payload);
+            self.buffers.extend(payload.into_fragments());
         } else {
-            self.glue.extend_from_slice(&payload);
+            payload.fragments().iter().for_each(|body| self.glue.extend_from_slice(body));
         }
         self.glue.resize(self.glue.len() + padding, 0);
         self.entries.push((entry, range));

@@ -35,5 +35,5 @@ pub use damage::{Damage, Finding};
 pub use durable::{Durable, DurableChange};
 pub use error::CacheError;
 pub use fill::Fill;
-pub use open::{Opened, open};
+pub use open::{Opened, open, shards_found};
 pub use writer::Writer;

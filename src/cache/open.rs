@@ -155,6 +155,22 @@ fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheErro
     Ok(Geometry { segment_bytes, segments_max: u32::try_from(segments).unwrap_or(u32::MAX) })
 }
 
+/// How many shards have a log in `cache`.
+///
+/// # Errors
+/// When the directory is there and cannot be read.
+pub fn shards_found(cache: &Path) -> Result<u16, CacheError> {
+    let mut found = 0;
+    while cache
+        .join(format!("shard-{found}"))
+        .try_exists()
+        .map_err(CacheError::io(cache, "looking for logs"))?
+    {
+        found += 1;
+    }
+    Ok(found)
+}
+
 /// Records of a shard that there is none of any more would never be read again.
 fn no_foreign_shards(cache: &Path, shards: u16) -> Result<(), CacheError> {
     let failed = || CacheError::io(cache, "looking for logs of other shards");

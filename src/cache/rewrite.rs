@@ -9,6 +9,7 @@ use super::log::{Layout, padding};
 use super::recovery::{Log, Place, Recovery, Scanned};
 use super::streams::Found;
 use crate::format::segment::{RECORD_ALIGN, RECORD_HEADER_BYTES};
+use crate::model::Checksum;
 
 impl Recovery<'_> {
     /// Makes what counts durable where it is not known to be, and moves `records` along. Gives all
@@ -61,7 +62,8 @@ impl Recovery<'_> {
         for record in records {
             let (machine, sequence, position) = (record.machine, record.sequence, copy.layout.at());
             let payload = &bytes[record.payload.clone()];
-            let (header, place) = copy.layout.add(machine, sequence, &record.change, payload);
+            let sum = Checksum::of(payload);
+            let (header, place) = copy.layout.add(machine, sequence, &record.change, sum);
             copy.put(&header, payload)?;
             (record.position, record.payload) = (position, place);
         }

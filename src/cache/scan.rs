@@ -153,7 +153,7 @@ impl Scan {
 mod tests {
     use super::*;
     use crate::cache::log::{Layout, padding};
-    use crate::model::{Change, Incarnation};
+    use crate::model::{Change, Checksum, Incarnation};
 
     const HEADER: SegmentHeader = SegmentHeader {
         shard: 0,
@@ -176,7 +176,8 @@ mod tests {
             for _ in 0..records {
                 let (at, sequence) = (layout.at(), Sequence(starts.len() as u64 + 1));
                 let mark = DurableChange::Mark(Change::CatchUpEnd);
-                let (header, _) = layout.add(MachineKey([1; 16]), sequence, &mark, &[]);
+                let (header, _) =
+                    layout.add(MachineKey([1; 16]), sequence, &mark, Checksum::default());
                 put(at, &header);
                 starts.push(at);
             }

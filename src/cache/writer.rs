@@ -114,12 +114,9 @@ impl Writer {
         let appended = segment.layout.at() - batch.start;
         let durable = segment.commit(batch).await?;
         let now = self.clock.monotonic();
-        let mut payload_bytes = 0;
-        for record in &durable {
-            payload_bytes += record.payload_bytes();
-            let waited = now.saturating_sub(record.received_at());
-            self.metrics.latency(Stage::Cache, waited);
-        }
+        let payload_bytes = durable.iter().map(Durable::payload_bytes).sum();
+        let waited = durable.iter().map(|record| now.saturating_sub(record.received_at()));
+        self.metrics.latencies(Stage::Cache, waited);
         self.metrics.moved(Stage::Cache, payload_bytes, appended);
         self.metrics.cache_commits.fetch_add(1, Ordering::Relaxed);
         Ok(durable)
@@ -138,15 +135,12 @@ pub(super) fn gather(
         return (Batch::end(layout), Some(first));
     }
     let mut batch = Batch::new(layout);
-    let mut next = Some(first);
-    while let Some(entry) = next.take() {
-        if !layout.fits(entry.payload.len()) {
+    batch.add(layout, first);
+    while let Some(entry) = admitted.try_recv().ok().map(Entry::from) {
+        if batch.is_full_for(&entry, layout) || !layout.fits(entry.payload.len()) {
             return (batch, Some(entry));
         }
         batch.add(layout, entry);
-        if !batch.is_full(layout) {
-            next = admitted.try_recv().ok().map(Entry::from);
-        }
     }
     (batch, None)
 }

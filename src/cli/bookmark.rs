@@ -14,7 +14,8 @@ pub struct Args {
     /// Name of the bookmark; it is kept as a snapshot, too
     #[arg(long)]
     name: String,
-    /// Application-consistent: an application is quiesced by the agent's hook
+    /// Application-consistent: the agent quiesces the application by its hook (`[application]` in
+    /// agent.toml)
     #[arg(long)]
     app: bool,
     /// When to return: at once when it survives a power cut, or when it can be recovered to

@@ -42,7 +42,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     steps.finish_and_clear();
     let report = match told {
         Ok(report) => report,
-        Err(error @ DemoError::Difference { .. }) => return Err(Failure::Difference(error.into())),
+        Err(error @ (DemoError::Difference { .. } | DemoError::NotWhole { .. })) => {
+            return Err(Failure::Difference(error.into()));
+        }
         Err(error) => return Err(error.into()),
     };
     if args.json {
@@ -93,8 +95,10 @@ fn facts(report: &Report) -> comfy_table::Table {
         let row = format!("point {:?} at {}, by {}", point.name, point.sequence, point.read_by);
         rows.add_row([row.as_str(), &format!("SHA-256 {}… equal", &point.sha256[..16])]);
     }
-    if let Some(whole) = report.file_system_whole {
-        rows.add_row(["recovered file systems", if whole { "whole" } else { "NOT whole" }]);
-    }
+    let checked = match report.file_system_checked {
+        true => "whole, by e2fsck",
+        false => "not checked",
+    };
+    rows.add_row(["recovered file systems", checked]);
     rows
 }

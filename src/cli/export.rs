@@ -81,7 +81,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             Ok(reader) => {
                 let reader = Arc::new(reader);
                 let bar = byte_bar(reader.size_bytes(), args.disk.as_str());
-                let progress = |now: Progress| bar.set_position(now.done_bytes);
+                let progress = |now: Progress| {
+                    bar.set_length(now.total_bytes);
+                    bar.set_position(now.done_bytes);
+                };
                 let done = export(&args.machine, &reader, format, &args.out, &progress).await;
                 bar.finish_and_clear();
                 done

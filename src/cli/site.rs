@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Failure;
 use crate::clock::System;
 use crate::control::ca::CertificateAuthority;
-use crate::control::{Client, Registrar, Sources};
+use crate::control::{Client, ControlError, Registrar, Sources};
 use crate::model::MachineId;
 use crate::recover::Recovery;
 use crate::seal::KeyEncryptionKey;
@@ -70,8 +70,8 @@ impl Site {
     ///
     /// # Errors
     /// When the operator's certificate cannot be used.
-    pub fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::operator(&self.settings.tls, System::clock(), PATIENCE)?)
+    pub fn client(&self) -> Result<Client, ControlError> {
+        Client::operator(&self.settings.tls, System::clock(), PATIENCE)
     }
 
     /// Enrols machines.

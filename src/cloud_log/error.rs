@@ -106,6 +106,31 @@ impl CloudLogError {
         matches!(self, Self::Store { source, .. } if matches!(**source, StoreError::Full { .. }))
     }
 
+    /// The object that cannot be believed, where it is one.
+    #[must_use]
+    pub fn object(&self) -> Option<&ObjectName> {
+        match self {
+            Self::Store { name, .. }
+            | Self::Sealed { name, .. }
+            | Self::Format { name, .. }
+            | Self::Mismatch { name, .. }
+            | Self::Missing { name, .. } => Some(name),
+            Self::Truncated { .. }
+            | Self::Next { .. }
+            | Self::Changed { .. }
+            | Self::Unsettled { .. } => None,
+        }
+    }
+
+    /// What the store said, where that is the cause.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store { source, .. } | Self::Unsettled { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -142,7 +142,8 @@ impl Sources {
 /// Asks process servers, each at most once, however many machines it owns. The default asks nobody.
 #[derive(Debug, Default)]
 pub struct Inquiry {
-    client: Option<Client>,
+    /// Or why nobody can be asked.
+    client: Option<Result<Client, String>>,
     heard: BTreeMap<ServerId, Result<Heard, String>>,
 }
 
@@ -150,12 +151,20 @@ impl Inquiry {
     /// Asks through `client`.
     #[must_use]
     pub fn over(client: Client) -> Self {
-        Self { client: Some(client), heard: BTreeMap::new() }
+        Self { client: Some(Ok(client)), heard: BTreeMap::new() }
+    }
+
+    /// Nobody can be asked, for this reason: what stands in the store is all there is to say.
+    #[must_use]
+    pub fn unable(reason: String) -> Self {
+        Self { client: Some(Err(reason)), heard: BTreeMap::new() }
     }
 
     async fn ask(&mut self, server: ServerDocument, machine: &MachineId) -> Live {
-        let Some(client) = &self.client else {
-            return Live::Unasked;
+        let client = match &self.client {
+            Some(Ok(client)) => client,
+            Some(Err(reason)) => return Live::Silent { server, reason: reason.clone() },
+            None => return Live::Unasked,
         };
         if !self.heard.contains_key(&server.server) {
             let answer = client.get(&server.address, "/v1/status").await;

@@ -239,6 +239,10 @@ fn server(live: &Live) -> Vec<HealthLine> {
         }
         Live::Facts { machine, server } => {
             let mut lines: Vec<_> = cache(server).into_iter().collect();
+            lines.extend(server.cache_damages.iter().map(|damage| {
+                let text = format!("cache log damaged at the last start: {damage}");
+                line(Health::Warning, text)
+            }));
             if machine.is_none() {
                 let text = "its process server has not seen the machine since it started";
                 lines.push(line(Health::Warning, text));

@@ -62,8 +62,8 @@ pub(super) fn digest(path: &Path) -> Result<String, DemoError> {
 /// Whether the file system of an image is whole; `None` when it cannot be asked.
 pub(super) fn check(path: &Path) -> Option<bool> {
     // A crash-consistent image has a journal to replay: allowed, on the recovered copy.
-    let status = Command::new("e2fsck").args(["-f", "-y"]).arg(path).output().ok()?.status;
-    Some(matches!(status.code(), Some(0 | 1)))
+    let checked = program("e2fsck").args(["-f", "-y"]).arg(path).output().ok()?;
+    Some(matches!(checked.status.code(), Some(0 | 1)))
 }
 
 /// Files of this machine into one folder, and the file that is rewritten.
@@ -98,14 +98,20 @@ fn gather(staging: &Path) -> Result<(), DemoError> {
     fs::write(&live, content).map_err(DemoError::file(&live, "writing it"))
 }
 
+/// A program, also of those that are often not on other users' path than the super user's.
+fn program(name: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let mut command = Command::new(name);
+    command.env("PATH", path);
+    command
+}
+
 fn tool<'a>(
     name: &'static str,
     args: impl IntoIterator<Item = &'a std::ffi::OsStr>,
 ) -> Result<String, DemoError> {
-    // The super user's programs are often not on other users' path.
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let failed = |what: String| DemoError::Tool { tool: name, what };
-    let output = Command::new(name).args(args).env("PATH", path).output();
+    let output = program(name).args(args).output();
     let output = output.map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));

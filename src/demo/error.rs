@@ -61,6 +61,12 @@ pub enum DemoError {
         /// Of the source disk at the bookmark.
         expected: String,
     },
+    /// The digests agree, and yet e2fsck finds a recovered file system damaged.
+    #[error("point {point}: e2fsck finds the recovered file system damaged")]
+    NotWhole {
+        /// Which point.
+        point: String,
+    },
     /// A thread of the demo ended in a panic.
     #[error("the thread of the {0} ended unexpectedly")]
     Thread(&'static str),

@@ -29,8 +29,9 @@ pub struct Report {
     pub mount_seconds: f64,
     /// Recovered points, each equal to the disk at its bookmark.
     pub points: Vec<VerifiedPoint>,
-    /// Whether the recovered file systems were found whole; absent for a disk of the user.
-    pub file_system_whole: Option<bool>,
+    /// Whether e2fsck looked at the recovered file systems and found them whole. It does not look at
+    /// a disk of the user, nor where it is not installed.
+    pub file_system_checked: bool,
 }
 
 /// A point that was compared.

@@ -53,16 +53,23 @@ pub async fn run(work: &Path, source: Source, say: &dyn Fn(&str)) -> Result<Repo
     let config = site.join("holdfast.toml");
     let mut settings = load_server(&config).map_err(setting)?;
     settings.metrics_listen.set_port(0);
-    let server = ProcessServer::start(settings.clone(), System::clock(), System::entropy()).await?;
+    let mut server =
+        ProcessServer::start(settings.clone(), System::clock(), System::entropy()).await?;
     let agent_directory = work.join("agent");
     let disk = format!("root={}", image.display());
     let out = ["--out", text(&agent_directory), "--disk", &disk, "--config", text(&config)];
     holdfast(&[&["enroll", "demo"], &out[..]].concat())?;
     let agent_settings = load_agent(&agent_directory.join("agent.toml")).map_err(setting)?;
     let told = Telling { image, places, settings, agent_settings, say };
-    let result = told.replicate_and_recover(work, server.metrics(), &source).await;
-    server.drain().await?;
-    result
+    let metrics = Arc::clone(server.metrics());
+    let result = tokio::select! {
+        result = told.replicate_and_recover(work, &metrics, &source) => result,
+        failed = server.failed() => Err(failed.into()),
+    };
+    let drained = server.drain().await;
+    let report = result?; // what happened first is what is told
+    drained?;
+    Ok(report)
 }
 
 struct Telling<'a> {
@@ -108,20 +115,24 @@ impl Telling<'_> {
         let stop = tokio::task::spawn_blocking(move || live.stop());
         stop.await.map_err(|_| DemoError::Thread("live writes"))??;
         let mut points = Vec::new();
-        let mut whole = matches!(source, Source::Made).then_some(true);
+        let mut checked = false;
         for point in &taken {
             (self.say)(&format!("recovering {:?} and comparing every byte", point.name));
             let file = work.join(format!("{}.img", point.name));
             points.push(exported(&recovery, &disk, point, &file).await?);
-            if let Some(whole) = &mut whole {
-                *whole &= disk::check(&file).unwrap_or(true);
+            if matches!(source, Source::Made) {
+                let whole = disk::check(&file);
+                if whole == Some(false) {
+                    return Err(DemoError::NotWhole { point: point.name.to_owned() });
+                }
+                checked = whole.is_some();
             }
         }
         (self.say)("mounting \"first\" over NBD and comparing every byte");
         let (mounted, mount) = mounted(&recovery, &disk, &taken[0], work).await?;
         points.push(mounted);
         agent.stop().await;
-        Ok(self.report(metrics, replication, live_bytes, &taken, mount, points, whole))
+        Ok(self.report(metrics, replication, live_bytes, &taken, mount, points, checked))
     }
 
     async fn recovery(&self, machine: &MachineId) -> Result<Arc<Recovery>, DemoError> {
@@ -172,7 +183,7 @@ impl Telling<'_> {
         taken: &[Taken],
         mount: Duration,
         points: Vec<VerifiedPoint>,
-        file_system_whole: Option<bool>,
+        file_system_checked: bool,
     ) -> Report {
         let (_, _, _, acks) = metrics.stage(Stage::Cache);
         let (source_bytes, _, _, _) = metrics.stage(Stage::Seal);
@@ -193,7 +204,7 @@ impl Telling<'_> {
             rpo_seconds: taken.iter().map(|t| t.rpo.as_secs_f64()).fold(0.0, f64::max),
             mount_seconds: mount.as_secs_f64(),
             points,
-            file_system_whole,
+            file_system_checked,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Cache segments. Layout, and why it is in that order: `docs/formats/cache-segment.md`.
 
 use crate::format::bytes::{FormatError, Reader, Writer};
-use crate::model::{DiskIndex, Incarnation, MachineKey, Sequence, WRITE_BYTES_MAX};
+use crate::model::{Checksum, DiskIndex, Incarnation, MachineKey, Sequence, WRITE_BYTES_MAX};
 
 /// Bytes of a segment before the first record.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
@@ -144,8 +144,8 @@ impl SegmentHeader {
 impl RecordHeader {
     /// The header of a record with this payload in a segment of this incarnation.
     #[must_use]
-    pub fn encode(&self, incarnation: Incarnation, payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
-        debug_assert_eq!(payload.len(), self.payload_bytes as usize);
+    pub fn encode(&self, incarnation: Incarnation, payload: Checksum) -> [u8; RECORD_HEADER_BYTES] {
+        debug_assert_eq!(payload.bytes(), u64::from(self.payload_bytes));
         let mut to = [0; RECORD_HEADER_BYTES];
         to[..4].copy_from_slice(&RECORD_MAGIC);
         to[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
@@ -159,7 +159,7 @@ impl RecordHeader {
         to[72..80].copy_from_slice(&self.offset.to_le_bytes());
         to[80..82].copy_from_slice(&self.disk.0.to_le_bytes());
         to[82] = self.kind;
-        let crc = crc_of(&to, payload);
+        let crc = payload.behind(&to[..RECORD_CRC_AT]);
         to[RECORD_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         to
     }
@@ -199,7 +199,8 @@ impl RecordHeader {
             return Err(FormatError::value("position", found, position));
         }
         let payload = from.take(payload_bytes as usize, "record payload")?;
-        let (found, computed) = (record_crc(&header), crc_of(&header, payload));
+        let computed = Checksum::of(payload).behind(&header[..RECORD_CRC_AT]);
+        let found = record_crc(&header);
         if found != computed {
             let what = "record";
             return Err(FormatError::Checksum { what, found, computed });
@@ -285,11 +286,4 @@ fn zeros(from: &mut Reader<'_>, count: usize) -> Result<(), FormatError> {
         return Err(FormatError::value("reserved bytes", "not zero", "zero"));
     }
     Ok(())
-}
-
-fn crc_of(header: &[u8; RECORD_HEADER_BYTES], payload: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header[..RECORD_CRC_AT]);
-    crc.update(payload);
-    crc.finalize()
 }

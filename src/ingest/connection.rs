@@ -4,8 +4,7 @@
 //! last words. Does not own: what frames mean (the session) and who may sit (the machine's link).
 //!
 //! Both directions run in one task beside each other, so acks flow while a frame waits for memory
-//! or for room in the log. The budget is acquired between a frame's header and its payload: a
-//! payload is never in memory without having paid for it.
+//! or for room in the log. A payload is never in memory without having paid for it.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,11 +12,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Admitted;
+use super::chunks::{Breach, Chunks};
 use super::listener::{Ingest, drained, within};
 use super::machine::{Asked, MachineLink, Seat, Ticket};
 use super::machines::Fingerprint;
@@ -25,13 +24,13 @@ use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
 use super::stream::StreamState;
+use super::tally::Tally;
 use crate::budget::Permit;
 use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{BookmarkId, MachineId, Record, Sequence, Timestamp, TrackingMode, Watermarks};
-use crate::observe::Stage;
+use crate::model::{BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode};
 
 /// How long the last words may take to reach the peer.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -59,7 +58,10 @@ impl From<Refuse> for End {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        Self::Broken(error)
+        match error.downcast::<Breach>() {
+            Ok(Breach(refuse)) => Self::Refuse(refuse),
+            Err(error) => Self::Broken(error),
+        }
     }
 }
 
@@ -79,14 +81,18 @@ struct Ground<'a> {
 }
 
 /// Serves an upgraded connection to its end.
-pub(super) async fn serve<R, W>(ingest: &Ingest, agent: Agent<'_>, reader: R, writer: W)
-where
-    R: AsyncRead + Unpin,
+pub(super) async fn serve<C, W>(
+    ingest: &Ingest,
+    agent: Agent<'_>,
+    patience: &Patience,
+    chunks: C,
+    writer: W,
+) where
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
-    let patience = Patience::new(ingest.idle_timeout());
-    let ground = Ground { ingest, agent, patience: &patience };
-    let (mut inbox, mut outbox) = (Inbox::new(reader), Outbox::new(writer));
+    let ground = Ground { ingest, agent, patience };
+    let (mut inbox, mut outbox) = (Inbox::new(chunks), Outbox::new(writer));
     let end = tokio::select! {
         end = converse(ground, &mut inbox, &mut outbox) => end,
         end = overdue(ground) => end,
@@ -96,15 +102,23 @@ where
     };
     let machine = agent.machine;
     match end {
-        End::Left => tracing::info!(%machine, "the agent left"),
-        End::Broken(error) => tracing::info!(%machine, %error, "the agent's connection broke"),
+        End::Left => {
+            tracing::info!(%machine, "the agent left");
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
+        End::Broken(error) => {
+            let cause = crate::observe::error_chain(&error);
+            tracing::info!(%machine, cause, "the agent's connection broke");
+            // What broke may be the peer's records: then there is an alert to be sent.
+            let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
+        }
         End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
         End::Refuse(refuse) => {
             tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
             ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             outbox.push(&FromServer::Refuse(refuse));
             let farewell = async {
-                outbox.flush(&patience, &*ingest.clock).await?;
+                outbox.flush(patience, &*ingest.clock).await?;
                 outbox.close().await?;
                 inbox.discard().await;
                 Ok::<_, io::Error>(())
@@ -135,9 +149,9 @@ async fn overdue(ground: Ground<'_>) -> End {
     }
 }
 
-async fn converse<R, W>(ground: Ground<'_>, inbox: &mut Inbox<R>, outbox: &mut Outbox<W>) -> End
+async fn converse<C, W>(ground: Ground<'_>, inbox: &mut Inbox<C>, outbox: &mut Outbox<W>) -> End
 where
-    R: AsyncRead + Unpin,
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
     let Agent { machine, certificate } = ground.agent;
@@ -159,10 +173,7 @@ where
     }
 }
 
-async fn first_frame<R: AsyncRead + Unpin>(
-    ground: Ground<'_>,
-    inbox: &mut Inbox<R>,
-) -> Result<Hello, End> {
+async fn first_frame<C: Chunks>(ground: Ground<'_>, inbox: &mut Inbox<C>) -> Result<Hello, End> {
     let clock = &*ground.ingest.clock;
     let bytes = inbox.header(ground.patience, clock).await?.ok_or(End::Left)?;
     let header = header_of(&bytes)?;
@@ -172,7 +183,7 @@ async fn first_frame<R: AsyncRead + Unpin>(
             let length = header.payload_length();
             inbox.payload(length, ground.patience, clock).await?
         }
-        _ => Bytes::new(),
+        _ => Payload::default(),
     };
     Ok(greet(ground.agent.machine, &header, payload)?)
 }
@@ -186,15 +197,15 @@ struct Live<'a> {
     asked: Mutex<HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>>,
 }
 
-async fn seated<R, W>(
+async fn seated<C, W>(
     ground: Ground<'_>,
     hello: Hello,
     ticket: &Ticket,
-    inbox: &mut Inbox<R>,
+    inbox: &mut Inbox<C>,
     outbox: &mut Outbox<W>,
 ) -> End
 where
-    R: AsyncRead + Unpin,
+    C: Chunks,
     W: AsyncWrite + Unpin,
 {
     let patience = ground.ingest.idle_timeout();
@@ -210,6 +221,7 @@ where
         Err(refuse) => return End::Refuse(refuse),
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
+    inbox.welcomed(welcome.durable);
     outbox.push(&FromServer::Welcome(welcome));
     let live = Live { ground, link: &link, session: Mutex::new(session), asked: Mutex::default() };
     let Seat { stream, durable, published, requests, .. } = &mut seat;
@@ -220,22 +232,23 @@ where
 }
 
 impl Live<'_> {
-    async fn receive<R: AsyncRead + Unpin>(
-        &self,
-        inbox: &mut Inbox<R>,
-        stream: &mut StreamState,
-    ) -> End {
+    async fn receive<C: Chunks>(&self, inbox: &mut Inbox<C>, stream: &mut StreamState) -> End {
+        let mut tally = Tally::new(&self.ground.ingest.metrics);
         loop {
-            if let Err(end) = self.receive_frame(inbox, stream).await {
+            if inbox.is_dry() {
+                tally.tell();
+            }
+            if let Err(end) = self.receive_frame(inbox, stream, &mut tally).await {
                 return end;
             }
         }
     }
 
-    async fn receive_frame<R: AsyncRead + Unpin>(
+    async fn receive_frame<C: Chunks>(
         &self,
-        inbox: &mut Inbox<R>,
+        inbox: &mut Inbox<C>,
         stream: &mut StreamState,
+        tally: &mut Tally<'_>,
     ) -> Result<(), End> {
         let Ground { ingest, patience, .. } = self.ground;
         let bytes = inbox.header(patience, &*ingest.clock).await?.ok_or(End::Left)?;
@@ -246,32 +259,25 @@ impl Live<'_> {
             let event = self.session().handle_frame(stream, &header, payload)?;
             return self.take_message(event);
         };
-        let permit = ingest.budget.acquire(header.frame_bytes()).await;
-        let payload = inbox.payload(header.payload_length(), patience, &*ingest.clock).await?;
+        let (payload, permit) = inbox.record(&header, patience, &*ingest.clock).await?;
         let room = self.link.reserve().await?;
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;
         if let Event::Admit(record) = event {
-            room.send(self.admitted(record, &header, permit, begun_at));
+            let admitted = self.admitted(record, permit);
+            let payload_bytes = admitted.record.change.payload_bytes();
+            let took = admitted.received_at.saturating_sub(begun_at);
+            tally.count(header.frame_bytes(), payload_bytes, took);
+            room.send(admitted);
         }
         Ok(())
     }
 
-    fn admitted(
-        &self,
-        record: Record,
-        header: &FrameHeader,
-        permit: Permit,
-        begun_at: Duration,
-    ) -> Admitted {
-        let ingest = self.ground.ingest;
-        let (payload_bytes, received_at) =
-            (record.change.payload_bytes(), ingest.clock.monotonic());
-        let (metrics, received) = (self.link.metrics(), record.sequence);
-        metrics.raise(Watermarks { received, ..Watermarks::default() });
-        metrics.source_bytes.fetch_add(payload_bytes, Ordering::Relaxed);
-        ingest.metrics.moved(Stage::Ingest, header.frame_bytes(), payload_bytes);
-        ingest.metrics.latency(Stage::Ingest, received_at.saturating_sub(begun_at));
+    fn admitted(&self, record: Record, permit: Permit) -> Admitted {
+        let received_at = self.ground.ingest.clock.monotonic();
+        let metrics = self.link.metrics();
+        metrics.received(record.sequence);
+        metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
         Admitted { machine: self.link.key(), record, permit, received_at }
     }
 

@@ -33,6 +33,11 @@ impl Handshakes {
         Self { waiting: Arc::default(), max: max.max(1) }
     }
 
+    /// Whether half of the places are taken.
+    pub(super) fn crowded(&self) -> bool {
+        lock(&self.waiting).tasks.len() >= self.max.div_ceil(2)
+    }
+
     /// Starts the task of a new connection; whether an older one had to go for it.
     pub(super) fn begin(&self, start: impl FnOnce(Handshake) -> AbortHandle) -> bool {
         let mut waiting = lock(&self.waiting);

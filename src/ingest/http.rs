@@ -15,14 +15,13 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
 use super::handshakes::Handshake;
 use super::identity::{Identity, Role};
 use super::listener::{Ingest, drained};
+use super::tls::Handshaken;
 use crate::format::wire::PROTOCOL;
 
 /// Where agents go.
@@ -49,7 +48,7 @@ pub(super) enum RequestError {
     Http(hyper::Error),
 }
 
-type Upgraded = (TlsStream<TcpStream>, Bytes);
+type Upgraded = (Handshaken, Bytes);
 
 /// What the requests of one connection leave behind.
 struct State {
@@ -63,7 +62,7 @@ impl Requests<'_> {
     /// was read of it already.
     pub(super) async fn serve(
         &self,
-        tls: TlsStream<TcpStream>,
+        tls: Handshaken,
         handshake: Handshake,
         deadline: Duration,
     ) -> Result<Option<Upgraded>, RequestError> {
@@ -101,7 +100,7 @@ impl Requests<'_> {
             return Ok(None);
         };
         let upgraded = upgrade.await.map_err(RequestError::Http)?;
-        let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>();
+        let parts = upgraded.downcast::<TokioIo<Handshaken>>();
         let parts = parts.expect("the stream that was given to hyper comes back");
         Ok(Some((parts.io.into_inner(), parts.read_buf)))
     }

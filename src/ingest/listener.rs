@@ -14,15 +14,17 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio_rustls::TlsAcceptor;
 
+use super::arena::Arena;
 use super::connection::{self, Agent};
 use super::credit::CreditShare;
 use super::handshakes::{Handshake, Handshakes};
 use super::http;
 use super::identity::{Identity, IdentityError, Role};
 use super::machines::Machines;
-use crate::budget::Budget;
+use super::patience::Patience;
+use super::quic::QuicBudgets;
+use super::tls::{self, Handshaken};
 use crate::clock::Clock;
 use crate::model::SiteId;
 use crate::observe::{Meter, Metrics, Stage};
@@ -31,7 +33,7 @@ use crate::settings::{LimitSettings, ServerSettings};
 /// Pause after accept failed (out of file descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to end when the server drains.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What ingest is made of.
 pub struct IngestSetup {
@@ -41,6 +43,8 @@ pub struct IngestSetup {
     pub tls: Arc<ServerConfig>,
     /// Bounds against peers.
     pub limits: LimitSettings,
+    /// Threads that serve; what is received is bounded for each.
+    pub shards: u16,
     /// The settings in force: those of the limits that may change.
     pub settings: watch::Receiver<Arc<ServerSettings>>,
     /// Time.
@@ -65,17 +69,20 @@ pub struct Ingest {
     pub(super) machines: Arc<dyn Machines>,
     pub(super) operator: axum::Router,
     pub(super) drain: watch::Receiver<bool>,
-    pub(super) budget: Budget,
-    tls: TlsAcceptor,
-    connections: Arc<Semaphore>,
-    handshakes: Handshakes,
+    shards: u16,
+    tls: Arc<ServerConfig>,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) handshakes: Handshakes,
+    pub(super) quic: QuicBudgets,
 }
 
 /// Why a connection never became one.
 #[derive(Debug, thiserror::Error)]
-enum Stranger {
+pub(super) enum Stranger {
     #[error("no TLS 1.3 with a certificate of this site")]
     Tls(#[source] std::io::Error),
+    #[error("no QUIC with a certificate of this site")]
+    Quic(#[source] std::io::Error),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("no request")]
@@ -89,10 +96,11 @@ impl Ingest {
     #[must_use]
     pub fn new(setup: IngestSetup) -> Arc<Self> {
         Arc::new(Self {
-            budget: Budget::new(setup.limits.receive_bytes_max),
+            quic: QuicBudgets::new(setup.limits.quic_bytes_max),
+            shards: setup.shards.max(1),
             connections: Arc::new(Semaphore::new(setup.limits.connections_max)),
             handshakes: Handshakes::new(setup.limits.handshakes_max),
-            tls: TlsAcceptor::from(setup.tls),
+            tls: setup.tls,
             operator: setup.operator.fallback(http::not_found),
             site: setup.site,
             limits: setup.limits,
@@ -117,6 +125,8 @@ impl Ingest {
     /// Accepts connections until the server drains; returns when the last has ended. May run on
     /// several threads at once, each with its own listener.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let bytes = self.limits.receive_bytes_max / u64::from(self.shards);
+        let arena = Arena::new(bytes, Arc::clone(&self.metrics));
         let mut tasks = JoinSet::new();
         let mut draining = pin!(drained(self.drain.clone()));
         loop {
@@ -124,7 +134,7 @@ impl Ingest {
                 () = &mut draining => break,
                 Some(ended) = tasks.join_next() => note_panic(ended),
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => self.begin(&mut tasks, socket, peer),
+                    Ok((socket, peer)) => self.begin(&mut tasks, &arena, socket, peer),
                     Err(error) => {
                         tracing::warn!(%error, "no connection can be accepted now");
                         self.clock.sleep(ACCEPT_PAUSE).await;
@@ -144,7 +154,13 @@ impl Ingest {
         }
     }
 
-    fn begin(self: &Arc<Self>, tasks: &mut JoinSet<()>, socket: TcpStream, peer: SocketAddr) {
+    fn begin(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        arena: &Arc<Arena>,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) {
         let refused = &self.metrics.connections_refused;
         let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
             refused.fetch_add(1, Ordering::Relaxed);
@@ -152,10 +168,10 @@ impl Ingest {
             return;
         };
         let evicted = self.handshakes.begin(|handshake| {
-            let ingest = Arc::clone(self);
+            let (ingest, arena) = (Arc::clone(self), Arc::clone(arena));
             tasks.spawn(async move {
                 let _counted = Counted::new(Arc::clone(&ingest.metrics));
-                let connection = ingest.connection(socket, handshake);
+                let connection = ingest.connection(arena, socket, handshake);
                 let meter = Meter::new(&ingest.metrics, Stage::Ingest);
                 // TLS, framing and session together.
                 if let Err(error) = meter.run(connection).await {
@@ -175,27 +191,33 @@ impl Ingest {
         }
     }
 
-    async fn connection(&self, socket: TcpStream, handshake: Handshake) -> Result<(), Stranger> {
+    async fn connection(
+        &self,
+        arena: Arc<Arena>,
+        socket: TcpStream,
+        handshake: Handshake,
+    ) -> Result<(), Stranger> {
         let deadline = self.clock.monotonic() + self.limits.handshake_timeout;
         // Acks are small and somebody waits for each.
         socket.set_nodelay(true).map_err(Stranger::Tls)?;
-        let accepting = self.tls.accept(socket);
+        let accepting = Handshaken::accept(socket, Arc::clone(&self.tls));
         let tls = within(&*self.clock, self.limits.handshake_timeout, accepting)
             .await
             .ok_or(Stranger::TooLong)?
             .map_err(Stranger::Tls)?;
-        let certificates = tls.get_ref().1.peer_certificates();
-        let certificate = certificates.and_then(<[_]>::first).ok_or(IdentityError::Absent)?;
+        let certificate = tls.peer_certificate().ok_or(IdentityError::Absent)?;
         let identity = Identity::of(certificate, &self.site)?;
         let requests = http::Requests { ingest: self, identity: &identity };
         let upgraded = requests.serve(tls, handshake, deadline).await?;
         let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
             return Ok(());
         };
-        let (reader, writer) = tokio::io::split(tls);
-        let reader = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(early), reader);
+        let patience = Arc::new(Patience::new(self.idle_timeout()));
+        let shared = (Arc::clone(&patience), Arc::clone(&self.clock));
+        let (reader, writer) =
+            tls::take_over(tls, early, arena, shared.0, shared.1).await.map_err(Stranger::Tls)?;
         let agent = Agent { machine, certificate: &identity.certificate };
-        connection::serve(self, agent, reader, writer).await;
+        connection::serve(self, agent, &patience, reader, writer).await;
         Ok(())
     }
 }
@@ -230,10 +252,10 @@ pub(super) async fn within<T>(
 }
 
 /// A connection in the gauge.
-struct Counted(Arc<Metrics>);
+pub(super) struct Counted(Arc<Metrics>);
 
 impl Counted {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         metrics.connections.fetch_add(1, Ordering::Relaxed);
         Self(metrics)
     }
@@ -246,7 +268,7 @@ impl Drop for Counted {
 }
 
 /// A panic ends one connection, not the process; it is our bug all the same.
-fn note_panic(ended: Result<(), JoinError>) {
+pub(super) fn note_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {

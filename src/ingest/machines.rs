@@ -35,7 +35,7 @@ pub trait Machines: Send + Sync + 'static {
 }
 
 /// Why a machine is not served here.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// It was never enrolled.
     #[error("machine {machine} is not enrolled on this site")]
@@ -59,6 +59,14 @@ pub enum OpenError {
         /// Why, in words.
         reason: String,
     },
+    /// It is being claimed, and that takes its time.
+    #[error("machine {machine} is not claimed yet: {reason}")]
+    Late {
+        /// Which.
+        machine: MachineId,
+        /// What it waits for, in words.
+        reason: String,
+    },
     /// Its documents or its manifest cannot be read or written now.
     #[error("machine {machine} cannot be claimed")]
     Store {
@@ -77,7 +85,7 @@ impl OpenError {
         let code = match self {
             Self::Unknown { .. } | Self::Revoked { .. } => Refusal::Identity,
             Self::NotOwner { .. } => Refusal::NotOwner,
-            Self::Store { .. } => Refusal::Busy,
+            Self::Late { .. } | Self::Store { .. } => Refusal::Busy,
         };
         refuse(code, self)
     }

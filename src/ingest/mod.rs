@@ -15,11 +15,14 @@
 //! ```
 //!
 //! The way of a byte: [`Ingest::serve`] accepts (`listener`), TLS proves a certificate (`tls`) whose
-//! URI says who it is (`identity`), HTTP upgrades (`http`), frames are read and paid for
-//! (`connection`, `pipe`), the session checks them (`session`, `stream`, `credit`) and the machine's
-//! one seat (`machine`) sends them on.
+//! URI says who it is (`identity`), HTTP upgrades (`http`); or [`Ingest::serve_quic`] does all that
+//! over UDP and makes one sequence of several streams (`quic`). Then frames are cut out of the
+//! plaintext (`chunks`, `pipe`) and paid for (`connection`), the session checks them (`session`,
+//! `stream`, `credit`) and the machine's one seat (`machine`) sends them on.
 
 mod admission;
+mod arena;
+mod chunks;
 mod connection;
 mod credit;
 mod handshakes;
@@ -30,8 +33,10 @@ mod machine;
 mod machines;
 mod patience;
 mod pipe;
+mod quic;
 mod session;
 mod stream;
+mod tally;
 mod tls;
 
 pub use admission::Admitted;
@@ -41,6 +46,7 @@ pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};
 pub use machine::{BookmarkError, LinkSetup, MachineLink};
 pub use machines::{Fingerprint, Machines, OpenError};
+pub use quic::{QuicConfig, QuicEnd, QuicError, quic_config};
 pub use session::{Event, Session, Standing, greet};
 pub use stream::{Order, Step, StreamError, StreamState};
 pub use tls::{TlsError, server_config};

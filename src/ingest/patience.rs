@@ -1,11 +1,14 @@
 //! How long a peer may keep us waiting, sans-io.
 //!
 //! Owns: the moments after which a silent, trickling or unread connection is given up. Does not own
-//! the clock: time is an argument. Waiting for ourselves (budget, cache) never counts against a
+//! the clock, which is asked only when the peer has to be waited for. Waiting for ourselves (budget, cache) never counts against a
 //! peer.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::clock::Clock;
 
 /// A frame that was begun must come at least this fast.
 const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
@@ -42,15 +45,30 @@ impl Patience {
         self.idle.store(nanos(idle), Ordering::Relaxed);
     }
 
-    /// The peer owes `bytes`: a header, or the payload behind one.
-    pub(super) fn expect(&self, now: Duration, bytes: u32) {
-        let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
-        self.reading.store(nanos(now + self.idle() + slowest), Ordering::Relaxed);
+    /// The peer owes `bytes`: a header, or the payload behind one. Said again while it still owes
+    /// them it changes nothing, so a trickle gains no time.
+    pub(super) fn expect(&self, clock: &dyn Clock, bytes: u32) {
+        if self.reading.load(Ordering::Relaxed) == NEVER {
+            let slowest = Duration::from_millis(u64::from(bytes) * 1_000 / BYTES_PER_SECOND_MIN);
+            let deadline = clock.monotonic() + self.idle() + slowest;
+            self.reading.store(nanos(deadline), Ordering::Relaxed);
+        }
     }
 
     /// The peer owes nothing: what comes next is ours to do.
     pub(super) fn received(&self) {
         self.reading.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// Waits for ourselves: the peer's time stands still meanwhile.
+    pub(super) async fn ours<T>(&self, clock: &dyn Clock, wait: impl Future<Output = T>) -> T {
+        let _paused = Paused {
+            patience: self,
+            clock,
+            reading: self.reading.swap(NEVER, Ordering::Relaxed),
+            since: clock.monotonic(),
+        };
+        wait.await
     }
 
     /// The peer must take what we write.
@@ -86,6 +104,25 @@ impl Patience {
     }
 }
 
+/// While we wait for ourselves.
+struct Paused<'a> {
+    patience: &'a Patience,
+    clock: &'a dyn Clock,
+    reading: u64,
+    since: Duration,
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        let waited = self.clock.monotonic().saturating_sub(self.since);
+        let reading = match self.reading {
+            NEVER => NEVER,
+            deadline => deadline.saturating_add(nanos(waited)),
+        };
+        self.patience.reading.store(reading, Ordering::Relaxed);
+    }
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(NEVER)
 }
@@ -93,18 +130,35 @@ fn nanos(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Timestamp;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    struct At(u64);
+
+    #[async_trait::async_trait]
+    impl Clock for At {
+        fn wall(&self) -> Timestamp {
+            Timestamp(0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            seconds(self.0)
+        }
+
+        async fn sleep(&self, _: Duration) {}
     }
 
     #[test]
     fn only_the_peers_own_time_counts() {
         let patience = Patience::new(seconds(30));
         assert_eq!(patience.look(seconds(1000)), Ok(seconds(30)));
-        patience.expect(seconds(1000), 40);
+        patience.expect(&At(1000), 40);
         assert!(patience.look(seconds(1029)).is_ok());
-        assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading));
+        patience.expect(&At(1029), 40);
+        assert_eq!(patience.look(seconds(1031)), Err(Overdue::Reading), "a trickle gains no time");
         patience.received();
         assert!(patience.look(seconds(2000)).is_ok(), "we waited for ourselves");
         patience.offer(seconds(2000));
@@ -116,17 +170,18 @@ mod tests {
     #[test]
     fn another_patience_holds_from_the_next_expectation() {
         let patience = Patience::new(seconds(30));
-        patience.expect(seconds(100), 40);
+        patience.expect(&At(100), 40);
         patience.set_idle(seconds(5));
         assert!(patience.look(seconds(129)).is_ok(), "what was promised is kept");
-        patience.expect(seconds(129), 40);
+        patience.received();
+        patience.expect(&At(129), 40);
         assert_eq!(patience.look(seconds(135)), Err(Overdue::Reading));
     }
 
     #[test]
     fn a_large_frame_has_more_time_and_not_for_ever() {
         let patience = Patience::new(seconds(30));
-        patience.expect(Duration::ZERO, 1 << 20);
+        patience.expect(&At(0), 1 << 20);
         assert!(patience.look(seconds(45)).is_ok());
         assert_eq!(patience.look(seconds(47)), Err(Overdue::Reading));
     }

@@ -6,15 +6,15 @@
 
 use std::fmt::Display;
 
-use bytes::Bytes;
-
 use super::credit::Credit;
 use super::stream::StreamState;
 use crate::format::wire::{
     self, Ack, BookmarkReply, FrameHeader, FrameKind, FromAgent, Hello, Progress, Refusal, Refuse,
     Welcome,
 };
-use crate::model::{Change, DiskSpec, Epoch, Generation, MachineId, Record, Sequence, ServerId};
+use crate::model::{
+    Change, DiskSpec, Epoch, Generation, MachineId, Payload, Record, Sequence, ServerId,
+};
 use crate::observe::error_chain;
 
 /// What a welcome says beside the stream's own state.
@@ -57,13 +57,13 @@ pub struct Session {
 ///
 /// # Errors
 /// The refusal to send.
-pub fn greet(machine: &MachineId, header: &FrameHeader, payload: Bytes) -> Result<Hello, Refuse> {
+pub fn greet(machine: &MachineId, header: &FrameHeader, payload: Payload) -> Result<Hello, Refuse> {
     if header.kind() != FrameKind::Hello {
         let text = format_args!("the first frame is {:?}, not a hello", header.kind());
         return Err(refuse(Refusal::Protocol, text));
     }
     // Before anything else of it: the rest of the layout belongs to the version.
-    let version = wire::spoken_version(&payload).unwrap_or(wire::VERSION);
+    let version = wire::spoken_version(&payload.to_bytes()).unwrap_or(wire::VERSION);
     if version != wire::VERSION {
         let text = format_args!(
             "the agent speaks version {version}, this server speaks {}: upgrade the older",
@@ -135,7 +135,7 @@ impl Session {
         &mut self,
         stream: &mut StreamState,
         header: &FrameHeader,
-        payload: Bytes,
+        payload: Payload,
     ) -> Result<Event, Refuse> {
         let message = wire::decode_from_agent(header, payload)
             .map_err(|error| refuse(Refusal::Protocol, error))?;

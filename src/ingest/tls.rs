@@ -1,9 +1,17 @@
 //! TLS of port 9443: version 1.3 only, a certificate of the site's CA from everybody.
 //!
+//! Three parts: [`handshake`] proves who is there and carries the HTTP request, all by rustls;
+//! behind the upgrade [`record`] opens and seals records with the keys that rustls made, and
+//! [`stream`] reads them into the arena, where they are opened in place.
+//!
 //! Owns: the server's configuration, and sentences that say which file is wrong and what to do.
 //! Does not own: what a certificate means ([`super::identity`]). There are no tickets, no resumed
 //! sessions and no early data: each connection proves its certificate anew, and nothing that was
 //! recorded can be played again.
+
+mod handshake;
+mod record;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +22,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub(super) use self::handshake::Handshaken;
+pub(super) use self::record::RECORD_BYTES_MAX;
+pub(super) use self::stream::take_over;
 use crate::model::Timestamp;
 use crate::settings::TlsFiles;
 
@@ -114,6 +125,8 @@ pub fn server_config(files: &TlsFiles, now: Timestamp) -> Result<Arc<ServerConfi
             source,
         })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Behind the upgrade the records are opened here: see `record`.
+    config.enable_secret_extraction = true;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     // The default today; early data could be replayed, so a change of the default must be seen.

@@ -1,8 +1,6 @@
 //! What stands in a machine's write stream.
 
-use bytes::Bytes;
-
-use crate::model::{BookmarkId, DiskIndex, DiskName, Epoch, Extent, Sequence, Timestamp};
+use crate::model::{BookmarkId, DiskIndex, DiskName, Epoch, Extent, Payload, Sequence, Timestamp};
 
 /// One position of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub enum Change {
         /// Where.
         extent: Extent,
         /// What.
-        payload: Bytes,
+        payload: Payload,
     },
     /// The extent reads as zeros now (write-zeroes, or a trim that the source turned into zeros).
     Zero {
@@ -83,7 +81,7 @@ pub struct Bookmark {
 pub enum BookmarkKind {
     /// As after a power cut at that moment.
     CrashConsistent,
-    /// An application was quiesced by a hook when it was made.
+    /// The application was quiesced by the agent's hook when it was made.
     ApplicationConsistent,
 }
 

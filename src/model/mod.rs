@@ -1,17 +1,20 @@
 //! Plain values of the domain: no I/O, no async, no clock, nothing imported from above.
 
 mod change;
+mod checksum;
 mod extent;
 mod extent_map;
 mod ids;
 mod name;
 mod object_name;
+mod payload;
 mod time;
 mod watermarks;
 
 pub use change::{
     Bookmark, BookmarkKind, CatchUp, Change, DiskSpec, EpochBegin, Record, TrackingMode,
 };
+pub use checksum::Checksum;
 pub use extent::{Extent, ExtentError, SECTOR_BYTES};
 pub use extent_map::{ExtentMap, Slice};
 pub use ids::{
@@ -19,6 +22,7 @@ pub use ids::{
 };
 pub use name::{DiskName, MachineId, NameError, ServerId, SiteId};
 pub use object_name::ObjectName;
+pub use payload::{Fragments, Payload};
 pub use time::{TimeError, Timestamp};
 pub use watermarks::Watermarks;
 

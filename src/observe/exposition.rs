@@ -1,10 +1,11 @@
-//! Metrics as Prometheus text (exposition format 0.0.4). Every name is in this file.
+//! Metrics as Prometheus text (exposition format 0.0.4). Every name is in
+//! this file or in `pacing`.
 
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
-use super::{Metrics, Stage};
+use super::{Metrics, Stage, pacing};
 use crate::model::Timestamp;
 
 /// All metrics at `now`.
@@ -12,6 +13,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp) -> String {
     let facts = ServerFacts::of(metrics, now);
     let mut page = Page(String::with_capacity(4_096 + facts.machines.len() * 1_024));
     process(&mut page, metrics, &facts);
+    pacing::render(&mut page, &metrics.pacing);
     machines(&mut page, &facts, now);
     stages(&mut page, metrics);
     page.0
@@ -28,6 +30,9 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     page.single("holdfast_connections", "gauge", help, facts.connections);
     let help = "Connections refused, for whatever reason.";
     page.single("holdfast_connections_refused_total", "counter", help, facts.connections_refused);
+    let help = "Times that the QUIC endpoint ended by itself and was started again.";
+    let restarts = metrics.quic_restarts.load(Ordering::Relaxed);
+    page.single("holdfast_quic_restarts_total", "counter", help, restarts);
     let help = "Bytes of cache segments in use.";
     page.single("holdfast_cache_used_bytes", "gauge", help, facts.cache_used_bytes);
     let help = "Bytes of all cache segments that may exist.";
@@ -38,9 +43,9 @@ fn process(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     let damage = metrics.cache_damage.load(Ordering::Relaxed);
     let help = "Damaged places found in the cache log at start.";
     page.single("holdfast_cache_damage_total", "counter", help, damage);
-    let retries = metrics.store_retries.load(Ordering::Relaxed);
-    let help = "Calls to the store that were repeated.";
-    page.single("holdfast_store_retries_total", "counter", help, retries);
+    let copied = metrics.ingest_copied_bytes.load(Ordering::Relaxed);
+    let help = "Bytes that user space copied between socket and cache log.";
+    page.single("holdfast_ingest_copied_bytes_total", "counter", help, copied);
 }
 
 /// One value of a machine.
@@ -145,20 +150,20 @@ fn stages(page: &mut Page, metrics: &Metrics) {
     }
 }
 
-struct Page(String);
+pub(super) struct Page(String);
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+    pub(super) fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let labels: Vec<_> =
             labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
         match labels.is_empty() {

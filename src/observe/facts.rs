@@ -23,6 +23,8 @@ pub struct ServerFacts {
     pub cache_used_bytes: u64,
     /// Bytes of all segments that may exist.
     pub cache_max_bytes: u64,
+    /// What its cache log had lost when it started, segment and bytes named.
+    pub cache_damages: Vec<String>,
     /// How the cache stands to its marks, and where it is going.
     pub cache: CacheOutlook,
     /// Payload bytes durable and not yet published, over all machines.
@@ -117,6 +119,11 @@ impl ServerFacts {
             connections_refused: metrics.connections_refused.load(Ordering::Relaxed),
             cache_used_bytes: metrics.cache_used_bytes.load(Ordering::Relaxed),
             cache_max_bytes: metrics.cache_max_bytes.load(Ordering::Relaxed),
+            cache_damages: metrics
+                .cache_damages
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             cache: metrics.outlook.now(),
             backlog_bytes: metrics.backlog_bytes(),
             machines: machines

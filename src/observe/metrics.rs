@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
@@ -51,6 +52,8 @@ pub struct Metrics {
     pub connections: AtomicI64,
     /// Connections refused, for whatever reason.
     pub connections_refused: AtomicU64,
+    /// Times that the QUIC endpoint ended by itself and was started again.
+    pub quic_restarts: AtomicU64,
     /// Bytes of cache segments in use / of all that may exist.
     pub cache_used_bytes: AtomicU64,
     /// See `cache_used_bytes`.
@@ -59,8 +62,12 @@ pub struct Metrics {
     pub cache_commits: AtomicU64,
     /// Damaged places found in the cache log at start.
     pub cache_damage: AtomicU64,
-    /// Store calls that were repeated.
-    pub store_retries: AtomicU64,
+    /// What was found damaged in the cache log at start, in words: segment, bytes, consequence.
+    pub cache_damages: Mutex<Vec<String>>,
+    /// Bytes that user space copied between socket and cache log: none on the fast path.
+    pub ingest_copied_bytes: AtomicU64,
+    /// Levels, streams, rates, retries.
+    pub pacing: PacingMetrics,
     /// How the cache stands to its marks, and where it is going.
     pub outlook: OutlookCell,
     pressure_changes: [AtomicU64; 4],
@@ -145,6 +152,11 @@ impl MachineMetrics {
         self.recoverable.fetch_max(to.recoverable.0, Ordering::AcqRel);
     }
 
+    /// Raises one watermark that moves with every record.
+    pub fn received(&self, through: Sequence) {
+        self.received.fetch_max(through.0, Ordering::AcqRel);
+    }
+
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
@@ -184,6 +196,13 @@ impl Metrics {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
+    /// Says what was found damaged in the cache log.
+    pub fn note_cache_damage(&self, damage: &impl ToString) {
+        let mut damages =
+            self.cache_damages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        damages.push(damage.to_string());
+    }
+
     /// A shard's cache came to this pressure.
     pub fn pressure_changed(&self, to: Pressure) {
         self.pressure_changes[to as usize].fetch_add(1, Ordering::Relaxed);
@@ -211,11 +230,18 @@ impl Metrics {
 
     /// One latency of a stage.
     pub fn latency(&self, stage: Stage, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.latencies(stage, [latency]);
+    }
+
+    /// Many latencies of a stage at once.
+    pub fn latencies(&self, stage: Stage, latencies: impl IntoIterator<Item = Duration>) {
         let stage = &self.stages[stage as usize];
         let mut histogram =
             stage.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        histogram.saturating_record(micros);
+        for latency in latencies {
+            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+            histogram.saturating_record(micros);
+        }
     }
 
     /// CPU time spent in a stage.

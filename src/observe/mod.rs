@@ -4,14 +4,18 @@ mod chain;
 pub mod endpoint;
 mod exposition;
 mod facts;
+mod idle;
 mod log;
 mod meter;
 mod metrics;
+mod pacing;
 mod pressure;
 
 pub use chain::error_chain;
 pub use facts::{AgentTracking, MachineFacts, ServerFacts};
+pub use idle::IdleMeter;
 pub use log::{LogError, start_log};
 pub use meter::Meter;
 pub use metrics::{CpuTimer, MachineMetrics, Metrics, Stage};
+pub use pacing::{PacingMetrics, RetryReason};
 pub use pressure::{CacheOutlook, OutlookCell, Pressure};

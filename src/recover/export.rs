@@ -5,11 +5,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::RecoverError;
 use super::base::READ_BYTES;
@@ -127,12 +130,36 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|gone| Err(io::Error::other(gone)))
 }
 
-/// A file beside `out` that becomes it when it is whole, and goes away when dropped before.
+/// A file that becomes `out` when it is whole, and goes away when dropped before. Where the file
+/// system can, it has no name until then, so that not even a kill leaves anything.
 struct Partial {
     out: PathBuf,
     directory: PathBuf,
-    path: tempfile::TempPath,
+    /// Of a file system that knows no files without a name.
+    path: Option<tempfile::TempPath>,
     file: Arc<std::fs::File>,
+}
+
+/// A new file in `directory`, without a name where that is possible.
+fn make(directory: &Path) -> io::Result<(std::fs::File, Option<tempfile::TempPath>)> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok((file.into(), None)),
+        // Each file system and kernel says in its own way that it knows none.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+            let mut named = tempfile::Builder::new();
+            let made = named.prefix(".holdfast-export-").tempfile_in(directory)?;
+            let (file, path) = made.into_parts();
+            Ok((file, Some(path)))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Gives a file without a name its first one (open(2), O_TMPFILE).
+fn name(file: &std::fs::File, out: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, from, CWD, out, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 impl Partial {
@@ -143,8 +170,7 @@ impl Partial {
         let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = parent.unwrap_or(Path::new(".")).to_owned();
         let failed = |action, source| RecoverError::File { path: out.to_owned(), action, source };
-        let made = tempfile::Builder::new().prefix(".holdfast-export-").tempfile_in(&directory);
-        let (file, path) = made.map_err(|e| failed("making the file", e))?.into_parts();
+        let (file, path) = make(&directory).map_err(|e| failed("making the file", e))?;
         let sized = file.set_len(file_bytes);
         sized.map_err(|source| failed("setting its length", source))?;
         Ok(Self { out: out.to_owned(), directory, path, file: Arc::new(file) })
@@ -158,13 +184,18 @@ impl Partial {
             action: "syncing and naming it",
             source,
         };
+        let linked = Arc::clone(&file);
         blocking(move || file.sync_all()).await.map_err(failed)?;
-        match path.persist_noclobber(&out) {
+        let named = match path {
+            Some(path) => path.persist_noclobber(&out).map_err(|error| error.error),
+            None => name(&linked, &out),
+        };
+        match named {
             Ok(()) => {}
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(RecoverError::OutputExists { path: out });
             }
-            Err(error) => return Err(failed(error.error)),
+            Err(error) => return Err(failed(error)),
         }
         blocking(move || std::fs::File::open(directory)?.sync_all()).await.map_err(failed)
     }

@@ -94,8 +94,7 @@ pub async fn verify(
     let groups = match run.groups(spec).await {
         Ok(groups) => groups,
         Err(error) if error.class() == Class::Poison => {
-            let object = names::manifest(recovery.machine()).to_string();
-            run.fail(object, &error, Sequence::ZERO);
+            run.fail(object_of(&error, recovery.machine()), &error, Sequence::ZERO);
             return Ok(run.report);
         }
         Err(error) => return Err(error),
@@ -118,14 +117,26 @@ pub async fn verify(
                 continue;
             }
             Err(error) if error.class() == Class::Poison => {
-                let object = names::manifest(recovery.machine()).to_string();
-                run.fail(object, &error, Sequence::ZERO);
+                run.fail(object_of(&error, recovery.machine()), &error, Sequence::ZERO);
             }
             Err(error) => return Err(error),
         }
         run.judge(&group, from);
     }
     Ok(run.report)
+}
+
+/// What an error is about: the manifest unless it names something else.
+fn object_of(error: &RecoverError, machine: &MachineId) -> String {
+    let named = match error {
+        RecoverError::Log(source) => source.object().map(ToString::to_string),
+        RecoverError::Vault(source) => source.document().map(str::to_owned),
+        RecoverError::Footer { object, .. } | RecoverError::Entry { object, .. } => {
+            Some(object.to_string())
+        }
+        _ => None,
+    };
+    named.unwrap_or_else(|| names::manifest(machine).to_string())
 }
 
 struct Run<'a> {

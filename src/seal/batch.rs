@@ -1,6 +1,6 @@
 //! `Durable` → `Batch`: which records go into one delta. Sans-io; time is an argument.
 //!
-//! Owns: when a batch closes (payload bytes, records, age, a bookmark, a new epoch, a drain), that
+//! Owns: when a batch closes (bytes, records, age, a bookmark, a new epoch, a drain), that
 //! the records of a machine are gapless, which epoch they belong to, whether a catch-up runs.
 //! Does not own: what becomes of a batch; where records come from.
 
@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::error::SealError;
+use super::fold::Coverage;
 use crate::cache::{Durable, DurableChange};
 use crate::format::manifest::Manifest;
 use crate::model::{Change, Epoch, MachineKey, Sequence};
@@ -17,6 +18,9 @@ use crate::settings::BatchSettings;
 pub const BATCH_RECORDS_MAX: usize = 1 << 16;
 /// Most payload bytes of one batch, whatever the settings say.
 pub const BATCH_BYTES_MAX: u64 = 256 << 20;
+/// Most payload bytes of one batch as a multiple of what it may keep: they stay in the cache log
+/// until it is published, however well they fold.
+const FOLDED_MAX: u64 = 8;
 
 /// Where a machine's stream stands before the next record; as the manifest says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub struct StreamState {
 /// Why a batch was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedBy {
-    /// It has as many payload bytes as it may.
+    /// It keeps as many bytes as it may, or has folded as many.
     Bytes,
     /// It has as many records as it may.
     Records,
@@ -42,6 +46,8 @@ pub enum ClosedBy {
     Bookmark,
     /// The next record begins an epoch.
     EpochBegin,
+    /// From the next record on writes are folded, or no longer.
+    Granularity,
     /// The server drains.
     Drain,
 }
@@ -53,6 +59,7 @@ pub struct Batch {
     epoch: Epoch,
     items: Vec<Durable>, // never empty
     payload_bytes: u64,
+    coverage: Option<Coverage>, // `None`: every write is kept
     catch_up: bool,
     ends_catching_up: bool,
     opened_at: Duration,
@@ -64,6 +71,7 @@ pub struct Batch {
 pub struct Batcher {
     machine: MachineKey,
     settings: BatchSettings,
+    keep_every_write: bool,
     state: StreamState,
     open: Option<Batch>,
     closed: VecDeque<Batch>,
@@ -88,7 +96,16 @@ impl Batcher {
     /// A batcher that goes on where the stream stands.
     #[must_use]
     pub fn new(machine: MachineKey, state: StreamState, settings: BatchSettings) -> Self {
-        Self { machine, settings, state, open: None, closed: VecDeque::new() }
+        let (open, closed) = (None, VecDeque::new());
+        Self { machine, settings, keep_every_write: false, state, open, closed }
+    }
+
+    /// Whether writes from now on are all kept, or folded where they overlap.
+    pub fn keep_every_write(&mut self, keep: bool) {
+        if self.keep_every_write != keep {
+            self.close(ClosedBy::Granularity);
+            self.keep_every_write = keep;
+        }
     }
 
     /// Changes when batches close; holds for the open one, too.
@@ -109,12 +126,17 @@ impl Batcher {
     /// the batcher is as before.
     pub fn push(&mut self, item: Durable, now: Duration) -> Result<(), SealError> {
         let state = self.state_after(&item)?;
-        let payload_bytes = item.payload().len() as u64;
+        let payload_bytes = item.payload_bytes();
         if state.epoch != self.state.epoch {
             self.close(ClosedBy::EpochBegin);
         }
         let bytes_max = self.settings.bytes_max.min(BATCH_BYTES_MAX);
-        if self.open.as_ref().is_some_and(|open| open.payload_bytes + payload_bytes > bytes_max) {
+        let payload_max = bytes_max.saturating_mul(FOLDED_MAX).min(BATCH_BYTES_MAX);
+        let over = |open: &Batch| {
+            open.kept_bytes() + open.added_by(&item) > bytes_max
+                || open.payload_bytes + payload_bytes > payload_max
+        };
+        if self.open.as_ref().is_some_and(over) {
             self.close(ClosedBy::Bytes);
         }
         let bookmark = matches!(item.change(), DurableChange::Mark(Change::Bookmark(_)));
@@ -123,16 +145,17 @@ impl Batcher {
             epoch: state.epoch,
             items: Vec::new(),
             payload_bytes: 0,
+            coverage: (!self.keep_every_write).then(Coverage::default),
             catch_up: self.state.catching_up && state.epoch == self.state.epoch,
             ends_catching_up: false,
             opened_at: now,
             closed_by: ClosedBy::Drain,
         });
-        open.items.push(item);
-        open.payload_bytes += payload_bytes;
+        open.take(item);
         open.catch_up |= state.catching_up;
         open.ends_catching_up = state.catching_up;
-        let (full, many) = (open.payload_bytes >= bytes_max, open.items.len() >= BATCH_RECORDS_MAX);
+        let full = open.kept_bytes() >= bytes_max || open.payload_bytes >= payload_max;
+        let many = open.items.len() >= BATCH_RECORDS_MAX;
         self.state = state;
         if bookmark {
             self.close(ClosedBy::Bookmark);
@@ -166,7 +189,8 @@ impl Batcher {
 
     fn close(&mut self, closed_by: ClosedBy) {
         if let Some(open) = self.open.take() {
-            self.closed.push_back(Batch { closed_by, ..open });
+            let coverage = open.coverage.map(Coverage::closed);
+            self.closed.push_back(Batch { closed_by, coverage, ..open });
         }
     }
 
@@ -232,6 +256,37 @@ impl Batch {
     #[must_use]
     pub fn last(&self) -> Sequence {
         self.items.last().map_or(Sequence::ZERO, Durable::sequence)
+    }
+
+    /// Whether every write is kept, or folded where they overlap.
+    #[must_use]
+    pub fn keeps_every_write(&self) -> bool {
+        self.coverage.is_none()
+    }
+
+    /// Most bytes that its delta can hold: those of its writes, without what folding takes away.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.coverage.as_ref().map_or(self.payload_bytes, Coverage::bytes)
+    }
+
+    fn added_by(&self, item: &Durable) -> u64 {
+        match (item.change(), &self.coverage) {
+            (DurableChange::Write { disk, extent }, Some(map)) => map.added_by(*disk, *extent),
+            _ => item.payload_bytes(),
+        }
+    }
+
+    fn take(&mut self, item: Durable) {
+        if let Some(coverage) = &mut self.coverage {
+            match item.change() {
+                DurableChange::Write { disk, extent } => coverage.write(*disk, *extent),
+                DurableChange::Zero { disk, extent } => coverage.zero(*disk, *extent),
+                DurableChange::Mark(_) => {}
+            }
+        }
+        self.payload_bytes += item.payload_bytes();
+        self.items.push(item);
     }
 
     /// Bytes of its writes.

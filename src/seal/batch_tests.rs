@@ -18,6 +18,7 @@ fn closed(batcher: &mut Batcher, now: Duration) -> Vec<(u64, u64, ClosedBy)> {
 fn closes_by_bytes_before_it_is_too_large() {
     let mut stream = Stream::new("web");
     let mut batcher = batcher(&stream, 4096);
+    batcher.keep_every_write(true);
     batcher.push(stream.epoch(1), SECOND).unwrap();
     for bytes in [2048, 1024, 2048, 4096, 8192, 512] {
         batcher.push(stream.write(0, 0, vec![1; bytes]), SECOND).unwrap();
@@ -29,6 +30,49 @@ fn closes_by_bytes_before_it_is_too_large() {
     assert_eq!(closed(&mut batcher, SECOND), [(7, 7, ClosedBy::Drain)]);
     batcher.drain();
     assert_eq!(closed(&mut batcher, SECOND), []);
+}
+
+#[test]
+fn what_folding_takes_away_does_not_count_up_to_a_bound() {
+    let mut stream = Stream::new("web");
+    let mut batcher = batcher(&stream, 4096);
+    batcher.push(stream.epoch(1), SECOND).unwrap();
+    for _ in 0..7 {
+        batcher.push(stream.write(0, 0, vec![1; 2048]), SECOND).unwrap();
+        batcher.push(stream.write(1, 2, vec![1; 1024]), SECOND).unwrap();
+    }
+    assert_eq!(closed(&mut batcher, SECOND), []);
+    batcher.push(stream.zero(0, 0, 2), SECOND).unwrap();
+    batcher.push(stream.write(0, 90, vec![1; 1024]), SECOND).unwrap();
+    assert_eq!(closed(&mut batcher, SECOND), [], "zeros take bytes away");
+    batcher.push(stream.write(0, 100, vec![1; 1536]), SECOND).unwrap();
+    let batch = batcher.poll(SECOND).unwrap();
+    assert_eq!((batch.last(), batch.closed_by()), (Sequence(17), ClosedBy::Bytes));
+    assert_eq!((batch.kept_bytes(), batch.payload_bytes()), (3072, 7 * 3072 + 1024));
+    for _ in 0..40 {
+        batcher.push(stream.write(0, 100, vec![1; 1536]), SECOND).unwrap();
+    }
+    let batch = batcher.poll(SECOND).unwrap();
+    assert_eq!((batch.kept_bytes(), batch.closed_by()), (1536, ClosedBy::Bytes));
+    assert_eq!(batch.payload_bytes(), 21 * 1536, "what stays in the cache log is bounded");
+}
+
+#[test]
+fn another_granularity_closes_the_batch() {
+    let mut stream = Stream::new("web");
+    let mut batcher = batcher(&stream, 1 << 20);
+    batcher.push(stream.epoch(1), SECOND).unwrap();
+    batcher.keep_every_write(false);
+    assert_eq!(closed(&mut batcher, SECOND), [], "no change");
+    batcher.keep_every_write(true);
+    let batch = batcher.poll(SECOND).unwrap();
+    assert_eq!((batch.closed_by(), batch.keeps_every_write()), (ClosedBy::Granularity, false));
+    for _ in 0..2 {
+        batcher.push(stream.write(0, 0, vec![1; 512]), SECOND).unwrap();
+    }
+    batcher.drain();
+    let batch = batcher.poll(SECOND).unwrap();
+    assert_eq!((batch.kept_bytes(), batch.keeps_every_write()), (1024, true));
 }
 
 #[test]

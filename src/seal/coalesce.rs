@@ -4,8 +4,9 @@
 //! Does not own: frames, bytes on their way out.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::batch::Batch;
+use super::batch::{BATCH_BYTES_MAX, Batch};
 use crate::cache::{Durable, DurableChange};
 use crate::format::delta::Mark;
 use crate::model::{DiskIndex, Extent, ExtentMap, Sequence, Slice, ZERO_BYTES_MAX};
@@ -36,6 +37,13 @@ impl Slice for Origin<'_> {
     }
 }
 
+/// Zeros in a payload that are worth an entry of their own: they then cost neither zstd nor a frame.
+const ZERO_RUN: usize = 32 << 10;
+/// Unit in which zeros are looked for; a page of most file systems.
+const ZERO_UNIT: usize = 4 << 10;
+/// Most pieces that runs of zeros add to a batch: each run and what follows it.
+pub(super) const ZERO_PIECES_MAX: usize = 2 * (BATCH_BYTES_MAX as usize / ZERO_RUN);
+
 /// Splits a batch into the pieces that a delta keeps, ascending by sequence (within one record by
 /// place), and its marks.
 pub(super) fn coalesce(batch: &Batch, keep_every_write: bool) -> (Vec<Piece<'_>>, Vec<Mark>) {
@@ -58,6 +66,10 @@ pub(super) fn coalesce(batch: &Batch, keep_every_write: bool) -> (Vec<Piece<'_>>
     };
     for piece in &mut pieces {
         piece.bytes = piece.bytes.filter(|bytes| !is_zero(bytes));
+    }
+    // Not where every write is kept: a reader sees that by every write's bytes being there.
+    if !keep_every_write && pieces.iter().any(has_zero_run) {
+        pieces = pieces.iter().flat_map(without_zero_runs).collect();
     }
     (pieces, marks)
 }
@@ -94,6 +106,49 @@ fn last_writer_wins<'a>(written: &[Piece<'a>]) -> Vec<Piece<'a>> {
     }
     pieces.sort_unstable_by_key(|piece| (piece.sequence, piece.disk, piece.extent.offset()));
     pieces
+}
+
+fn has_zero_run(piece: &Piece<'_>) -> bool {
+    piece.bytes.is_some_and(|bytes| zero_runs(bytes).next().is_some())
+}
+
+/// The piece, cut at its runs of zeros.
+fn without_zero_runs<'a>(piece: &Piece<'a>) -> Vec<Piece<'a>> {
+    let Some(bytes) = piece.bytes else { return vec![*piece] };
+    let mut parts = Vec::new();
+    let mut part = |range: Range<usize>, zero: bool| {
+        if range.is_empty() {
+            return;
+        }
+        let (offset, length) = (piece.extent.offset() + range.start as u64, range.len() as u64);
+        let extent = Extent::new(offset, length, ZERO_BYTES_MAX)
+            .expect("a part of a legal extent, cut at multiples of a page from its start");
+        parts.push(Piece { extent, bytes: (!zero).then_some(&bytes[range]), ..*piece });
+    };
+    let mut at = 0;
+    for run in zero_runs(bytes) {
+        part(at..run.start, false);
+        at = run.end;
+        part(run, true);
+    }
+    part(at..bytes.len(), false);
+    parts
+}
+
+/// Runs of at least [`ZERO_RUN`] zeros, in whole units.
+fn zero_runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut units = (0..bytes.len() / ZERO_UNIT).map(|unit| unit * ZERO_UNIT);
+    let zero = |at: usize| is_zero(&bytes[at..at + ZERO_UNIT]);
+    std::iter::from_fn(move || {
+        loop {
+            let start = units.by_ref().find(|at| zero(*at))?;
+            let more = units.by_ref().take_while(|at| zero(*at)).count();
+            let end = start + (1 + more) * ZERO_UNIT;
+            if end - start >= ZERO_RUN {
+                return Some(start..end);
+            }
+        }
+    })
 }
 
 /// Whether all bytes are zeros. Looks at the first few alone, where most other content ends it.

@@ -73,3 +73,30 @@ fn one_set_bit_anywhere_is_no_zero() {
         assert!(!is_zero(&bytes), "{byte}");
     }
 }
+
+#[test]
+fn runs_of_zeros_inside_a_write_are_cut_out() {
+    let mut stream = Stream::new("web");
+    let mut payload = vec![9; 256 << 10];
+    payload[..40 << 10].fill(0); // at the start
+    payload[(64 << 10) + 512..(100 << 10)].fill(0); // whole units inside: 68 KiB to 100 KiB
+    payload[(120 << 10)..(140 << 10)].fill(0); // too short
+    payload[(200 << 10)..].fill(0); // at the end
+    let items = vec![stream.epoch(1), stream.write(0, 8, payload.clone())];
+    let batch = batches(&stream.machine, items, 1 << 20).remove(0);
+    let (pieces, _) = coalesce(&batch, false);
+    let shape: Vec<_> = pieces
+        .iter()
+        .map(|p| (p.extent.offset() / 1024, p.extent.length() / 1024, p.bytes.is_none()))
+        .collect();
+    let expected =
+        [(4, 40, true), (44, 28, false), (72, 32, true), (104, 100, false), (204, 56, true)];
+    assert_eq!(shape, expected);
+    let mut back = Vec::new();
+    for piece in &pieces {
+        let length = piece.extent.length() as usize;
+        back.extend_from_slice(&piece.bytes.map_or(vec![0; length], <[u8]>::to_vec));
+    }
+    assert_eq!(back, payload);
+    assert_eq!(coalesce(&batch, true).0.len(), 1, "every write is kept whole");
+}

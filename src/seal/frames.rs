@@ -6,6 +6,7 @@
 use super::coalesce::Piece;
 use super::compress::append_compressed;
 use super::encrypt::ObjectKey;
+use super::probe::Probe;
 use crate::format::bytes::FormatError;
 use crate::format::delta::{
     DeltaHeader, DeltaIndex, DeltaTrailer, EntrySource, FRAME_PLAIN_BYTES_MAX, FrameEntry,
@@ -45,6 +46,7 @@ pub(super) struct Frames<'a> {
     open: Vec<&'a [u8]>,
     open_bytes: usize,
     gathered: Vec<u8>,
+    probe: Probe,
 }
 
 impl<'a> Frames<'a> {
@@ -71,6 +73,7 @@ impl<'a> Frames<'a> {
             open: Vec::new(),
             open_bytes: 0,
             gathered: Vec::new(),
+            probe: Probe::default(),
         }
     }
 
@@ -123,7 +126,11 @@ impl<'a> Frames<'a> {
             }
         };
         let number = self.index.frames.len() as u64;
-        let frame = self.seal_bytes(plain, number)?;
+        let compress = !self.probe.passes_over(plain);
+        let frame = self.seal_bytes(plain, number, compress)?;
+        if compress {
+            self.probe.tried(frame.compressed);
+        }
         self.index.frames.push(frame);
         self.gathered = gathered;
         self.open.clear();
@@ -131,9 +138,17 @@ impl<'a> Frames<'a> {
         Ok(())
     }
 
-    fn seal_bytes(&mut self, plain: &[u8], number: u64) -> std::io::Result<FrameEntry> {
+    fn seal_bytes(
+        &mut self,
+        plain: &[u8],
+        number: u64,
+        compress: bool,
+    ) -> std::io::Result<FrameEntry> {
         let from = self.object.len();
-        let compressed = append_compressed(plain, self.level, &mut self.object)?;
+        let compressed = compress && append_compressed(plain, self.level, &mut self.object)?;
+        if !compress {
+            self.object.extend_from_slice(plain);
+        }
         let frame = FrameEntry {
             offset: from as u64,
             sealed_bytes: (self.object.len() - from) as u32 + TAG_BYTES,
@@ -143,6 +158,11 @@ impl<'a> Frames<'a> {
         let aad = frame.aad(&self.header, number);
         self.key.seal(nonce(number), &aad, &mut self.object, from);
         Ok(frame)
+    }
+
+    /// Frames that were stored after a glance.
+    pub(super) fn passed_over(&self) -> u64 {
+        self.probe.passed_over()
     }
 
     /// Seals the last frame, checks the index before anybody relies on it, seals it and ends the
@@ -156,7 +176,7 @@ impl<'a> Frames<'a> {
         self.index.marks = marks;
         self.index.check(header)?;
         let plain = self.index.encode();
-        let index = self.seal_bytes(&plain, INDEX_NUMBER)?;
+        let index = self.seal_bytes(&plain, INDEX_NUMBER, true)?;
         let trailer = DeltaTrailer { index, object_bytes: index.end() + TRAILER_BYTES as u64 };
         self.object.extend_from_slice(&trailer.encode());
         self.object.shrink_to_fit();

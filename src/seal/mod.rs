@@ -9,10 +9,13 @@ mod compress;
 mod document;
 mod encrypt;
 mod error;
+mod fold;
 mod frames;
 mod key;
+mod level;
 mod open;
 mod pool;
+mod probe;
 mod sealer;
 #[cfg(test)]
 mod testing;
@@ -21,6 +24,7 @@ pub use batch::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch, Batcher, ClosedBy, St
 pub use document::{open_document, seal_document};
 pub use error::{Disbelief, Part, SealError};
 pub use key::{DataKey, KeyEncryptionKey, KeyRing};
+pub use level::{LevelControl, Load};
 pub use open::{Expected, OpenDelta};
 pub use pool::SealPool;
 pub use sealer::{Lineage, Sealed, Unsealed, seal};

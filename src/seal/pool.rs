@@ -1,9 +1,10 @@
 //! Threads that seal.
 //!
-//! Owns: how many batches are sealed at once, what their memory may be, what a panic becomes.
+//! Owns: how many batches are sealed at once, whose is next, what their memory may be, what a panic
+//! becomes.
 //! Does not own: the order in which deltas are published.
 //!
-//! Memory: `budget` (objects from before they are sealed until they are uploaded, at their worst
+//! Memory: `room` (objects from before they are sealed until they are uploaded, at their worst
 //! size while being sealed and at their true size after) + `threads` × about 2 MiB (the zstd
 //! context and allocator slack). Records lie in the cache log and are not counted here.
 
@@ -13,26 +14,26 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::batch::Batch;
 use super::error::SealError;
 use super::key::DataKey;
 use super::sealer::{Lineage, Made, Sealed, Unsealed, bytes_max, make};
-use crate::budget::Budget;
 use crate::clock::{Clock, Entropy};
 use crate::observe::{CpuTimer, Metrics, Stage};
 use crate::settings::SealSettings;
+use crate::turns::{Turn, Turns};
 
 /// A fixed number of threads that turn batches into deltas. Dropping it seals what is queued, then
 /// joins the threads.
 pub struct SealPool {
     jobs: Option<Sender<Job>>, // `None` only while dropping
-    slots: Arc<Semaphore>,
+    slots: Turns,
     threads: Vec<JoinHandle<()>>,
     settings: SealSettings,
-    level: Arc<AtomicI32>,
-    budget: Budget,
+    level: AtomicI32,
+    room: Turns,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
@@ -41,9 +42,9 @@ struct Job {
     batch: Arc<Batch>,
     lineage: Lineage,
     key: DataKey,
-    keep_every_write: bool,
+    settings: SealSettings,
     reply: oneshot::Sender<Result<Made, SealError>>,
-    slot: OwnedSemaphorePermit,
+    slot: Turn,
 }
 
 impl SealPool {
@@ -53,7 +54,7 @@ impl SealPool {
     /// When the system gives no thread.
     pub fn new(
         settings: SealSettings,
-        budget: Budget,
+        room: Turns,
         metrics: Arc<Metrics>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
@@ -63,38 +64,53 @@ impl SealPool {
         let (jobs, queue) = crossbeam_channel::bounded(queued);
         let mut pool = Self {
             jobs: Some(jobs),
-            slots: Arc::new(Semaphore::new(queued)),
+            slots: Turns::new(queued as u64, 1),
+            level: AtomicI32::new(settings.level),
             threads: Vec::with_capacity(wanted),
-            level: Arc::new(AtomicI32::new(settings.level)),
             settings,
-            budget,
+            room,
             metrics,
             clock,
         };
         for number in 0..wanted {
             let (queue, entropy) = (Receiver::clone(&queue), Arc::clone(&entropy));
-            let (settings, metrics) = (pool.settings.clone(), Arc::clone(&pool.metrics));
-            let level = Arc::clone(&pool.level);
+            let metrics = Arc::clone(&pool.metrics);
             let thread = std::thread::Builder::new()
                 .name(format!("seal-{number}"))
-                .spawn(move || work(&queue, settings, &level, &metrics, &*entropy))
+                .spawn(move || work(&queue, &metrics, &*entropy))
                 .map_err(|source| SealError::Threads { threads: wanted, source })?;
             pool.threads.push(thread);
         }
         Ok(pool)
     }
 
-    /// Changes how many bytes of objects are held until they are uploaded.
-    pub fn set_budget(&self, bytes: u64) {
-        self.budget.resize(bytes);
+    /// Changes how many bytes of objects are held until they are uploaded, and how many of them are
+    /// kept for machines that hold none.
+    pub fn set_room(&self, bytes: u64, reserve: u64) {
+        self.room.resize(bytes, reserve);
     }
 
-    /// Changes the level at which batches that begin from now on are compressed.
+    /// Seals the batches that come from now on at this level.
     pub fn set_level(&self, level: i32) {
         self.level.store(level, Ordering::Relaxed);
     }
 
-    /// Seals a batch on one of the threads. Waits while the budget or the queue is full.
+    /// Batches that wait for a thread.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.slots.waiting() + usize::try_from(self.slots.in_use()).unwrap_or(usize::MAX)
+    }
+
+    /// Writes down what it does now.
+    pub fn observe(&self) {
+        let pacing = &self.metrics.pacing;
+        pacing.level.store(self.level.load(Ordering::Relaxed).into(), Ordering::Relaxed);
+        pacing.seals_waiting.store(self.waiting() as u64, Ordering::Relaxed);
+        pacing.sealed_bytes.store(self.room.in_use(), Ordering::Relaxed);
+        pacing.sealed_bytes_max.store(self.room.capacity(), Ordering::Relaxed);
+    }
+
+    /// Seals a batch on one of the threads. Waits while memory or the queue is full.
     ///
     /// # Errors
     /// As [`super::seal`], or when sealing panicked; the batch is given back.
@@ -103,23 +119,18 @@ impl SealPool {
         batch: Batch,
         lineage: Lineage,
         key: DataKey,
-        keep_every_write: bool,
     ) -> Result<Sealed, Box<Unsealed>> {
         let asked = self.clock.monotonic();
-        let mut permit = self.budget.acquire(bytes_max(&batch, &self.settings)).await;
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let slot = slot.expect("the semaphore is never closed");
+        let level = self.level.load(Ordering::Relaxed);
+        let settings = SealSettings { level, ..self.settings.clone() };
+        let (who, most) = (batch.machine(), bytes_max(&batch, &settings));
+        let mut room = self.room.take(who, most, most).await;
+        let slot = self.slots.take(who, 1, batch.payload_bytes()).await;
         // Held here, too: whatever becomes of the job, the records are not lost with it.
         let batch = Arc::new(batch);
         let (reply, made) = oneshot::channel();
-        let job = Job {
-            batch: Arc::clone(&batch),
-            lineage: lineage.clone(),
-            key,
-            keep_every_write,
-            reply,
-            slot,
-        };
+        let job =
+            Job { batch: Arc::clone(&batch), lineage: lineage.clone(), key, settings, reply, slot };
         let jobs = self.jobs.as_ref().expect("taken away by drop only");
         // Does not block: there are as many slots as places in the queue.
         drop(jobs.send(job)); // without receivers the reply is gone, too
@@ -135,8 +146,8 @@ impl SealPool {
         self.metrics.moved(Stage::Seal, bytes_in, bytes_out);
         let spent = self.clock.monotonic().saturating_sub(asked);
         self.metrics.latency(Stage::Seal, spent);
-        permit.shrink_to(bytes_out); // mostly a third of the worst
-        Ok(made.paid_by(permit))
+        room.shrink_to(bytes_out); // mostly a third of the worst
+        Ok(made.paid_by(room))
     }
 }
 
@@ -149,18 +160,12 @@ impl Drop for SealPool {
     }
 }
 
-fn work(
-    queue: &Receiver<Job>,
-    mut settings: SealSettings,
-    level: &AtomicI32,
-    metrics: &Metrics,
-    entropy: &dyn Entropy,
-) {
+fn work(queue: &Receiver<Job>, metrics: &Metrics, entropy: &dyn Entropy) {
     for job in queue {
-        settings.level = level.load(Ordering::Relaxed);
         drop(job.slot); // its place in the queue is free
         let timer = CpuTimer::start();
-        let (batch, lineage, keep) = (job.batch, job.lineage, job.keep_every_write);
+        let (batch, lineage, settings) = (job.batch, job.lineage, job.settings);
+        let keep = batch.keeps_every_write();
         let attempt = || make(&batch, &lineage, &job.key, &settings, keep, entropy);
         let made = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| {
             let message = panic
@@ -171,6 +176,8 @@ fn work(
             Err(panicked(&batch, &lineage, message.to_owned()))
         });
         metrics.cpu(Stage::Seal, timer.spent());
+        let passed_over = made.as_ref().map_or(0, |made| made.passed_over);
+        metrics.pacing.frames_passed_over.fetch_add(passed_over, Ordering::Relaxed);
         drop(batch); // before the answer, so that its receiver is the only holder
         drop(job.reply.send(made)); // nobody waits any more: the delta was never named, nothing is lost
     }

@@ -5,11 +5,11 @@ use super::*;
 use crate::clock::System;
 use crate::model::MachineId;
 
-fn pool(budget: &Budget, entropy: Arc<dyn Entropy>) -> (SealPool, Arc<Metrics>) {
+fn pool(room: &Turns, entropy: Arc<dyn Entropy>) -> (SealPool, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::default());
     let (settings, clock) = (seal_settings(4096), System::clock());
     let shared = Arc::clone(&metrics);
-    let pool = SealPool::new(settings, budget.clone(), shared, clock, entropy).unwrap();
+    let pool = SealPool::new(settings, room.clone(), shared, clock, entropy).unwrap();
     (pool, metrics)
 }
 
@@ -21,16 +21,16 @@ fn many(count: usize) -> (MachineId, Vec<Batch>) {
 }
 
 #[tokio::test]
-async fn many_batches_at_once_come_back_as_their_own_deltas_within_the_budget() {
-    let budget = Budget::new(200_000); // about three batches at their worst
-    let (pool, metrics) = pool(&budget, System::entropy());
+async fn many_batches_at_once_come_back_as_their_own_deltas_within_their_room() {
+    let room = Turns::new(200_192, 0); // about three batches at their worst
+    let (pool, metrics) = pool(&room, System::entropy());
     let (machine, batches) = many(20);
     let keys = ring(&machine);
     let jobs = batches.into_iter().enumerate().map(|(n, batch)| {
         let (lineage, key, pool) = (lineage(&machine, n as u8, None), keys.newest(), &pool);
         async move {
             let first = batch.first();
-            let sealed = pool.run(batch, lineage, key.clone(), false).await.unwrap();
+            let sealed = pool.run(batch, lineage, key.clone()).await.unwrap();
             assert_eq!((sealed.entry().first, sealed.entry().id.0[0]), (first, n as u8));
             assert_eq!(sealed.object().len() as u64, sealed.entry().object_bytes);
             sealed
@@ -38,13 +38,12 @@ async fn many_batches_at_once_come_back_as_their_own_deltas_within_the_budget() 
     });
     let sealed = futures_util::future::join_all(jobs).await;
     let objects: u64 = sealed.iter().map(|sealed| sealed.entry().object_bytes).sum();
-    let held = 200_192 - budget.free();
-    assert!(held >= objects && held < objects + 20 * 512, "{held} for {objects} bytes");
+    assert_eq!(room.in_use(), objects);
     let (bytes_in, bytes_out, cpu, latency) = metrics.stage(Stage::Seal);
     assert_eq!((bytes_in, bytes_out), (19 * (16 << 10), objects));
     assert!(cpu > 0.0 && latency.len() == sealed.len() as u64);
     drop(sealed);
-    assert_eq!(budget.free(), 200_192, "memory comes back with the last of them");
+    assert_eq!(room.in_use(), 0, "memory comes back with the last of them");
 }
 
 /// Panics on the first use, then is the system's.
@@ -59,18 +58,18 @@ impl Entropy for Panics {
 
 #[tokio::test]
 async fn a_panic_is_an_error_that_gives_the_batch_back_and_the_thread_lives_on() {
-    let budget = Budget::new(1 << 20);
-    let (pool, _) = pool(&budget, Arc::new(Panics(AtomicBool::new(false))));
+    let room = Turns::new(1 << 20, 0);
+    let (pool, _) = pool(&room, Arc::new(Panics(AtomicBool::new(false))));
     let (machine, batches) = many(2);
     let keys = ring(&machine);
     let batch = batches[0].clone();
     let lineage = lineage(&machine, 1, None);
-    let run = |batch| pool.run(batch, lineage.clone(), keys.newest().clone(), false);
+    let run = |batch| pool.run(batch, lineage.clone(), keys.newest().clone());
     let unsealed = run(batch).await.unwrap_err();
     let message = unsealed.to_string();
     assert!(message.contains("no entropy today") && message.contains("web"), "{message}");
     assert_eq!(unsealed.batch.items().len(), batches[0].items().len());
-    assert_eq!(budget.free(), 1 << 20, "a failed job keeps no memory");
+    assert_eq!(room.in_use(), 0, "a failed job keeps no memory");
     for _ in 0..4 {
         run(unsealed.batch.clone()).await.unwrap();
     }
@@ -78,11 +77,10 @@ async fn a_panic_is_an_error_that_gives_the_batch_back_and_the_thread_lives_on()
 
 #[tokio::test]
 async fn a_batch_of_another_machine_is_refused_and_given_back() {
-    let (pool, _) = pool(&Budget::new(1 << 20), System::entropy());
+    let (pool, _) = pool(&Turns::new(1 << 20, 0), System::entropy());
     let (_, mut batches) = many(2);
     let other: MachineId = "db".parse().unwrap();
     let key = ring(&other).newest().clone();
-    let unsealed =
-        pool.run(batches.remove(0), lineage(&other, 1, None), key, false).await.unwrap_err();
+    let unsealed = pool.run(batches.remove(0), lineage(&other, 1, None), key).await.unwrap_err();
     assert!(matches!(unsealed.source, SealError::ForeignRecord { .. }));
 }

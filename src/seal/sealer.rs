@@ -8,12 +8,11 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::batch::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch};
-use super::coalesce::coalesce;
+use super::coalesce::{ZERO_PIECES_MAX, coalesce};
 use super::encrypt::ObjectKey;
 use super::error::SealError;
 use super::frames::{FRAME_BYTES_MIN, FrameError, Frames, frame_bytes};
 use super::key::DataKey;
-use crate::budget::Permit;
 use crate::cache::Durable;
 use crate::clock::Entropy;
 use crate::format::delta::{
@@ -22,11 +21,12 @@ use crate::format::delta::{
 use crate::format::manifest::{BookmarkEntry, DeltaEntry};
 use crate::model::{Change, DeltaId, EpochBegin, Generation, MachineId, MachineKey, Timestamp};
 use crate::settings::SealSettings;
+use crate::turns::Turn;
 
 // A batch as large as it may be still makes a legal delta: full frames but the last, and at most
-// two pieces a record and one more at each border between frames.
+// two pieces a record, one more at each border between frames, two around each run of zeros.
 const _: () = assert!(BATCH_BYTES_MAX / FRAME_BYTES_MIN as u64 <= FRAMES_MAX as u64);
-const _: () = assert!(2 * BATCH_RECORDS_MAX + FRAMES_MAX <= ENTRIES_MAX);
+const _: () = assert!(2 * BATCH_RECORDS_MAX + FRAMES_MAX + ZERO_PIECES_MAX <= ENTRIES_MAX);
 const _: () = assert!(BATCH_RECORDS_MAX <= MARKS_MAX);
 
 /// Where a delta stands in its machine's cloud log.
@@ -53,7 +53,7 @@ pub struct Sealed {
     previous: Option<DeltaId>,
     epoch_begin: Option<EpochBegin>,
     batch: Batch,
-    permit: Permit,
+    room: Option<Turn>,
 }
 
 /// A batch that could not be sealed, given back: nothing of it is lost.
@@ -111,12 +111,12 @@ impl Sealed {
     /// Gives the object's memory back once it is in the store; the records stay held.
     pub fn forget_object(&mut self) {
         self.object = Bytes::new();
-        self.permit = Permit::none();
+        self.room = None;
     }
 
     /// Puts what pays for the object's memory into it.
-    pub(super) fn paid_by(self, permit: Permit) -> Self {
-        Self { permit, ..self }
+    pub(super) fn paid_by(self, room: Turn) -> Self {
+        Self { room: Some(room), ..self }
     }
 }
 
@@ -162,6 +162,7 @@ pub(super) struct Made {
     object: Bytes,
     entry: DeltaEntry,
     epoch_begin: Option<EpochBegin>,
+    pub(super) passed_over: u64,
 }
 
 impl Made {
@@ -173,7 +174,7 @@ impl Made {
             previous: lineage.previous,
             epoch_begin: self.epoch_begin,
             batch,
-            permit: Permit::none(),
+            room: None,
         }
     }
 }
@@ -208,6 +209,7 @@ pub(super) fn make(
     });
     let mut frames = Frames::new(&header, object_key, settings, &pieces);
     let added: Result<(), _> = pieces.iter().try_for_each(|piece| frames.add(piece));
+    let passed_over = frames.passed_over();
     let object = added
         .map_err(FrameError::from)
         .and_then(|()| frames.finish(&header, marks))
@@ -225,7 +227,7 @@ pub(super) fn make(
         catch_up: batch.catch_up(),
         bookmarks,
     };
-    Ok(Made { object, entry, epoch_begin })
+    Ok(Made { object, entry, epoch_begin, passed_over })
 }
 
 /// Draws the salt and derives the key: the only place where either happens for a delta.
@@ -269,14 +271,15 @@ fn refused(
     }
 }
 
-/// Most bytes that sealing this batch can take in memory: the object with nothing folded and
-/// nothing compressed, the plain index beside the sealed one, one frame being gathered.
+/// Most bytes that sealing this batch can take in memory: the object with what folding leaves
+/// and nothing compressed, the plain index beside the sealed one, one frame being gathered.
 pub(super) fn bytes_max(batch: &Batch, settings: &SealSettings) -> u64 {
     let frame_bytes = u64::from(frame_bytes(settings));
-    let frames = batch.payload_bytes().div_ceil(frame_bytes);
+    let kept = batch.kept_bytes();
+    let frames = kept.div_ceil(frame_bytes);
     let records = batch.items().len() as u64;
     let index = 12 + 2 * records * 32 + frames * (12 + 32) + records * 64 + 4096;
     let frame_overhead = frames * u64::from(TAG_BYTES);
     let fixed = (HEADER_BYTES + TRAILER_BYTES) as u64 + u64::from(TAG_BYTES);
-    fixed + batch.payload_bytes() + frame_overhead + 2 * index + 2 * frame_bytes
+    fixed + kept + frame_overhead + 2 * index + 2 * frame_bytes
 }

@@ -31,6 +31,7 @@ use crate::model::{MachineId, ServerId};
 use crate::observe::{Meter, Metrics, Stage, error_chain};
 use crate::seal::KeyEncryptionKey;
 use crate::settings::Tuning;
+use crate::upload::Uplink;
 use crate::vault::Vault;
 
 /// Machines that are applied at the same moment: bounds memory to this × a run's bytes.
@@ -53,6 +54,8 @@ pub(super) struct Applying {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tuning: Tuning,
+    /// Shared with uploading where both run.
+    pub(super) uplink: Arc<Uplink>,
     pub(super) drain: watch::Receiver<bool>,
     /// The process server whose pipelines tell the news; `None`: nobody does.
     pub(super) publisher: Option<ServerId>,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::cache::CacheError;
-use crate::ingest::TlsError;
+use crate::ingest::{QuicError, TlsError};
 use crate::seal::SealError;
 use crate::store::StoreError;
 use crate::vault::VaultError;
@@ -27,6 +27,9 @@ pub enum ServerError {
     /// Certificates.
     #[error("certificates of the data port")]
     Tls(#[from] TlsError),
+    /// QUIC on the data port.
+    #[error("QUIC on the data port")]
+    Quic(#[from] QuicError),
     /// A port cannot be opened.
     #[error(
         "address {address} cannot be listened on; is another server running, or is the port below 1024?"
@@ -46,6 +49,18 @@ pub enum ServerError {
         /// What was being done.
         action: &'static str,
         /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread of QUIC ended in a panic.
+    #[error("the thread of QUIC ended unexpectedly; its log says why")]
+    QuicThread,
+    /// The cache log is written through io_uring, and there is none for us.
+    #[error("io_uring cannot be used: {cure}")]
+    Uring {
+        /// What helps.
+        cure: &'static str,
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },

@@ -6,15 +6,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{OnceCell, mpsc, watch};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared as Claiming};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::applying::News;
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
-use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -27,8 +30,12 @@ use crate::observe::{MachineMetrics, Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
 use crate::settings::Tuning;
 use crate::store::StoreError;
-use crate::upload::{self, UploadContext};
+use crate::upload::{self, Uplink, UploadContext};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
+
+/// How long an agent waits for its machine to be claimed before it is told to come again: less
+/// than it waits itself for an answer to its hello.
+const OPEN_MAX: Duration = Duration::from_secs(20);
 
 /// What all machines share.
 pub(super) struct Shared {
@@ -39,7 +46,7 @@ pub(super) struct Shared {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pool: Arc<SealPool>,
-    pub(super) streams: Slots,
+    pub(super) uplink: Arc<Uplink>,
     pub(super) block_bytes: Arc<AtomicU32>,
     pub(super) tuning: Tuning,
     pub(super) drain: watch::Receiver<bool>,
@@ -57,7 +64,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
-            streams: self.streams.clone(),
+            uplink: Arc::clone(&self.uplink),
             block_bytes: Arc::clone(&self.block_bytes),
             entries_max: ENTRIES_MAX,
         }
@@ -100,13 +107,18 @@ struct Route {
     metrics: Arc<MachineMetrics>,
 }
 
-type Cell = Arc<OnceCell<Arc<Served>>>;
+/// A claim under way, or what became of it. It runs as a task of its own: once begun it ends,
+/// whoever stops waiting for it, so that records it took from the cache are never let go half-way.
+type Claimed = Claiming<BoxFuture<'static, Result<Arc<Served>, OpenError>>>;
 
 /// All machines of this process server.
 pub(super) struct Registry {
+    this: Weak<Self>,
+    /// Where claims and pipelines run: agents are served on the shards' threads.
+    runtime: Handle,
     shared: Arc<Shared>,
     kept: Mutex<Kept>,
-    served: Mutex<HashMap<MachineId, Cell>>,
+    served: Mutex<HashMap<MachineId, Claimed>>,
     routes: Arc<RwLock<HashMap<MachineKey, Route>>>,
     pipelines: tokio::sync::Mutex<JoinSet<()>>,
 }
@@ -138,8 +150,11 @@ impl Routes {
 }
 
 impl Registry {
+    /// On the present runtime everything behind the cache will run.
     pub(super) fn new(shared: Shared, kept: Kept) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            runtime: Handle::current(),
             shared: Arc::new(shared),
             kept: Mutex::new(kept),
             served: Mutex::default(),
@@ -158,29 +173,32 @@ impl Registry {
 
     /// A machine that is claimed already.
     pub(super) fn served(&self, machine: &MachineId) -> Option<Arc<Served>> {
-        self.cells().get(machine).and_then(|cell| cell.get().cloned())
+        let claimed = self.claims().get(machine).cloned()?;
+        claimed.peek()?.as_ref().ok().cloned()
     }
 
     /// Claims the machines whose records the cache log kept: they are published without waiting for
-    /// an agent.
-    pub(super) async fn claim_kept(&self) -> Result<(), VaultError> {
+    /// an agent. True when none is left.
+    pub(super) async fn claim_kept(&self) -> Result<bool, VaultError> {
         let keys = self.kept.lock().unwrap_or_else(PoisonError::into_inner).machines();
         if keys.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
+        let mut all = true;
         let enrolled = self.shared.vault.machines().await?;
         for machine in enrolled.iter().filter(|machine| keys.contains(&MachineKey::of(machine))) {
             let Some(document) = self.shared.vault.machine(machine).await? else { continue };
             if let Err(error) = self.claimed(machine, &document).await {
                 tracing::error!(%machine, error = error_chain(&error), "kept records wait");
+                all = false;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Lets go of all links: once the last session has ended, the shards' logs close.
     pub(super) fn close(&self) {
-        self.cells().clear();
+        self.claims().clear();
         for queue in &self.shared.shards {
             queue.appends.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
@@ -193,7 +211,7 @@ impl Registry {
         while pipelines.join_next().await.is_some() {}
     }
 
-    fn cells(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Cell>> {
+    fn claims(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Claimed>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -202,9 +220,27 @@ impl Registry {
         machine: &MachineId,
         document: &MachineDocument,
     ) -> Result<Arc<Served>, OpenError> {
-        let cell = Arc::clone(self.cells().entry(machine.clone()).or_default());
-        let served = cell.get_or_try_init(|| self.claim(machine, document)).await?;
-        Ok(Arc::clone(served))
+        let claimed = {
+            let mut claims = self.claims();
+            let present = claims.get(machine).filter(|one| !matches!(one.peek(), Some(Err(_))));
+            let claimed = present.cloned().unwrap_or_else(|| self.begin_claim(machine, document));
+            claims.insert(machine.clone(), claimed.clone());
+            claimed
+        };
+        claimed.await
+    }
+
+    fn begin_claim(&self, machine: &MachineId, document: &MachineDocument) -> Claimed {
+        let this = self.this.upgrade().expect("whoever calls holds it");
+        let (machine, document) = (machine.clone(), document.clone());
+        let name = machine.clone();
+        let task = self.runtime.spawn(async move { this.claim(&machine, &document).await });
+        let ended = async move {
+            task.await.unwrap_or_else(|gone| {
+                Err(OpenError::NotOwner { machine: name, reason: gone.to_string() })
+            })
+        };
+        ended.boxed().shared()
     }
 
     /// Where the machine's stream goes on: behind what is published and what the cache log kept.
@@ -286,7 +322,7 @@ impl Registry {
         };
         // The owner before us may have left something to apply.
         shared.news.published(machine);
-        self.pipelines.lock().await.spawn(work.run(durable));
+        self.pipelines.lock().await.spawn_on(work.run(durable), &self.runtime);
         Ok(Arc::new(Served { link, keep_every_write }))
     }
 }
@@ -321,7 +357,15 @@ impl Machines for Registry {
             let (machine, certificate) = (machine.clone(), *certificate);
             return Err(OpenError::Revoked { machine, certificate });
         }
-        let served = self.claimed(machine, &document).await?;
+        let served = tokio::select! {
+            served = self.claimed(machine, &document) => served?,
+            () = self.shared.clock.sleep(OPEN_MAX) => {
+                let trouble = self.shared.metrics.machine(machine);
+                let trouble = trouble.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                let reason = trouble.clone().unwrap_or_else(|| "the store is slow".to_owned());
+                return Err(OpenError::Late { machine: machine.clone(), reason });
+            }
+        };
         served.follow(&document.policy);
         Ok(Arc::clone(&served.link))
     }

@@ -139,7 +139,7 @@ impl Pipeline {
         let mut sealing = std::pin::pin!(sealing);
         let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
         let mut sealing_done = false;
-        let (stop, _held) = loop {
+        let (stop, mut held) = loop {
             tokio::select! {
                 ended = &mut uploading => match ended {
                     Ok(()) => return Woken::Quiet,
@@ -151,7 +151,10 @@ impl Pipeline {
                 },
             }
         };
+        // The records are what must be held; the objects' memory belongs to the other machines.
+        held.iter_mut().for_each(Sealed::forget_object);
         self.stopped(&stop).await;
+        drop(held);
         Woken::Stopped
     }
 
@@ -169,17 +172,18 @@ impl Pipeline {
         let batch = settings.borrow_and_update().batch.clone();
         let mut batcher = Batcher::new(machine, stream.state, batch);
         let mut previous = stream.last_delta;
+        batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
         batcher.push(first, clock.monotonic()).map_err(Stop::Batch)?;
         let mut sealing = FuturesUnordered::<Sealing>::new();
         let mut open = true;
         loop {
+            batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
             while sealing.len() < SEALING_MAX
                 && let Some(batch) = batcher.poll(clock.monotonic())
             {
                 let lineage = self.lineage(&mut previous);
                 let (pool, key) = (Arc::clone(&self.pool), self.key.clone());
-                let keep = self.keep_every_write.load(Ordering::Relaxed);
-                sealing.push(Box::pin(async move { pool.run(batch, lineage, key, keep).await }));
+                sealing.push(Box::pin(async move { pool.run(batch, lineage, key).await }));
             }
             if !open && sealing.is_empty() {
                 return Ok(());

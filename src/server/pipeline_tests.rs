@@ -3,7 +3,6 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::budget::{Budget, Slots};
 use crate::clock::System;
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::model::{
@@ -11,10 +10,11 @@ use crate::model::{
 };
 use crate::observe::Metrics;
 use crate::seal::{KeyEncryptionKey, KeyRing};
-use crate::server::testing::{Hands, settings};
+use crate::server::testing::{Hands, settings, uplink};
 use crate::settings::Tuning;
 use crate::store::faulty::Op;
 use crate::store::{Faulty, Memory, Store};
+use crate::turns::Turns;
 use crate::upload::claim;
 
 struct Rig {
@@ -44,15 +44,15 @@ impl Rig {
             clock: Arc::clone(&clock) as _,
             entropy: System::entropy(),
             metrics: Arc::clone(&all),
-            streams: Slots::new(4),
+            uplink: uplink(&clock, &all),
             block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();
         let settings = settings();
-        let (pool_clock, budget) = (Arc::clone(&clock) as _, Budget::new(64 << 20));
+        let (pool_clock, room) = (Arc::clone(&clock) as _, Turns::new(64 << 20, 0));
         let (seal, entropy) = (settings.seal.clone(), System::entropy());
-        let pool = SealPool::new(seal, budget, all, pool_clock, entropy);
+        let pool = SealPool::new(seal, room, all, pool_clock, entropy);
         let pipeline = Pipeline {
             context: context.clone(),
             generation: claimed.manifest.generation,

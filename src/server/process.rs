@@ -1,11 +1,12 @@
 //! A whole process server: made, run, drained.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
@@ -13,22 +14,29 @@ use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
+use super::pacing::Pacing;
 use super::pressure::Pressures;
+use super::quic;
 use super::recovered::Kept;
-use super::retune::{Retune, sealed_bytes, streams};
-use super::shard::Shard;
-use crate::budget::{Budget, Slots};
+use super::retune::{Retune, sealed_bytes};
+use super::shard::{self, Shard};
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
-use crate::ingest::{self, Ingest, IngestSetup};
+use crate::ingest::{self, Ingest, IngestSetup, QuicConfig};
 use crate::observe::{self, Metrics};
-use crate::seal::{KeyEncryptionKey, SealPool};
+use crate::seal::{KeyEncryptionKey, LevelControl, SealPool};
 use crate::settings::{ServerSettings, Tuning};
 use crate::store;
+use crate::turns::Turns;
+use crate::upload::Uplink;
 use crate::vault::{ServerDocument, Vault};
 
+/// Connections of one shard that wait to be accepted; the system's own bound may be lower.
+const WAITING_MAX: u32 = 1024;
 /// Records between the sessions and one shard's log.
 const APPENDS_QUEUED: usize = 1024;
+/// Ports that are tried when the system chooses one.
+const PORT_TRIES: u32 = 16;
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -51,6 +59,7 @@ pub struct ProcessServer {
     clock: Arc<dyn Clock>,
     drain: watch::Sender<bool>,
     shards: Vec<(u16, JoinHandle<()>)>,
+    quic: JoinHandle<()>,
     logs: Vec<oneshot::Receiver<Result<(), CacheError>>>,
     tasks: Vec<Task<()>>,
 }
@@ -67,23 +76,26 @@ impl ProcessServer {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, ServerError> {
         let tuning = settings.into();
+        let probed = tokio::task::spawn_blocking(shard::probe).await;
+        probed.map_err(|_| ServerError::Shard { shard: 0 })??;
         let settings = ServerSettings::clone(&tuning.now());
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
-        let data = listen(settings.listen)?;
+        let quic = ingest::quic_config(&tls, &settings.limits)?;
+        let (data, datagrams) = listen_both(settings.listen, settings.shards)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek).await?;
         let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
         let addresses = Addresses {
-            data: address(&data, settings.listen)?,
+            data: address(&data[0], settings.listen)?,
             metrics: address(&observed, settings.metrics_listen)?,
             pid: std::process::id(),
         };
         announce(&settings, &vault, &addresses, clock.as_ref()).await?;
         let drain = watch::Sender::new(false);
         let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
-        server.run(kek, tls, opened, data, observed, addresses)
+        server.run(kek, tls, opened, Ports { data, datagrams, quic, observed, addresses })
     }
 
     /// Where it listens.
@@ -137,10 +149,13 @@ impl ProcessServer {
             drop(task.await);
         }
         let joined = tokio::task::spawn_blocking(move || {
-            self.shards.into_iter().find_map(|(shard, thread)| thread.join().err().map(|_| shard))
+            let failed = self.quic.join().err().map(|_| ServerError::QuicThread);
+            self.shards.into_iter().fold(failed, |failed, (shard, thread)| {
+                failed.or(thread.join().err().map(|_| ServerError::Shard { shard }))
+            })
         });
         match joined.await {
-            Ok(Some(shard)) => result.and(Err(ServerError::Shard { shard })),
+            Ok(Some(failed)) => result.and(Err(failed)),
             Ok(None) | Err(_) => result,
         }
     }
@@ -158,16 +173,25 @@ struct Building {
     drain: watch::Sender<bool>,
 }
 
+/// What it listens on; bound before anything is claimed.
+struct Ports {
+    /// One a shard.
+    data: Vec<TcpListener>,
+    datagrams: UdpSocket,
+    quic: QuicConfig,
+    observed: TcpListener,
+    addresses: Addresses,
+}
+
 impl Building {
     fn run(
         &mut self,
         kek: Arc<KeyEncryptionKey>,
         tls: Arc<rustls::ServerConfig>,
         opened: Vec<Opened>,
-        data: TcpListener,
-        observed: TcpListener,
-        addresses: Addresses,
+        ports: Ports,
     ) -> Result<ProcessServer, ServerError> {
+        let Ports { data, datagrams, quic, observed, addresses } = ports;
         let mut kept = Kept::default();
         let mut tasks = Vec::new();
         let mut queues = Vec::new();
@@ -183,12 +207,15 @@ impl Building {
         tasks.push(tokio::spawn(pressure.run()));
         let news = Arc::new(News::default());
         let shared = self.shared(Arc::clone(&kek), queues, Arc::clone(&news))?;
+        let uplink = Arc::clone(&shared.uplink);
         tasks.push(tokio::spawn(self.retune(&shared).run()));
+        tasks.push(tokio::spawn(self.pacing(&shared).run()));
         let registry = Registry::new(shared, kept);
         let ingest = Ingest::new(IngestSetup {
             site: self.settings.site.clone(),
             tls,
             limits: self.settings.limits.clone(),
+            shards: self.settings.shards,
             settings: self.tuning.subscribe(),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
@@ -197,24 +224,23 @@ impl Building {
             drain: self.drain.subscribe(),
         });
         let (mut shards, mut logs) = (Vec::new(), Vec::new());
-        for (number, (writer, admitted)) in writers.into_iter().enumerate() {
+        for (number, ((writer, admitted), listener)) in writers.into_iter().zip(data).enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             let (ended, log) = oneshot::channel();
             let (routes, ingest) = (registry.routes(), Arc::clone(&ingest));
-            let listener = data
-                .try_clone()
-                .map_err(|source| ServerError::Listen { address: addresses.data, source })?;
             let shard = Shard { number, writer, admitted, routes, ingest, listener, ended };
             shards.push((number, shard.start()?));
             logs.push(log);
         }
+        let clock = Arc::clone(&self.clock);
+        let quic = quic::start(ingest, datagrams, quic, clock, Arc::clone(&self.metrics))?;
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
-        tasks.push(tokio::spawn(self.applying(kek, news).run()));
+        tasks.push(tokio::spawn(self.applying(kek, uplink, news).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
-        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, logs, tasks })
+        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, quic, logs, tasks })
     }
 
     fn shared(
@@ -224,9 +250,10 @@ impl Building {
         news: Arc<News>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
+        let (bytes, reserve) = sealed_bytes(settings);
         let pool = SealPool::new(
             settings.seal.clone(),
-            Budget::new(sealed_bytes(settings)),
+            Turns::new(bytes, reserve),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
             Arc::clone(&self.entropy),
@@ -239,7 +266,13 @@ impl Building {
             entropy: Arc::clone(&self.entropy),
             metrics: Arc::clone(&self.metrics),
             pool: Arc::new(pool),
-            streams: Slots::new(streams(settings)),
+            uplink: Uplink::new(
+                settings.upload.streams,
+                settings.upload.rate.clone(),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.entropy),
+                Arc::clone(&self.metrics),
+            ),
             block_bytes: Arc::new(settings.upload.block_bytes.into()),
             tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
@@ -248,8 +281,27 @@ impl Building {
         })
     }
 
-    fn applying(&self, kek: Arc<KeyEncryptionKey>, news: Arc<News>) -> Arc<Applying> {
+    fn pacing(&self, shared: &Shared) -> Pacing {
+        let (seal, bounds) = (&self.settings.seal, self.settings.levels);
+        Pacing {
+            pool: Arc::clone(&shared.pool),
+            uplink: Arc::clone(&shared.uplink),
+            level: LevelControl::new(seal.level, bounds, seal.threads),
+            tuning: self.tuning.clone(),
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
+            drain: self.drain.subscribe(),
+        }
+    }
+
+    fn applying(
+        &self,
+        kek: Arc<KeyEncryptionKey>,
+        uplink: Arc<Uplink>,
+        news: Arc<News>,
+    ) -> Arc<Applying> {
         Arc::new(Applying {
+            uplink,
             vault: self.vault.clone(),
             kek,
             clock: Arc::clone(&self.clock),
@@ -289,7 +341,7 @@ impl Building {
             settings: self.tuning.subscribe(),
             drain: self.drain.subscribe(),
             pool: Arc::clone(&shared.pool),
-            streams: shared.streams.clone(),
+            uplink: Arc::clone(&shared.uplink),
             block_bytes: Arc::clone(&shared.block_bytes),
         }
     }
@@ -300,7 +352,8 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
     let mut drain = registry.shared().drain.clone();
     while !*drain.borrow_and_update() {
         match registry.claim_kept().await {
-            Ok(()) => return,
+            Ok(true) => return,
+            Ok(false) => {}
             Err(error) => {
                 tracing::warn!(error = observe::error_chain(&error), "kept records wait");
             }
@@ -312,12 +365,56 @@ async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
     }
 }
 
+/// The data port: TCP and UDP under one number. When the system chooses it, it knows of TCP only.
+fn listen_both(
+    address: SocketAddr,
+    shards: u16,
+) -> Result<(Vec<TcpListener>, UdpSocket), ServerError> {
+    let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        let streams = listen_shared(address, shards)?;
+        let chosen = self::address(&streams[0], address)?;
+        tries -= 1;
+        match quic::listen(chosen) {
+            Ok(datagrams) => return Ok((streams, datagrams)),
+            Err(error) if tries == 0 => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
 fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     let listener = TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
     listener.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// A socket for each shard on one address: the kernel spreads connections over them, and no shard
+/// waits for another to accept. Nobody else may listen there, which sharing the address would allow:
+/// that is tried first.
+fn listen_shared(address: SocketAddr, shards: u16) -> Result<Vec<TcpListener>, ServerError> {
+    let first = listen(address)?;
+    if shards <= 1 {
+        return Ok(vec![first]);
+    }
+    let address = self::address(&first, address)?;
+    drop(first);
+    let shared = |_| listen_beside(address);
+    let listeners: std::io::Result<_> = (0..shards).map(shared).collect();
+    listeners.map_err(|source| ServerError::Listen { address, source })
+}
+
+fn listen_beside(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)?.into_std()
 }
 
 fn address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ServerError> {
@@ -347,16 +444,23 @@ async fn open_logs(
     entropy: &Arc<dyn Entropy>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Opened>, ServerError> {
-    let mut opened = Vec::new();
+    let mut opened: Vec<Opened> = Vec::new();
+    let found = cache::shards_found(&settings.cache.directory)?;
     for shard in 0..settings.shards {
+        // Before a log is added: a machine's shard depends on how many there are.
+        if shard == found && opened.iter().any(|log| !log.recovered.is_empty()) {
+            let (directory, shards) = (settings.cache.directory.clone(), settings.shards);
+            return Err(CacheError::MoreShards { directory, found, shards }.into());
+        }
         let (cache, shards) = (settings.cache.clone(), settings.shards);
         let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
-        let metrics = Arc::clone(metrics);
-        let open = move || cache::open(&cache, shard, shards, clock, entropy, metrics);
+        let measured = Arc::clone(metrics);
+        let open = move || cache::open(&cache, shard, shards, clock, entropy, measured);
         let log =
             tokio::task::spawn_blocking(open).await.map_err(|_| ServerError::Shard { shard })??;
         for damage in &log.damage {
             tracing::error!(shard, %damage, "damage in the cache log");
+            metrics.note_cache_damage(damage);
         }
         opened.push(log);
     }

@@ -11,6 +11,7 @@ use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
 use crate::settings::{ServerSettings, Tuning};
+use crate::upload::Uplink;
 
 /// Applies every machine of the site until `drain` turns true.
 ///
@@ -27,10 +28,18 @@ pub async fn apply(
     let metrics = Arc::new(Metrics::default());
     // `apply.enabled` is about the process server: who starts the applier means it.
     settings.apply.enabled = true;
+    let uplink = Uplink::new(
+        settings.upload.streams,
+        settings.upload.rate.clone(),
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        Arc::clone(&metrics),
+    );
     let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
     let (publisher, news) = (None, Arc::new(News::default()));
-    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, drain, publisher, news };
+    let applying =
+        Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain, publisher, news };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -1,15 +1,17 @@
 //! What this room's tests share: a clock that the test moves, settings.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, System};
 use crate::model::Timestamp;
-use crate::settings::{ServerSettings, load_server};
+use crate::observe::Metrics;
+use crate::settings::{RateSchedule, ServerSettings, StreamBounds, load_server};
+use crate::upload::Uplink;
 
 /// Polls that everything takes to come to rest: no task waits for anything but the clock then.
 const SETTLED: usize = 200;
@@ -69,4 +71,11 @@ pub(super) fn settings() -> ServerSettings {
     let text = "site = \"s\"\nserver = \"ps-1\"\nstore = \"dir:x\"\nadvertise = \"ps-1:9443\"";
     std::fs::write(file.path(), text).unwrap();
     load_server(file.path()).unwrap()
+}
+
+/// Four streams and no limit.
+pub(super) fn uplink(clock: &Arc<Hands>, metrics: &Arc<Metrics>) -> Arc<Uplink> {
+    let bounds = StreamBounds { min: 4, max: 4 };
+    let (clock, entropy) = (Arc::clone(clock) as _, System::entropy());
+    Uplink::new(bounds, RateSchedule::default(), clock, entropy, Arc::clone(metrics))
 }

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::check::Check;
-use super::raw::{RawAgent, RawDisk};
-use super::{AgentDisk, AgentMode, AgentSettings, Capture, SettingsError};
+use super::raw::{RawAgent, RawApplication, RawDisk};
+use super::{
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, SettingsError,
+    TransportChoice,
+};
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
@@ -37,6 +41,8 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         certificate: c.path("certificate", raw.certificate.as_deref(), "machine.crt"),
         key: c.path("key", raw.key.as_deref(), "machine.key"),
         mode: mode(&mut c, raw.mode.as_deref()),
+        transport: transport(&mut c, raw.transport.as_deref()),
+        quic_congestion: congestion(&mut c, raw.quic_congestion.as_deref()),
         buffer_bytes_max: c.number(
             "buffer_bytes_max",
             raw.buffer_bytes_max,
@@ -49,6 +55,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             64 << 10,
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
+        application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
     };
@@ -61,6 +68,17 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         "leave it out for the default, 65536",
     );
     c.finish(settings)
+}
+
+fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
+    for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
+        let named = command.first().is_some_and(|program| !program.is_empty());
+        let rule = "must name a program, and its arguments";
+        c.relation(named, key, format!("{command:?}"), rule, "write [\"PROGRAM\", \"ARGUMENT\"]");
+    }
+    let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
+    let timeout = Duration::from_millis(timeout);
+    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
 }
 
 /// The host of `host:port`.
@@ -82,6 +100,36 @@ fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
                 "leave it out for \"async\"",
             );
             AgentMode::Async
+        }
+    }
+}
+
+fn transport(c: &mut Check, value: Option<&str>) -> TransportChoice {
+    match value {
+        None | Some("auto") => TransportChoice::Auto,
+        Some("tcp") => TransportChoice::Tcp,
+        Some("quic") => TransportChoice::Quic,
+        Some(other) => {
+            c.violation(
+                "transport",
+                format!("{other:?}"),
+                "must be \"tcp\", \"quic\" or \"auto\"",
+                "leave it out for \"auto\"",
+            );
+            TransportChoice::Auto
+        }
+    }
+}
+
+fn congestion(c: &mut Check, value: Option<&str>) -> Congestion {
+    match value {
+        None | Some("bbr") => Congestion::Bbr,
+        Some("cubic") => Congestion::Cubic,
+        Some(other) => {
+            let rule = "must be \"bbr\" or \"cubic\"";
+            let cure = "leave it out for \"bbr\"";
+            c.violation("quic_congestion", format!("{other:?}"), rule, cure);
+            Congestion::Bbr
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::RateSchedule;
 use crate::model::{DiskName, MachineId, ServerId, SiteId};
 
 /// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
@@ -27,7 +28,8 @@ pub struct ServerSettings {
     pub tls: TlsFiles,
     /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
     pub key_file: PathBuf,
-    /// Number of shards (threads with their own cache log).
+    /// Number of shards (threads with their own cache log); default: cores, as far as cache and
+    /// memory go round.
     pub shards: u16,
     /// Cache log.
     pub cache: CacheSettings,
@@ -35,6 +37,8 @@ pub struct ServerSettings {
     pub batch: BatchSettings,
     /// Compression and encryption.
     pub seal: SealSettings,
+    /// Bounds of its level.
+    pub levels: LevelBounds,
     /// Uploading.
     pub upload: UploadSettings,
     /// Applying.
@@ -107,17 +111,37 @@ pub struct BatchSettings {
 pub struct SealSettings {
     /// CPU threads; default: cores.
     pub threads: usize,
-    /// zstd level; default 1.
+    /// The usual zstd level; default 1.
     pub level: i32,
     /// Plaintext of a frame; default 256 KiB.
     pub frame_bytes: u32,
 }
 
+/// Between which zstd levels sealing adapts itself; [`SealSettings::level`] lies between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelBounds {
+    /// Least: when the CPU is the bottleneck; default -5.
+    pub min: i32,
+    /// Most: when the line is, and the CPU idles; default 6.
+    pub max: i32,
+}
+
+/// Between how many streams uploading adapts itself; both at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamBounds {
+    /// Fewest.
+    pub min: u32,
+    /// Most.
+    pub max: u32,
+}
+
 /// Uploading.
 #[derive(Clone, Debug)]
 pub struct UploadSettings {
-    /// Objects in flight at once; default 8. Memory: `streams × batch.bytes_max`.
-    pub streams: usize,
+    /// Objects in flight at once; default 2 to 8. Memory: `streams.max × batch.bytes_max`.
+    pub streams: StreamBounds,
+    /// Bytes a second that uploads may take, by the hour of the week; default: all there are.
+    pub rate: RateSchedule,
     /// Bytes of a staged block; default 4 MiB.
     pub block_bytes: u32,
     /// Unnamed deltas older than this are removed; default 1 h.
@@ -154,6 +178,8 @@ pub struct LimitSettings {
     pub receive_bytes_max: u64,
     /// Credit of one connection; default 16 MiB.
     pub credit_bytes: u64,
+    /// Memory of QUIC over all machines, beside `receive_bytes_max`; default 48 MiB.
+    pub quic_bytes_max: u64,
 }
 
 /// Control API.
@@ -179,9 +205,10 @@ impl ServerSettings {
         const APPLYING: u64 = 2; // machines that are applied at once
         const RUN: u64 = 16 << 20; // source bytes of a run, unless one delta has more
         const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
-        let (limits, streams) = (&self.limits, self.upload.streams as u64);
+        let (limits, streams) = (&self.limits, u64::from(self.upload.streams.max));
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
+            + limits.quic_bytes_max
             + limits.connections_max as u64 * CONNECTION
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal
@@ -209,12 +236,29 @@ pub struct AgentSettings {
     pub state_directory: PathBuf,
     /// Acknowledge writes at once or when durable at the server.
     pub mode: AgentMode,
+    /// What carries the stream; default `auto`.
+    pub transport: TransportChoice,
+    /// How QUIC finds out how fast it may send; default `bbr`.
+    pub quic_congestion: Congestion,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// How the application is quiesced for application-consistent bookmarks, if it can be.
+    pub application: Option<ApplicationHook>,
     /// Disks.
     pub disks: Vec<AgentDisk>,
+}
+
+/// Commands around an application-consistent bookmark: program and arguments, without a shell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApplicationHook {
+    /// Quiesces the application; the bookmark is placed when it has ended well.
+    pub freeze: Vec<String>,
+    /// Lets it go on; run whatever became of `freeze`.
+    pub thaw: Vec<String>,
+    /// Time for each of them; default 10 s.
+    pub timeout: Duration,
 }
 
 /// When a write is acknowledged to the workload.
@@ -224,6 +268,26 @@ pub enum AgentMode {
     Async,
     /// When it is durable at the process server, too.
     Sync,
+}
+
+/// What carries an agent's stream to the process server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// TLS over TCP.
+    Tcp,
+    /// QUIC over UDP.
+    Quic,
+    /// TCP, or QUIC where TCP does not get through.
+    Auto,
+}
+
+/// How QUIC's sender reacts to the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// Models the path's rate and delay; a lost packet by itself changes nothing.
+    Bbr,
+    /// Slows down at every loss, as most of TCP does.
+    Cubic,
 }
 
 /// One disk of an agent.

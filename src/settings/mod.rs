@@ -7,20 +7,23 @@ mod agent;
 mod check;
 mod checked;
 mod error;
+mod rate;
 mod raw;
 mod server;
 #[cfg(test)]
 mod tests;
 pub mod tuning;
+mod uplink;
 
 use std::path::Path;
 
 pub use checked::{
-    AgentDisk, AgentMode, AgentSettings, ApplySettings, BatchSettings, CacheSettings, Capture,
-    LimitSettings, SealSettings, ServerSettings, SidecarSettings, StoreUrl, TlsFiles,
-    UploadSettings,
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
+    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, SealSettings, ServerSettings,
+    SidecarSettings, StoreUrl, StreamBounds, TlsFiles, TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
+pub use rate::{Rate, RateSchedule, RateWindow};
 pub use tuning::Tuning;
 
 /// Reads and checks `holdfast.toml`.

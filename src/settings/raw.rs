@@ -60,15 +60,28 @@ pub(super) struct RawBatch {
 pub(super) struct RawSeal {
     pub(super) threads: Option<i64>,
     pub(super) level: Option<i64>,
+    pub(super) level_min: Option<i64>,
+    pub(super) level_max: Option<i64>,
     pub(super) frame_bytes: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawUpload {
-    pub(super) streams: Option<i64>,
+    pub(super) streams_min: Option<i64>,
+    pub(super) streams_max: Option<i64>,
+    pub(super) bytes_per_s: Option<i64>,
+    pub(super) window: Vec<RawWindow>,
     pub(super) block_bytes: Option<i64>,
     pub(super) orphan_grace_s: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWindow {
+    pub(super) days: Option<String>,
+    pub(super) hours: Option<String>,
+    pub(super) bytes_per_s: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,6 +102,7 @@ pub(super) struct RawLimits {
     pub(super) idle_timeout_ms: Option<i64>,
     pub(super) receive_bytes_max: Option<i64>,
     pub(super) credit_bytes: Option<i64>,
+    pub(super) quic_bytes_max: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,9 +125,20 @@ pub(super) struct RawAgent {
     pub(super) key: Option<String>,
     pub(super) state_directory: Option<String>,
     pub(super) mode: Option<String>,
+    pub(super) transport: Option<String>,
+    pub(super) quic_congestion: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
+    pub(super) application: Option<RawApplication>,
     pub(super) disk: Vec<RawDisk>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawApplication {
+    pub(super) freeze: Vec<String>,
+    pub(super) thaw: Vec<String>,
+    pub(super) timeout_ms: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,8 +7,9 @@ use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Row, TABLE};
 use super::{
-    ApplySettings, BatchSettings, CacheSettings, LimitSettings, SealSettings, ServerSettings,
-    SettingsError, SidecarSettings, StoreUrl, TlsFiles, UploadSettings,
+    ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
+    SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
+    UploadSettings, uplink,
 };
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -29,6 +30,7 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         listen.to_string()
     });
     c.host_port("advertise", &advertise);
+    let (cache, limits) = (cache(&mut c, &raw.cache), limits(&mut c, &raw.limits));
     // What can change at run time is filled in by its table.
     let mut settings = ServerSettings {
         site: c.name("site", raw.site.as_deref()),
@@ -40,18 +42,24 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
         tls: tls(&mut c, &raw.tls),
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
-        shards: c.narrow("shards", raw.shards, 1, 1..=256),
-        cache: cache(&mut c, &raw.cache),
+        shards: c.narrow("shards", raw.shards, shards_default(&cache, &limits), 1..=256),
+        cache,
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
-        upload: UploadSettings { streams: 0, block_bytes: 0, orphan_grace: Duration::ZERO },
+        levels: LevelBounds { min: 0, max: 0 },
+        upload: UploadSettings {
+            streams: StreamBounds { min: 0, max: 0 },
+            rate: RateSchedule { default: None, windows: uplink::windows(&mut c, &raw.upload) },
+            block_bytes: 0,
+            orphan_grace: Duration::ZERO,
+        },
         apply: ApplySettings {
             enabled: true,
             interval: Duration::ZERO,
             idle_interval_max: Duration::ZERO,
             streams: 0,
         },
-        limits: limits(&mut c, &raw.limits),
+        limits,
         sidecar: sidecar(&mut c, &raw.sidecar),
     };
     for row in TABLE {
@@ -161,6 +169,12 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
             4 * MIB..=64 * GIB,
         ),
         credit_bytes: 0,
+        quic_bytes_max: c.number(
+            "limits.quic_bytes_max",
+            raw.quic_bytes_max,
+            48 * MIB,
+            4 * MIB..=64 * GIB,
+        ),
     }
 }
 
@@ -201,9 +215,23 @@ fn seconds(
     Duration::from_secs(c.number(key, value, default, low..=high))
 }
 
+/// Segments that one shard's log needs.
+const SHARD_SEGMENTS_MIN: u64 = 4;
+/// Memory that one shard needs for what it receives.
+const SHARD_RECEIVE_BYTES_MIN: u64 = 4 << 20;
+
+/// A shard for each core, as far as cache and memory go round.
+fn shards_default(cache: &CacheSettings, limits: &LimitSettings) -> u64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let logs = cache.bytes_max / (SHARD_SEGMENTS_MIN * cache.segment_bytes).max(1);
+    let arenas = limits.receive_bytes_max / SHARD_RECEIVE_BYTES_MIN;
+    cores.min(logs).min(arenas).clamp(1, 256)
+}
+
 /// Rules between settings: a pipeline in which each vessel holds what the one before it pours. Held
 /// over the file and over every change at run time.
 pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
+    uplink::relations(c, s);
     let batch = s.batch.bytes_max;
     c.relation(
         s.cache.segment_bytes >= 2 * batch,
@@ -212,7 +240,7 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must be at least 2 × batch.bytes_max = {}", 2 * batch),
         "raise it, or lower batch.bytes_max",
     );
-    let four = 4 * s.cache.segment_bytes * u64::from(s.shards);
+    let four = SHARD_SEGMENTS_MIN * s.cache.segment_bytes * u64::from(s.shards);
     c.relation(
         s.cache.bytes_max >= four,
         "cache.bytes_max",
@@ -220,21 +248,7 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         &format!("must hold 4 segments for each shard = {four}"),
         "raise it, or lower cache.segment_bytes or shards",
     );
-    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = s.cache;
-    c.relation(
-        warn_fill <= slow_fill,
-        "cache.warn_fill",
-        warn_fill,
-        &format!("must not be above cache.slow_fill = {slow_fill}"),
-        "lower it, or raise cache.slow_fill",
-    );
-    c.relation(
-        slow_fill < stop_fill,
-        "cache.slow_fill",
-        slow_fill,
-        &format!("must be below cache.stop_fill = {stop_fill}"),
-        "lower it, or raise cache.stop_fill",
-    );
+    marks(c, &s.cache);
     c.relation(
         u64::from(s.seal.frame_bytes) <= batch,
         "seal.frame_bytes",
@@ -252,6 +266,14 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         ),
         "lower it, or raise limits.receive_bytes_max",
     );
+    let least = SHARD_RECEIVE_BYTES_MIN * u64::from(s.shards);
+    c.relation(
+        s.limits.receive_bytes_max >= least,
+        "limits.receive_bytes_max",
+        s.limits.receive_bytes_max,
+        &format!("must be at least 4 MiB for each shard = {least}"),
+        "raise it, or lower shards",
+    );
     c.relation(
         s.limits.handshakes_max <= s.limits.connections_max,
         "limits.handshakes_max",
@@ -265,5 +287,24 @@ pub(super) fn relations(c: &mut Check, s: &ServerSettings) {
         s.limits.handshake_timeout.as_millis(),
         "must not be longer than limits.idle_timeout_ms",
         "lower it",
+    );
+}
+
+/// The marks of the cache, in order.
+fn marks(c: &mut Check, cache: &CacheSettings) {
+    let CacheSettings { warn_fill, slow_fill, stop_fill, .. } = *cache;
+    c.relation(
+        warn_fill <= slow_fill,
+        "cache.warn_fill",
+        warn_fill,
+        &format!("must not be above cache.slow_fill = {slow_fill}"),
+        "lower it, or raise cache.slow_fill",
+    );
+    c.relation(
+        slow_fill < stop_fill,
+        "cache.slow_fill",
+        slow_fill,
+        &format!("must be below cache.stop_fill = {stop_fill}"),
+        "lower it, or raise cache.stop_fill",
     );
 }

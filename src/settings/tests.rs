@@ -48,17 +48,19 @@ fn defaults_are_those_of_the_checked_types() {
 
 #[test]
 fn default_memory_stays_below_512_mib() {
-    let seven = server(&format!("{SERVER}[seal]\nthreads = 7\n")).unwrap();
-    assert!(seven.memory_bytes_max() <= 512 << 20, "{}", seven.memory_bytes_max());
+    let five = server(&format!("{SERVER}[seal]\nthreads = 5\n")).unwrap();
+    assert!(five.memory_bytes_max() <= 512 << 20, "{}", five.memory_bytes_max());
     let one = server(&format!("{SERVER}[seal]\nthreads = 1\n")).unwrap();
-    assert_eq!(one.memory_bytes_max() >> 20, 385 + 17, "the figures in docs/configuration.md");
+    assert_eq!(one.memory_bytes_max() >> 20, 417 + 17, "the figures in docs/configuration.md");
 }
 
 #[test]
 fn all_violations_are_reported_at_once() {
     let text = "site = \"Not A Name\"\nstore = \"ftp://x\"\nlisten = \"9443\"\nshards = 0\n\
         [cache]\nsegment_bytes = 5242880\nbytes_max = -1\nstop_fill = 2.0\n\
-        [batch]\nage_max_ms = 5\n[seal]\nlevel = 99\nframe_bytes = 20000\n\
+        [batch]\nage_max_ms = 5\n[seal]\nlevel = 99\nlevel_min = 4\nframe_bytes = 20000\n\
+        [upload]\nstreams_min = 9\nbytes_per_s = 10\n\
+        [[upload.window]]\ndays = \"monday\"\nhours = \"8-9\"\nbytes_per_s = -1\n\
         [limits]\ncredit_bytes = 1073741824\nhandshakes_max = 5000\n";
     let error = server(text).unwrap_err();
     let shown = error.to_string();
@@ -68,20 +70,44 @@ fn all_violations_are_reported_at_once() {
         keys(error),
         [
             "listen",
+            "seal.level",
+            "seal.frame_bytes",
             "site",
             "server",
             "store",
             "shards",
             "cache.bytes_max",
             "seal.frame_bytes",
+            "upload.window[0].days",
+            "upload.window[0].hours",
+            "upload.window[0].bytes_per_s",
             "cache.stop_fill",
             "batch.age_max_ms",
             "seal.level",
+            "seal.level_min",
+            "upload.streams_min",
+            "upload.bytes_per_s",
             "cache.segment_bytes",
             "limits.credit_bytes",
             "limits.handshakes_max",
         ]
     );
+}
+
+#[test]
+fn rates_and_levels_are_read_with_their_bounds() {
+    let text = format!(
+        "{SERVER}[seal]\nlevel = 9\nlevel_max = 12\n[upload]\nbytes_per_s = 1000000\n\
+        [[upload.window]]\ndays = \"mon-fri\"\nhours = \"08:00-18:00\"\nbytes_per_s = 500000\n\
+        [[upload.window]]\ndays = \"daily\"\nhours = \"22:00-06:00\"\n"
+    );
+    let s = server(&text).unwrap();
+    assert_eq!((s.levels.min, s.seal.level, s.levels.max), (-5, 9, 12));
+    let rates: Vec<_> = s.upload.rate.windows.iter().map(|window| window.rate).collect();
+    assert_eq!((s.upload.rate.default, rates), (Some(1_000_000), vec![Some(500_000), None]));
+    assert_eq!(keys(server(&format!("{SERVER}[seal]\nlevel = 0\n")).unwrap_err()), ["seal.level"]);
+    let above = format!("{SERVER}[seal]\nlevel = 9\n");
+    assert_eq!(keys(server(&above).unwrap_err()), ["seal.level_max"]);
 }
 
 #[test]
@@ -150,8 +176,10 @@ fn every_key_is_documented() {
         }
     }
     let mut agent_keys = known_keys::<raw::RawAgent>("");
-    assert!(agent_keys.remove("disk"));
-    agent_keys.extend(known_keys::<raw::RawAgent>("[[disk]]"));
+    for (table, head) in [("disk", "[[disk]]"), ("application", "[application]")] {
+        assert!(agent_keys.remove(table));
+        agent_keys.extend(known_keys::<raw::RawAgent>(head));
+    }
     for key in agent_keys {
         assert!(agent_part.contains(&format!("\n| `{key}` |")), "{key}");
     }

@@ -1,6 +1,7 @@
 //! What can go wrong in a store, sorted by what the caller may do about it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A store call that did not succeed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -75,6 +76,16 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The store asks to come again later: it is busy, or we ask too much. No effect.
+    #[error("{store}: busy: {name} must wait")]
+    Throttled {
+        /// Which store.
+        store: String,
+        /// Which object.
+        name: String,
+        /// How long the store wants to be left alone, if it says so (`Retry-After`).
+        retry_after: Option<Duration>,
+    },
     /// The answer was lost: the effect may or may not have happened.
     #[error("{store}: the answer for {name} was lost")]
     Ambiguous {
@@ -143,6 +154,7 @@ impl StoreError {
         match self {
             Self::Full { .. }
             | Self::Transient { .. }
+            | Self::Throttled { .. }
             | Self::Ambiguous { .. }
             | Self::Io { .. } => Class::Retry,
             Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Precondition { .. } => {
@@ -151,6 +163,15 @@ impl StoreError {
             Self::Fenced { .. } => Class::Fence,
             Self::Damaged { .. } | Self::OutOfRange { .. } => Class::Poison,
             Self::Refused { .. } => Class::Bug,
+        }
+    }
+
+    /// How long the store wants to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 }

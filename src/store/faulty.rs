@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::io::{Error, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -66,6 +67,8 @@ pub enum Fault {
     Full,
     /// `Io`: no effect.
     Io,
+    /// `Throttled` with this `Retry-After`: no effect.
+    Throttled(Option<Duration>),
     /// The call waits at the gate before it has its effect, then goes on.
     Hold(Gate),
 }
@@ -279,6 +282,9 @@ impl Faulty {
                 name,
                 source: cause(ErrorKind::StorageFull, "no space"),
             }),
+            Some(Fault::Throttled(retry_after)) => {
+                Err(StoreError::Throttled { store, name, retry_after })
+            }
             Some(Fault::Io) => Err(StoreError::Io {
                 store,
                 name,

@@ -30,8 +30,11 @@ pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, U
     let machine = context.log.machine();
     let mut patience = Patience::new(context);
     loop {
-        let attempt = attempt(context, owner).await;
-        match attempt.map_err(|source| UploadError::log(machine, source)) {
+        let attempt = async {
+            let attempt = attempt(context, owner).await;
+            attempt.map_err(|source| UploadError::log(machine, source))
+        };
+        match context.ask(attempt).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }

@@ -136,6 +136,15 @@ impl UploadError {
         }
     }
 
+    /// What the store said, where that is the cause.
+    pub(super) fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store { source, .. } => Some(source),
+            Self::Log { source, .. } => source.store_error(),
+            _ => None,
+        }
+    }
+
     /// About the manifest or a page of `machine`.
     pub(super) fn log(machine: &MachineId, source: CloudLogError) -> Self {
         Self::Log { machine: machine.clone(), source: Box::new(source) }

@@ -30,6 +30,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod truncate;
+mod uplink;
 
 pub use claim::{Claim, claim, resume};
 pub use context::UploadContext;
@@ -38,3 +39,4 @@ pub use machine::{Stopped, Upload};
 pub use orphan::{Removal, remove_orphans};
 pub use publish::Published;
 pub use truncate::{Cut, Truncated, truncate};
+pub use uplink::Uplink;

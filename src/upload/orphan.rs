@@ -55,7 +55,8 @@ pub async fn remove_orphans(
     // Over all attempts: one that failed half-way has removed some, which no later one lists.
     let mut found = BTreeMap::new();
     loop {
-        match attempt(context, generation, grace, removal, &mut found).await {
+        let attempt = attempt(context, generation, grace, removal, &mut found);
+        match context.ask(attempt).await {
             Ok(()) => return Ok(found.into_values().collect()),
             Err(error) if error.class() == Class::Retry && !patience.is_spent() => {
                 patience.wait(&error).await;

@@ -105,7 +105,7 @@ async fn name(
     let mut present = claim;
     let mut patience = Patience::new(context);
     loop {
-        let error = match attempt(context, &present, run).await {
+        let error = match context.ask(attempt(context, &present, run)).await {
             Ok(Some(written)) => return Ok(written),
             Ok(None) => return Ok(present),
             Err(error) => error,
@@ -221,7 +221,7 @@ async fn reread(
     patience: &mut Patience<'_>,
 ) -> Result<Claim, UploadError> {
     loop {
-        match present(context).await {
+        match context.ask(present(context)).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }

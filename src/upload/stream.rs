@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, TryStreamExt};
 
-use super::context::{Patience, UploadContext};
+use super::context::{Patience, UploadContext, ended};
 use super::error::UploadError;
 use crate::store::{BLOCK_BYTES_MAX, BlockId, Class, Condition, ObjectName, StoreError};
 
@@ -29,15 +29,17 @@ pub(super) async fn upload(
     // Once for all attempts: a block of an earlier one may arrive late, and must then be the same.
     let block_bytes =
         context.block_bytes.load(Ordering::Relaxed).clamp(1, BLOCK_BYTES_MAX) as usize;
+    let bytes = body.len() as u64;
     loop {
         // Held for the attempt only: who waits for a store that is away must not keep the
         // machines from it whose objects would get through.
-        let stream = context.streams.acquire(1).await;
-        let error = match attempt(context, name, body, block_bytes).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
+        let stream = context.waited(context.uplink.stream(context.who(), bytes)).await;
+        let result = ended(stream.pass, attempt(context, name, body, block_bytes).await);
+        drop(stream.turn);
+        let Err(error) = result else {
+            context.uplink.stored(bytes);
+            return Ok(());
         };
-        drop(stream);
         if error.class() != Class::Retry {
             return Err(error);
         }
@@ -74,12 +76,17 @@ async fn write(
     block_bytes: usize,
 ) -> Result<(), StoreError> {
     let store = context.log.store();
+    let (uplink, who) = (&context.uplink, context.who());
     if body.len() <= block_bytes {
+        uplink.send(who, body.len() as u64).await;
         return store.put(name, body.clone(), Condition::Absent).await.map(|_| ());
     }
     let blocks = pieces(body.len(), block_bytes).zip(0..).map(|(range, id)| {
         let piece = body.slice(range);
-        async move { store.stage_block(name, BlockId(id), piece).await }
+        async move {
+            uplink.send(who, piece.len() as u64).await;
+            store.stage_block(name, BlockId(id), piece).await
+        }
     });
     let staged = stream::iter(blocks).buffer_unordered(BLOCKS_IN_FLIGHT);
     let count = staged.try_fold(0_u32, async |count, ()| Ok(count + 1)).await?;

@@ -104,6 +104,20 @@ impl fmt::Display for Listing<'_> {
 }
 
 impl VaultError {
+    /// The document that cannot be believed, where it is one.
+    #[must_use]
+    pub fn document(&self) -> Option<&str> {
+        match self {
+            Self::Store { name, .. }
+            | Self::Missing { name }
+            | Self::Exists { name }
+            | Self::Altered { name }
+            | Self::Shape { name, .. }
+            | Self::Contended { name, .. } => Some(name),
+            Self::OtherSite { .. } | Self::Policy { .. } | Self::Refused { .. } => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -9,7 +9,9 @@ use holdfast::agent::{Agent, AgentError, AgentStatus, Dial};
 use holdfast::clock::{Clock, System};
 use holdfast::model::{DiskName, Timestamp};
 use holdfast::nbd::Export;
-use holdfast::settings::{AgentDisk, AgentMode, AgentSettings, Capture};
+use holdfast::settings::{
+    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, TransportChoice,
+};
 
 /// Twenty seconds of the agent in one.
 pub(crate) struct Fast;
@@ -62,7 +64,10 @@ impl Machine {
             state_directory: path("state".into()),
             mode: AgentMode::Async,
             buffer_bytes_max: buffer_bytes,
+            transport: TransportChoice::Tcp,
+            quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
+            application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };
         Self { directory, settings }

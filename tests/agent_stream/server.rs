@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use holdfast::agent::{AgentError, Dial, Transport};
+use holdfast::agent::{AgentError, Connection, Dial, Way};
 use holdfast::format::wire::{
     Ack, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello,
     Progress, Refuse, Welcome, decode_from_agent, encode_from_server,
@@ -233,7 +233,7 @@ async fn receive<R: AsyncRead + Unpin>(reader: &mut R) -> std::io::Result<(FromA
 async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromServer) -> std::io::Result<()> {
     let frame = encode_from_server(message);
     writer.write_all(&frame.header).await?;
-    writer.write_all(&frame.payload).await?;
+    writer.write_all(&frame.payload.to_bytes()).await?;
     writer.flush().await
 }
 
@@ -316,7 +316,8 @@ impl Held {
                 }
                 Change::Write { disk, extent, payload } => {
                     let image: &mut Vec<u8> = images.get_mut(disk).unwrap();
-                    image[extent.offset() as usize..extent.end() as usize].copy_from_slice(payload);
+                    image[extent.offset() as usize..extent.end() as usize]
+                        .copy_from_slice(&payload.to_bytes());
                 }
                 Change::Zero { disk, extent } => {
                     let image: &mut Vec<u8> = images.get_mut(disk).unwrap();
@@ -343,7 +344,7 @@ pub(crate) struct Direct(pub Arc<Server>);
 
 #[async_trait]
 impl Dial for Direct {
-    async fn dial(&self, server: &str) -> Result<Box<dyn Transport>, AgentError> {
+    async fn dial(&self, server: &str, _: Way) -> Result<Connection, AgentError> {
         if self.0.away.load(Ordering::Relaxed) {
             return Err(AgentError::Dial {
                 server: server.to_owned(),
@@ -354,6 +355,6 @@ impl Dial for Direct {
         let (ours, theirs) = tokio::io::duplex(256 << 10);
         let server = Arc::clone(&self.0);
         tokio::spawn(async move { server.serve(theirs).await });
-        Ok(Box::new(ours))
+        Ok(Connection::over(ours))
     }
 }

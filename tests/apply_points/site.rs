@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast::apply::{Applier, ApplierContext, ApplyError};
-use holdfast::budget::Slots;
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, Entropy, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -16,9 +14,9 @@ use holdfast::model::*;
 use holdfast::observe::Metrics;
 use holdfast::recover::Recovery;
 use holdfast::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, StreamState, seal};
-use holdfast::settings::{BatchSettings, SealSettings};
+use holdfast::settings::{BatchSettings, RateSchedule, SealSettings, StreamBounds};
 use holdfast::store::{Faulty, Memory, ObjectName, Store};
-use holdfast::upload::{Upload, UploadContext, claim};
+use holdfast::upload::{Uplink, Upload, UploadContext, claim};
 use holdfast::vault::{MachineDocument, PointsDocument, Policy, Vault};
 use rand::{Rng, RngExt, rngs::StdRng};
 use tokio::sync::watch;
@@ -129,7 +127,7 @@ pub(crate) fn history(random: &mut StdRng) -> History {
                 Change::Zero { disk: index, extent }
             } else {
                 random.fill_bytes(&mut payload);
-                let payload = Bytes::from(payload.clone());
+                let payload = payload.clone().into();
                 Change::Write { disk: index, extent, payload }
             });
             disks[disk][offset as usize..extent.end() as usize].copy_from_slice(&payload);
@@ -157,7 +155,7 @@ pub(crate) fn rounds(count: u8, ids: impl Fn(u8) -> [u8; 16]) -> History {
         });
         for (index, disk) in disks.iter().enumerate() {
             let extent = Extent::new(0, 64 << 10, WRITE_BYTES_MAX).unwrap();
-            let payload = Bytes::copy_from_slice(&disk[..64 << 10]);
+            let payload = disk[..64 << 10].to_vec().into();
             changes.push(Change::Write { disk: DiskIndex(index as u16), extent, payload });
         }
         changes.push(bookmark(ids(round), i64::from(round) * 60, String::new()));
@@ -203,7 +201,13 @@ impl Site {
             clock: System::clock(),
             entropy: System::entropy(),
             metrics: Arc::new(Metrics::default()),
-            streams: Slots::new(4),
+            uplink: Uplink::new(
+                StreamBounds { min: 4, max: 4 },
+                RateSchedule::default(),
+                System::clock(),
+                System::entropy(),
+                Arc::new(Metrics::default()),
+            ),
             block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         }

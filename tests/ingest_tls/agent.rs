@@ -115,7 +115,7 @@ impl Agent {
         let frame = wire::encode_from_agent(message);
         // A server that has refused us may have closed already; what it said is still to be heard.
         let _ = self.tls.write_all(&frame.header).await;
-        let _ = self.tls.write_all(&frame.payload).await;
+        let _ = self.tls.write_all(&frame.payload.to_bytes()).await;
     }
 
     pub(crate) async fn record(&mut self, change: Change) -> u64 {

@@ -4,7 +4,11 @@
 
 mod agent;
 mod flood;
+mod inplace;
 mod pki;
+mod quic;
+mod quic_agent;
+mod quic_flood;
 mod refused;
 mod server;
 mod stream;

@@ -11,9 +11,9 @@ use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
     Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
-    OpenError, StreamState, server_config,
+    OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
-use holdfast::model::{Generation, MachineId, Record, Sequence};
+use holdfast::model::{Change, Generation, MachineId, Record, Sequence};
 use holdfast::observe::Metrics;
 use holdfast::settings::{LimitSettings, ServerSettings, TlsFiles, load_server};
 use rcgen::SanType;
@@ -23,8 +23,8 @@ use tokio::task::JoinHandle;
 
 use crate::pki::Ca;
 
-/// Enrolled machines.
-pub(crate) const MACHINES: [&str; 2] = ["web-1", "web-2"];
+/// Enrolled machines: web-1 and on.
+const MACHINES: u32 = 24;
 
 pub(crate) struct Server {
     pub(crate) ca: Ca,
@@ -36,6 +36,7 @@ pub(crate) struct Server {
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
     pub(crate) serving: JoinHandle<()>,
+    pub(crate) serving_quic: JoinHandle<std::io::Result<QuicEnd>>,
 }
 
 /// Records that are "durable", and the machines.
@@ -67,10 +68,22 @@ impl Log {
         if !self.forgets.load(Ordering::Relaxed) {
             let mut records = self.records.lock().unwrap();
             let records = records.entry(link.machine().clone()).or_default();
-            records.push(admitted.record.clone());
+            records.push(Record { sequence, change: apart(&admitted.record.change) });
         }
         link.made_durable(&Durable::never_written(admitted.machine, admitted.record));
         link.published_through(sequence);
+    }
+}
+
+/// A change with memory of its own: what was received into is filled again.
+fn apart(change: &Change) -> Change {
+    match change {
+        Change::Write { disk, extent, payload } => Change::Write {
+            disk: *disk,
+            extent: *extent,
+            payload: payload.to_bytes().to_vec().into(),
+        },
+        other => other.clone(),
     }
 }
 
@@ -99,6 +112,7 @@ pub(crate) fn limits() -> LimitSettings {
         idle_timeout: Duration::from_secs(20),
         receive_bytes_max: 8 << 20,
         credit_bytes: 4 << 20,
+        quic_bytes_max: 48 << 20,
     }
 }
 
@@ -130,11 +144,12 @@ impl Server {
         ca.issue(vec![name], 2999).write(&files.certificate, &files.key);
         let clock = System::clock();
         let tls = server_config(&files, clock.wall()).unwrap();
+        let quic = quic_config(&tls, &limits).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
         let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
-        for machine in MACHINES {
-            let machine: MachineId = machine.parse().unwrap();
+        for number in 1..=MACHINES {
+            let machine: MachineId = format!("web-{number}").parse().unwrap();
             let link = MachineLink::new(LinkSetup {
                 machine: machine.clone(),
                 server: "ps-1".parse().unwrap(),
@@ -156,17 +171,31 @@ impl Server {
             tls,
             settings: settings(directory.path(), limits.clone()),
             limits,
+            shards: 1,
             clock,
             metrics: Arc::clone(&metrics),
             machines: Arc::clone(&log) as Arc<dyn Machines>,
             operator,
             drain: drain.subscribe(),
         });
+        let (listener, datagrams) = sockets().await;
+        let port = listener.local_addr().unwrap().port();
+        let serving_quic = tokio::spawn(Arc::clone(&ingest).serve_quic(datagrams, quic));
+        let serving = tokio::spawn(ingest.serve(listener));
+        Self { ca, port, metrics, log, credit, running, drain, serving, serving_quic }
+    }
+}
+
+/// TCP and UDP under one port that the system chose.
+async fn sockets() -> (TcpListener, std::net::UdpSocket) {
+    for _ in 0..16 {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let serving = tokio::spawn(ingest.serve(listener));
-        Self { ca, port, metrics, log, credit, running, drain, serving }
+        if let Ok(datagrams) = std::net::UdpSocket::bind(("127.0.0.1", port)) {
+            return (listener, datagrams);
+        }
     }
+    panic!("no port is free for both");
 }
 
 fn log_task(log: Arc<Log>, mut running: watch::Receiver<bool>) -> mpsc::Sender<Admitted> {

@@ -118,6 +118,7 @@ pub(crate) fn kind<T>(result: Result<T, StoreError>) -> &'static str {
         Err(StoreError::Damaged { .. }) => "damaged",
         Err(StoreError::Refused { .. }) => "refused",
         Err(StoreError::Io { .. }) => "io",
+        Err(StoreError::Throttled { .. }) => "throttled",
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod clones;
 mod damage;
+mod distrust;
 mod fencing;
 mod fixture;
 mod full;
@@ -14,6 +15,7 @@ mod model;
 #[path = "../support/mounts.rs"]
 mod mounts;
 mod objects;
+mod offline;
 mod pages;
 mod power;
 mod processes;

@@ -2,6 +2,7 @@
 //! applier as children of the test, ended by process id when dropped.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod library;
 pub mod mounts;
 pub mod oracle;
 pub mod workload;
@@ -300,6 +301,17 @@ impl AgentSite {
         agent
     }
 
+    /// Chunks whose bits are set in a disk's write-intent bitmap as it stands in its file
+    /// (docs/agent.md): what the next start sends again.
+    pub fn intents(&self, disk: &str) -> u64 {
+        let name = format!("{disk}.bitmap");
+        let all = files(&self.directory);
+        let path = all.iter().find(|path| path.file_name().is_some_and(|end| *end == *name));
+        let bytes = fs::read(path.unwrap()).unwrap();
+        let pages = bytes[8192..].chunks(512);
+        pages.flat_map(|page| &page[8..]).map(|byte| u64::from(byte.count_ones())).sum()
+    }
+
     /// What the agent last said about itself.
     pub fn status(&self) -> Option<serde_json::Value> {
         let mut found = Vec::new();
@@ -427,24 +439,4 @@ pub fn object(store: &Path, name: &str) -> PathBuf {
 /// The file of a seed disk: it is the fixed VHD itself.
 pub fn seed_disk(store: &Path, name: &str) -> PathBuf {
     store.join("seed").join(name)
-}
-
-/// Names of the deltas that the machine's manifest names now.
-pub fn named_deltas(site: &Site, machine: &str) -> Vec<String> {
-    use holdfast::format::names;
-    let site = holdfast::cli::site::Site::open(&site.config()).ok().unwrap();
-    let machine = machine.parse().unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let document = site.sources.vault.machine(&machine).await.unwrap().unwrap();
-        let keys = holdfast::seal::KeyRing::unwrap(&site.sources.kek, &document).unwrap();
-        let store = std::sync::Arc::clone(site.sources.vault.store());
-        let log = holdfast::cloud_log::LogStore::new(store, machine.clone(), keys);
-        let (manifest, _) = log.manifest().await.unwrap().unwrap();
-        let entries = log.entries(&manifest, manifest.truncated).await.unwrap();
-        let name = |e: &holdfast::format::manifest::DeltaEntry| {
-            names::delta(&machine, e.generation, e.first, e.last, e.id).to_string()
-        };
-        entries.iter().map(name).collect()
-    })
 }

@@ -4,12 +4,12 @@
 //! another machine.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 pub const SECTOR: u64 = 512;
 const MAGIC: u64 = 0x484f_4c44_4641_5354;
+/// The number of what a disk of noise held before the first write.
+const NOISE: u64 = u64::MAX;
 
 /// One numbered write; numbers count from 1 over all disks of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,11 @@ pub fn describe(number: u64, disk: u16, sector: u64) -> [u8; 512] {
     bytes
 }
 
+/// What a disk of noise holds before the first write.
+pub fn noise(disk: u16, sectors: u64) -> Vec<u8> {
+    (0..sectors).flat_map(|sector| describe(NOISE, disk, sector)).collect()
+}
+
 /// The number of the write that a sector claims; 0 for zeros.
 fn number_of(bytes: &[u8], disk: u16, sector: u64) -> Result<u64, String> {
     if bytes.iter().all(|byte| *byte == 0) {
@@ -71,12 +76,15 @@ pub struct History {
     /// Writes that were interrupted and issued again: until the second try they may stand on the
     /// disk in part, as any unacknowledged write may after a crash.
     pub interrupted: BTreeSet<u64>,
+    /// The disks held [`noise`] before the first write, not zeros.
+    pub on_noise: bool,
 }
 
 impl History {
     /// Which write each sector of each disk shows after the first `through` writes.
     fn state(&self, through: u64, sectors: &[u64]) -> Vec<Vec<u64>> {
-        let mut state: Vec<Vec<u64>> = sectors.iter().map(|n| vec![0; *n as usize]).collect();
+        let before = if self.on_noise { NOISE } else { 0 };
+        let mut state: Vec<Vec<u64>> = sectors.iter().map(|n| vec![before; *n as usize]).collect();
         for write in self.writes.iter().take_while(|write| write.number <= through) {
             let range = write.first_sector as usize..(write.first_sector + write.sectors) as usize;
             let shown = if write.zero { 0 } else { write.number };
@@ -91,12 +99,26 @@ impl History {
         images: &[&Path],
         allowed: std::ops::RangeInclusive<u64>,
     ) -> Result<u64, String> {
+        let read = |path: &&Path| {
+            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let images: Result<Vec<_>, _> = images.iter().map(read).collect();
+        self.check_bytes(&images?, allowed)
+    }
+
+    /// The same with the disks' bytes, or as many of their first as writes can have reached.
+    pub fn check_bytes(
+        &self,
+        disks: &[Vec<u8>],
+        allowed: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, String> {
         let mut found = Vec::new();
-        for (disk, image) in images.iter().enumerate() {
-            found.push(scan(image, disk as u16)?);
+        for (disk, bytes) in disks.iter().enumerate() {
+            found.push(scan(bytes, disk as u16)?);
         }
         let sectors: Vec<u64> = found.iter().map(|disk| disk.len() as u64).collect();
-        let newest = found.iter().flatten().copied().max().unwrap_or(0);
+        let numbers = found.iter().flatten().copied().filter(|number| *number != NOISE);
+        let newest = numbers.max().unwrap_or(0);
         // A trailing zero write leaves no number behind, so G is searched upwards from the newest
         // number seen, over zero writes only.
         let mut cut = newest.max(*allowed.start());
@@ -127,19 +149,7 @@ impl History {
     }
 }
 
-fn scan(image: &Path, disk: u16) -> Result<Vec<u64>, String> {
-    let file = File::open(image).map_err(|error| format!("{}: {error}", image.display()))?;
-    let sectors = file.metadata().map_err(|error| error.to_string())?.len() / SECTOR;
-    let mut numbers = Vec::with_capacity(sectors as usize);
-    let mut block = vec![0; 1 << 20];
-    while (numbers.len() as u64) < sectors {
-        let at = numbers.len() as u64;
-        let count = (sectors - at).min(block.len() as u64 / SECTOR) as usize;
-        let bytes = &mut block[..count * 512];
-        file.read_exact_at(bytes, at * SECTOR).map_err(|error| error.to_string())?;
-        for (n, sector) in bytes.chunks(512).enumerate() {
-            numbers.push(number_of(sector, disk, at + n as u64)?);
-        }
-    }
-    Ok(numbers)
+fn scan(image: &[u8], disk: u16) -> Result<Vec<u64>, String> {
+    let sectors = image.chunks(SECTOR as usize).enumerate();
+    sectors.map(|(at, bytes)| number_of(bytes, disk, at as u64)).collect()
 }

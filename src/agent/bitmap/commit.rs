@@ -92,7 +92,7 @@ impl Bitmap {
             let at = layout::PAGES_AT + u64::from(run[0].0) * PAGE_BYTES as u64;
             self.medium.write_at(at, &bytes)?;
         }
-        self.medium.sync()
+        self.sync()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::model::{Epoch, Sequence};
 
 use super::super::bits::Bits;
 use super::super::medium::Medium;
+use super::super::syncs::Syncs;
 use super::commit::Commits;
 use super::identity::Identity;
 use super::layout::{self, Header};
@@ -18,6 +19,8 @@ use super::layout::{self, Header};
 /// The bitmap of one disk. Called from several threads at once.
 pub(in crate::agent) struct Bitmap {
     pub(super) medium: Box<dyn Medium>,
+    /// Of pages and headers alike: whichever fails, nothing of the file is believed any more.
+    syncs: Syncs,
     identity: Identity,
     header: Mutex<Header>,
     state: Mutex<State>,
@@ -59,6 +62,7 @@ impl Bitmap {
         };
         Self {
             medium,
+            syncs: Syncs::default(),
             identity: identity.clone(),
             header: Mutex::new(header),
             state: Mutex::new(state),
@@ -72,6 +76,11 @@ impl Bitmap {
 
     pub(super) fn header(&self) -> MutexGuard<'_, Header> {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything written to the file before is on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.syncs.sync(self.medium.as_ref())
     }
 
     /// The chunks that a byte range touches.
@@ -244,7 +253,7 @@ impl Bitmap {
         next.turn += 1;
         let slot = next.turn % 2 * layout::SLOT_BYTES;
         self.medium.write_at(slot, &next.encode())?;
-        self.medium.sync()?;
+        self.sync()?;
         *header = next;
         Ok(())
     }

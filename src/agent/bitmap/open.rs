@@ -71,7 +71,11 @@ pub(in crate::agent) fn load(
             }
         }
     }
-    let bitmap = Bitmap::with(medium, identity, header, set, damaged_pages > 0);
+    // After a stop that was not orderly the page cache may show bits that the disk does not hold (a
+    // sync that failed, a process killed before it): they are written and synced again before a
+    // write may rest on them.
+    let repair = damaged_pages > 0 || !header.clean;
+    let bitmap = Bitmap::with(medium, identity, header, set, repair);
     let found = Found::Kept { damaged_pages, damaged_header };
     Ok((Some(bitmap), found))
 }

@@ -102,10 +102,12 @@ fn another_disk_or_size_or_set_of_disks_is_not_believed() {
     assert!(matches!(reopen(&path, &identity()).1, Found::Nothing(_)));
 }
 
-/// A file whose sync runs something in the middle of the commit, once.
+type Meddle = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A file whose sync runs something in the middle of the commit, once, and ends as that does.
 struct Meddled {
     inner: crate::agent::source::FileMedium,
-    meddle: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    meddle: Mutex<Option<Meddle>>,
     writes: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -122,7 +124,7 @@ impl Medium for Arc<Meddled> {
     }
     fn sync(&self) -> io::Result<()> {
         if let Some(meddle) = self.meddle.lock().unwrap().take() {
-            meddle();
+            meddle()?;
         }
         self.inner.sync()
     }
@@ -134,18 +136,75 @@ impl Medium for Arc<Meddled> {
     }
 }
 
+impl Meddled {
+    fn of(path: &std::path::Path) -> Arc<Self> {
+        Arc::new(Self {
+            inner: crate::agent::source::FileMedium::open(path).unwrap(),
+            meddle: Mutex::new(None),
+            writes: Arc::default(),
+        })
+    }
+
+    fn load(self: &Arc<Self>) -> Bitmap {
+        load(Box::new(Arc::clone(self)), &identity()).unwrap().0.unwrap()
+    }
+
+    fn fail_once(&self) {
+        let fail = || Err(io::Error::other("write-back failed"));
+        *self.meddle.lock().unwrap() = Some(Box::new(fail));
+    }
+}
+
+/// A bitmap file without a set bit, after a stop that was not orderly.
+fn cleared() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), blank(&identity())).unwrap();
+    let (bitmap, _) = reopen(file.path(), &identity());
+    bitmap.repaired(0..600 << 20);
+    bitmap.begin_clearing(Vec::new);
+    bitmap.finish_clearing(Sequence::ZERO).unwrap();
+    file
+}
+
+#[test]
+fn bits_that_only_the_page_cache_may_hold_are_synced_before_a_write_rests_on_them() {
+    let file = cleared();
+    let medium = Meddled::of(file.path());
+    let bitmap = medium.load();
+    medium.fail_once();
+    assert!(bitmap.intend(0..512).is_err());
+    drop(bitmap);
+    // The restart that the error asks for: the bit can be read, and is not on the disk.
+    let medium = Meddled::of(file.path());
+    let bitmap = medium.load();
+    assert_eq!(bitmap.set_bytes(), 65536);
+    let synced = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = Arc::clone(&synced);
+    *medium.meddle.lock().unwrap() = Some(Box::new(move || {
+        seen.store(true, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }));
+    bitmap.intend(0..512).unwrap();
+    assert!(synced.load(std::sync::atomic::Ordering::Relaxed), "the source may be written now");
+}
+
+#[test]
+fn whoever_meets_the_failed_sync_nothing_of_the_file_is_believed_afterwards() {
+    let file = cleared();
+    let medium = Meddled::of(file.path());
+    let bitmap = medium.load();
+    medium.fail_once();
+    assert!(bitmap.mark_clean(false, Sequence(9)).is_err(), "the header's sync met it");
+    assert!(bitmap.intend(0..512).is_err(), "it may have been for this page");
+}
+
 #[test]
 fn a_bit_cleared_while_it_was_being_committed_is_committed_again() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), blank(&identity())).unwrap();
-    let writes = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let medium = Arc::new(Meddled {
-        inner: crate::agent::source::FileMedium::open(file.path()).unwrap(),
-        meddle: Mutex::new(None),
-        writes: Arc::clone(&writes),
-    });
-    let (bitmap, _) = load(Box::new(Arc::clone(&medium)), &identity()).unwrap();
-    let bitmap = Arc::new(bitmap.unwrap());
+    let medium = Meddled::of(file.path());
+    let writes = Arc::clone(&medium.writes);
+    let bitmap = Arc::new(medium.load());
     bitmap.repaired(0..600 << 20);
     bitmap.begin_clearing(Vec::new);
     bitmap.finish_clearing(Sequence::ZERO).unwrap();
@@ -156,6 +215,7 @@ fn a_bit_cleared_while_it_was_being_committed_is_committed_again() {
         let mut state = other.lock();
         state.young.clear();
         assert_eq!(state.clear_old(), 1);
+        Ok(())
     }));
     bitmap.intend(0..512).unwrap();
     let before = writes.load(std::sync::atomic::Ordering::Relaxed);

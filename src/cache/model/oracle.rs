@@ -145,7 +145,7 @@ fn same(record: &Durable, change: &Change) -> bool {
     use crate::cache::DurableChange;
     match (record.change(), change) {
         (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
-            disk == d && extent == e && record.payload() == &payload[..]
+            disk == d && extent == e && *payload == *record.payload()
         }
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             disk == d && extent == e

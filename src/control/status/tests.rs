@@ -106,6 +106,7 @@ fn live(machine: MachineFacts, cache_used_bytes: u64) -> Live {
             connections_refused: 0,
             cache_used_bytes,
             cache_max_bytes: 100 << 20,
+            cache_damages: Vec::new(),
             cache: CacheOutlook { pressure, ..CacheOutlook::default() },
             backlog_bytes: 0,
             machines: Vec::new(),

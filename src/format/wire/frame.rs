@@ -1,11 +1,9 @@
 //! The fixed header that stands before every payload, and the checksum over both.
 
-use bytes::Bytes;
-
 use super::{CONTROL_BYTES_MAX, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX};
 use crate::format::bytes::{FormatError, Reader, Writer};
 use crate::format::change::ChangeKind;
-use crate::model::{DiskIndex, Extent, Sequence, ZERO_BYTES_MAX};
+use crate::model::{Checksum, DiskIndex, Extent, Payload, Sequence, ZERO_BYTES_MAX};
 
 /// Bytes of the header that the checksum covers: all but itself.
 const COVERED_BYTES: usize = HEADER_BYTES - 4;
@@ -83,8 +81,8 @@ pub struct FrameHeader {
     disk: DiskIndex,
     extent: Option<Extent>,
     crc: u32,
-    /// CRC of the covered part of the header, from which the payload's goes on.
-    header_crc: u32,
+    /// What the checksum covers of it.
+    covered: [u8; COVERED_BYTES],
 }
 
 /// An encoded message: the header's bytes and the payload, which was not copied.
@@ -93,21 +91,19 @@ pub struct Frame {
     /// First on the wire.
     pub header: [u8; HEADER_BYTES],
     /// Follows at once.
-    pub payload: Bytes,
+    pub payload: Payload,
 }
 
 impl Frame {
-    pub(super) fn new(kind: FrameKind, place: Place, payload: Bytes) -> Self {
+    pub(super) fn new(kind: FrameKind, place: Place, payload: Payload) -> Self {
         let length = u32::try_from(payload.len()).expect("payloads are at most PAYLOAD_BYTES_MAX");
         let mut bytes = Writer(Vec::with_capacity(HEADER_BYTES));
         bytes.u16(MAGIC).u8(kind.code()).u8(0);
         bytes.u32(length).u64(place.sequence.0);
         bytes.u16(place.disk.0).u16(0).u32(place.extent_length);
         bytes.u64(place.offset).u32(0);
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&bytes.0);
-        crc.update(&payload);
-        bytes.u32(crc.finalize());
+        let crc = payload.checksum().behind(&bytes.0);
+        bytes.u32(crc);
         let mut header = [0; HEADER_BYTES];
         header.copy_from_slice(&bytes.0);
         Self { header, payload }
@@ -146,6 +142,8 @@ impl FrameHeader {
         zero("reserved field", from.u32("reserved field")?)?;
         let crc = from.u32("checksum")?;
         let place = Place { sequence, disk, extent_length, offset };
+        let mut covered = [0; COVERED_BYTES];
+        covered.copy_from_slice(&bytes[..COVERED_BYTES]);
         Ok(Self {
             kind,
             payload_length,
@@ -153,7 +151,7 @@ impl FrameHeader {
             disk,
             extent: place.checked(kind, payload_length)?,
             crc,
-            header_crc: crc32fast::hash(&bytes[..COVERED_BYTES]),
+            covered,
         })
     }
 
@@ -190,14 +188,12 @@ impl FrameHeader {
     }
 
     /// Checks that `payload` is the one that was sent behind this header.
-    pub(super) fn verify(&self, payload: &[u8]) -> Result<(), FormatError> {
-        if payload.len() != self.payload_length as usize {
-            let (found, expected) = (payload.len(), self.payload_length);
+    pub(super) fn verify(&self, payload: Checksum) -> Result<(), FormatError> {
+        if payload.bytes() != u64::from(self.payload_length) {
+            let (found, expected) = (payload.bytes(), self.payload_length);
             return Err(FormatError::value("payload", found, format_args!("{expected} bytes")));
         }
-        let mut crc = crc32fast::Hasher::new_with_initial(self.header_crc);
-        crc.update(payload);
-        let computed = crc.finalize();
+        let computed = payload.behind(&self.covered);
         if computed != self.crc {
             return Err(FormatError::Checksum { what: "wire frame", found: self.crc, computed });
         }

@@ -1,7 +1,5 @@
 //! Payloads: what stands behind a header, for every message of both sides.
 
-use bytes::Bytes;
-
 use super::frame::Place;
 use super::message::{
     Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
@@ -14,8 +12,8 @@ use crate::format::change::{
     decode_mark, encode_mark, put_disks, read_disks,
 };
 use crate::model::{
-    BookmarkId, Change, DiskIndex, Epoch, Extent, Generation, Incarnation, Record, Sequence,
-    Timestamp, TrackingMode,
+    BookmarkId, Change, Checksum, DiskIndex, Epoch, Extent, Generation, Incarnation, Payload,
+    Record, Sequence, Timestamp, TrackingMode,
 };
 
 /// Encodes what an agent says. The payload of a write is shared, not copied.
@@ -80,16 +78,23 @@ pub fn encode_from_server(message: &FromServer) -> Frame {
 ///
 /// # Errors
 /// When header and payload do not belong together, or are no message of an agent.
-pub fn decode_from_agent(header: &FrameHeader, payload: Bytes) -> Result<FromAgent, FormatError> {
-    header.verify(&payload)?;
+pub fn decode_from_agent(header: &FrameHeader, payload: Payload) -> Result<FromAgent, FormatError> {
+    header.verify(payload.checksum())?;
+    if let FrameKind::Record(kind) = header.kind() {
+        return decode_record(kind, header, payload);
+    }
+    let payload = payload.to_bytes();
     let mut from = Reader::new(&payload);
     let message = match header.kind() {
-        FrameKind::Record(kind) => return decode_record(kind, header, payload),
         FrameKind::Hello => FromAgent::Hello(read_hello(&mut from)?),
         FrameKind::Progress => FromAgent::Progress(read_progress(&mut from)?),
         FrameKind::BookmarkReply => FromAgent::Bookmark(read_bookmark_reply(&mut from)?),
         FrameKind::Goodbye => FromAgent::Goodbye,
-        FrameKind::Welcome | FrameKind::Ack | FrameKind::BookmarkRequest | FrameKind::Refuse => {
+        FrameKind::Record(_)
+        | FrameKind::Welcome
+        | FrameKind::Ack
+        | FrameKind::BookmarkRequest
+        | FrameKind::Refuse => {
             let found = format_args!("{:#04x}", header.kind().code());
             return Err(FormatError::value("frame type", found, "a type that agents send"));
         }
@@ -103,7 +108,7 @@ pub fn decode_from_agent(header: &FrameHeader, payload: Bytes) -> Result<FromAge
 /// # Errors
 /// When header and payload do not belong together, or are no message of a process server.
 pub fn decode_from_server(header: &FrameHeader, payload: &[u8]) -> Result<FromServer, FormatError> {
-    header.verify(payload)?;
+    header.verify(Checksum::of(payload))?;
     let mut from = Reader::new(payload);
     let message = match header.kind() {
         FrameKind::Welcome => FromServer::Welcome(read_welcome(&mut from)?),
@@ -156,7 +161,9 @@ fn encode_record(record: &Record) -> Frame {
         Change::Write { disk, extent, payload } => {
             Frame::new(kind, place(*disk, *extent), payload.clone())
         }
-        Change::Zero { disk, extent } => Frame::new(kind, place(*disk, *extent), Bytes::new()),
+        Change::Zero { disk, extent } => {
+            Frame::new(kind, place(*disk, *extent), Payload::default())
+        }
         Change::Bookmark(_)
         | Change::EpochBegin(_)
         | Change::CatchUpBegin(_)
@@ -171,7 +178,7 @@ fn encode_record(record: &Record) -> Frame {
 fn decode_record(
     kind: ChangeKind,
     header: &FrameHeader,
-    payload: Bytes,
+    payload: Payload,
 ) -> Result<FromAgent, FormatError> {
     let change = match kind {
         ChangeKind::Write => {
@@ -182,7 +189,7 @@ fn decode_record(
             let (disk, extent) = header.extent()?;
             Change::Zero { disk, extent }
         }
-        mark => decode_mark(mark, &payload)?,
+        mark => decode_mark(mark, &payload.to_bytes())?,
     };
     let sequence = header.sequence();
     Ok(FromAgent::Record(Record { sequence, change }))

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::format::bytes::FormatError;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
-    Extent, Generation, Incarnation, Record, Sequence, Timestamp, TrackingMode,
+    Extent, Generation, Incarnation, Payload, Record, Sequence, Timestamp, TrackingMode,
 };
 
 #[derive(Debug, PartialEq, Clone)]
@@ -24,7 +23,7 @@ impl Message {
             Self::Agent(message) => encode_from_agent(message),
             Self::Server(message) => encode_from_server(message),
         };
-        [&frame.header[..], &frame.payload[..]].concat()
+        [&frame.header[..], &frame.payload.to_bytes()].concat()
     }
 }
 
@@ -36,7 +35,7 @@ fn decode(bytes: &[u8]) -> Result<Message, FormatError> {
     let header = FrameHeader::decode(header)?;
     match header.kind().code() {
         0x20.. => decode_from_server(&header, payload).map(Message::Server),
-        _ => decode_from_agent(&header, Bytes::copy_from_slice(payload)).map(Message::Agent),
+        _ => decode_from_agent(&header, payload.to_vec().into()).map(Message::Agent),
     }
 }
 
@@ -63,7 +62,7 @@ fn hello() -> Hello {
 
 fn records() -> Vec<(&'static str, Change)> {
     let disk = DiskIndex(3);
-    let payload = Bytes::from((0..512).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+    let payload = Payload::from((0..512).map(|i| (i % 251) as u8).collect::<Vec<_>>());
     vec![
         (
             "write",
@@ -238,7 +237,7 @@ fn a_claimed_length_is_refused_before_anything_is_allocated() {
 fn a_hello_of_another_version_can_be_told_from_nonsense() {
     let frame = encode_from_agent(&FromAgent::Hello(Hello { version: 9, ..hello() }));
     let header = FrameHeader::decode(&frame.header).unwrap();
-    assert_eq!(spoken_version(&frame.payload), Ok(9));
+    assert_eq!(spoken_version(&frame.payload.to_bytes()), Ok(9));
     assert!(decode_from_agent(&header, frame.payload).is_err());
     assert!(spoken_version(&[1]).is_err());
 }
@@ -247,16 +246,16 @@ fn a_hello_of_another_version_can_be_told_from_nonsense() {
 fn the_payload_of_a_write_is_not_copied() {
     let (_, change) = records().remove(0);
     let Change::Write { payload, .. } = &change else { unreachable!("the first is a write") };
-    let address = payload.as_ptr();
+    let address = payload.fragments()[0].as_ptr();
     let sequence = Sequence(1);
     let frame = encode_from_agent(&FromAgent::Record(Record { sequence, change }));
-    assert_eq!(frame.payload.as_ptr(), address);
+    assert_eq!(frame.payload.fragments()[0].as_ptr(), address);
     let header = FrameHeader::decode(&frame.header).unwrap();
     let decoded = decode_from_agent(&header, frame.payload).unwrap();
     let FromAgent::Record(Record { change: Change::Write { payload, .. }, .. }) = decoded else {
         panic!("a write came back as {decoded:?}");
     };
-    assert_eq!(payload.as_ptr(), address);
+    assert_eq!(payload.fragments()[0].as_ptr(), address);
 }
 
 #[test]
@@ -264,7 +263,9 @@ fn long_sentences_are_cut_between_characters() {
     let text = format!("{}ü{}", "x".repeat(511), "y".repeat(200));
     let frame = encode_from_server(&FromServer::Refuse(Refuse { code: Refusal::Busy, text }));
     let header = FrameHeader::decode(&frame.header).unwrap();
-    let FromServer::Refuse(refuse) = decode_from_server(&header, &frame.payload).unwrap() else {
+    let FromServer::Refuse(refuse) =
+        decode_from_server(&header, &frame.payload.to_bytes()).unwrap()
+    else {
         panic!("no refusal came back");
     };
     assert_eq!(refuse.text, "x".repeat(511));

@@ -7,7 +7,7 @@ use crate::format::wire::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::ingest::stream::Order;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, DiskIndex, EpochBegin, Extent, Incarnation,
-    Timestamp, TrackingMode,
+    Payload, Timestamp, TrackingMode,
 };
 
 const CREDIT: u64 = 4 << 20;
@@ -47,7 +47,7 @@ fn ordered() -> StreamState {
     StreamState { sequence: Sequence(10), epoch: Epoch(2), disks: disks(), order: Order::Ordered }
 }
 
-fn frame(message: &FromAgent) -> (FrameHeader, Bytes) {
+fn frame(message: &FromAgent) -> (FrameHeader, Payload) {
     let frame = wire::encode_from_agent(message);
     (FrameHeader::decode(&frame.header).unwrap(), frame.payload)
 }
@@ -339,7 +339,7 @@ proptest! {
         header.extend(crc.to_le_bytes());
         if let Ok(header) = FrameHeader::decode(header[..].try_into().unwrap()) {
             let mut stand = Stand::tracking();
-            let payload = Bytes::from(payload);
+            let payload = Payload::from(payload);
             let _ = greet(&"web-1".parse().unwrap(), &header, payload.clone());
             let _ = stand.session.handle_frame(&mut stand.stream, &header, payload);
         }

@@ -4,7 +4,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{System, random16};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -13,7 +12,7 @@ use crate::model::{
     EpochBegin, Extent, MachineKey, Record, Sequence, Timestamp,
 };
 use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
-use crate::server::testing::{Hands, settings};
+use crate::server::testing::{Hands, settings, uplink};
 use crate::settings::{BatchSettings, SealSettings};
 use crate::store::faulty::Op;
 use crate::store::{Faulty, Memory, Store};
@@ -73,7 +72,7 @@ impl Site {
             clock: Arc::clone(&self.clock) as _,
             entropy: System::entropy(),
             metrics: Arc::default(),
-            streams: Slots::new(4),
+            uplink: uplink(&self.clock, &Arc::default()),
             block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
@@ -142,6 +141,7 @@ impl Site {
             entropy: System::entropy(),
             metrics: Arc::default(),
             tuning: Tuning::from(settings()),
+            uplink: uplink(&self.clock, &Arc::default()),
             drain: self.drain.subscribe(),
             publisher: publisher.map(|name| name.parse().unwrap()),
             news: Arc::clone(&news),

@@ -14,7 +14,6 @@ use super::error::TurnError;
 use super::rhythm::Rhythm;
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
-use crate::budget::Slots;
 use crate::clock::fraction;
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
@@ -337,7 +336,7 @@ impl Work {
             clock: Arc::clone(&applying.clock),
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
-            streams: Slots::new(1), // the applier uploads no delta
+            uplink: Arc::clone(&applying.uplink),
             block_bytes: Arc::new(applying.tuning.now().upload.block_bytes.into()),
             entries_max: ENTRIES_MAX,
         })

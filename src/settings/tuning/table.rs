@@ -5,6 +5,7 @@
 use super::super::ServerSettings;
 use super::super::raw::RawServer;
 use super::super::server::{BLOCK_BYTES_MAX, GIB, KIB, MIB};
+use super::super::uplink::RATE_MAX;
 use super::value::{Bounds, Field, Unit, Value};
 use crate::model::WRITE_BYTES_MAX;
 
@@ -39,6 +40,21 @@ macro_rules! row {
     };
 }
 
+/// Where the checked settings have it in another place than the file.
+macro_rules! row_at {
+    ($table:ident.$raw:ident => $($path:ident).+: $unit:ident, $bounds:expr, $cost:literal) => {
+        Row {
+            key: concat!(stringify!($table), ".", stringify!($raw)),
+            unit: Unit::$unit,
+            bounds: $bounds,
+            cost: $cost,
+            shown: |settings| Field::shown(&settings.$($path).+, Unit::$unit),
+            put: |settings, value| Field::put(&mut settings.$($path).+, value, Unit::$unit),
+            raw: |file| file.$table.$raw.map(Value::Whole),
+        }
+    };
+}
+
 const fn whole(default: u64, least: u64, most: u64) -> Bounds {
     Bounds::Whole { default: default as i64, least: least as i64, most: most as i64 }
 }
@@ -59,13 +75,21 @@ pub(in super::super) const TABLE: &[Row] = &[
     row!(cache.stop_fill => stop_fill: Share, Fraction, share(0.85),
         "at it agents get no more credit and remember dirty extents instead: order, and so recovery points, are lost until the catch-up"),
     row!(batch.bytes_max => bytes_max: Bytes, Whole, whole(8 * MIB, WRITE_MAX, 256 * MIB),
-        "memory: upload.streams × this, 2 × this a seal thread; smaller means more requests to the store"),
+        "memory: upload.streams_max × this, 2 × this a seal thread; smaller means more requests to the store"),
     row!(batch.age_max_ms => age_max: Milliseconds, Whole, whole(1_000, 10, 60_000),
         "adds to the RPO; shorter means more requests to the store"),
     row!(seal.level => level: Level, Whole, Bounds::Whole { default: 1, least: -7, most: 19 },
-        "CPU: level 3 takes about 1.7 × the time of level 1"),
-    row!(upload.streams => streams: Count, Whole, whole(8, 1, 256),
-        "objects in flight at once; memory: this × batch.bytes_max"),
+        "the usual level; CPU: level 3 takes about 1.7 × the time of level 1"),
+    row_at!(seal.level_min => levels.min: Level, Bounds::Whole { default: -5, least: -7, most: 19 },
+        "used while batches wait for the CPU: store space and traffic"),
+    row_at!(seal.level_max => levels.max: Level, Bounds::Whole { default: 6, least: -7, most: 19 },
+        "used while uploads wait for the line and the CPU idles: CPU that nobody else wants"),
+    row_at!(upload.streams_min => upload.streams.min: Count, whole(2, 1, 256),
+        "fewest objects in flight at once"),
+    row_at!(upload.streams_max => upload.streams.max: Count, whole(8, 1, 256),
+        "most objects in flight at once; memory: this × batch.bytes_max"),
+    row_at!(upload.bytes_per_s => upload.rate.default: BytesPerSecond, whole(0, 0, RATE_MAX),
+        "rate of all uploads together outside upload.window; 0 is no limit; RPO once machines write more than that"),
     row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(4 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
         "one request to the store for each block"),
     row!(upload.orphan_grace_s => orphan_grace: Seconds, Whole, whole(3_600, 1, 30 * 86_400),

@@ -55,7 +55,7 @@ fn a_change_is_in_force_at_once_and_said_to_subscribers() {
         ("cache.stop_fill", json!(0.9)),
         ("apply.enabled", json!(false)),
         ("upload.orphan_grace_s", json!(60)),
-        ("upload.streams", json!(8)),
+        ("upload.streams_max", json!(8)),
     ];
     let changed = tuning.change(&changes(&wanted), false, "test").unwrap();
     let keys: Vec<_> = changed.iter().map(|change| change.key).collect();
@@ -84,7 +84,7 @@ fn every_violation_is_named_and_nothing_changes() {
     let wanted = [
         ("batch.age_max_ms", json!(5)),
         ("seal.level", json!("fast")),
-        ("upload.streams", json!(2.5)),
+        ("upload.streams_max", json!(2.5)),
         ("apply.streams", json!(2)),
         ("no.such", json!(1)),
         ("shards", json!(2)),
@@ -96,7 +96,7 @@ fn every_violation_is_named_and_nothing_changes() {
         "no.such = 1: is no setting",
         "seal.level = \"fast\": must be a whole number, -7 to 19",
         "shards = 2: cannot change while the server runs: the cache log was opened with it",
-        "upload.streams = 2.5: must be a whole number",
+        "upload.streams_max = 2.5: must be a whole number",
         "cache.slow_fill = 0.9: must be below cache.stop_fill = 0.85",
     ]) {
         assert!(line.starts_with(start), "{line}\n{start}");

@@ -33,6 +33,8 @@ impl fmt::Display for Value {
 pub enum Unit {
     /// Bytes.
     Bytes,
+    /// Bytes a second.
+    BytesPerSecond,
     /// Milliseconds.
     Milliseconds,
     /// Seconds.
@@ -140,6 +142,19 @@ macro_rules! whole_field {
 }
 
 whole_field!(u64, u32, usize, i32);
+
+/// A bound; 0 for none.
+impl Field for Option<u64> {
+    fn shown(&self, unit: Unit) -> Value {
+        self.unwrap_or(0).shown(unit)
+    }
+
+    fn put(&mut self, value: Value, unit: Unit) {
+        let mut number = 0;
+        number.put(value, unit);
+        *self = Some(number).filter(|number| *number > 0);
+    }
+}
 
 impl Field for f64 {
     fn shown(&self, _: Unit) -> Value {

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -67,7 +67,15 @@ pub(super) struct Opened {
 /// The file system, watched.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
-    pub(super) watch: Option<Arc<dyn Watch>>,
+    watch: Option<Arc<dyn Watch>>,
+    /// The first sync of a directory that failed: names that can be read may not be on the disk.
+    distrusted: Arc<OnceLock<Distrust>>,
+}
+
+/// Which directory, and what the system said.
+struct Distrust {
+    directory: PathBuf,
+    cause: io::Error,
 }
 
 /// The directory that a path stands in.
@@ -129,6 +137,26 @@ impl Opened {
 }
 
 impl Disk {
+    pub(super) fn watched(watch: Arc<dyn Watch>) -> Self {
+        Self { watch: Some(watch), ..Self::default() }
+    }
+
+    /// # Errors
+    /// When a directory did not sync in this open store's life: what its names say then may be gone
+    /// after a loss of power, and a later sync that succeeds proves nothing.
+    pub(super) fn trusted(&self) -> io::Result<()> {
+        match self.distrusted.get() {
+            None => Ok(()),
+            Some(Distrust { directory, cause }) => Err(io::Error::new(
+                cause.kind(),
+                format!(
+                    "directory {} did not sync ({cause}); check the file system, then start anew",
+                    directory.display()
+                ),
+            )),
+        }
+    }
+
     fn announce(&self, step: Step<'_>) -> io::Result<()> {
         match &self.watch {
             Some(watch) => watch.before(step),
@@ -226,8 +254,14 @@ impl Disk {
     }
 
     pub(super) fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        self.announce(Step::SyncDirectory { path })?;
-        File::open(path)?.sync_all()
+        let synced =
+            self.announce(Step::SyncDirectory { path }).and_then(|()| File::open(path)?.sync_all());
+        // Not there any more: neither are the names in it.
+        if let Some(error) = synced.as_ref().err().filter(|e| e.kind() != ErrorKind::NotFound) {
+            let cause = io::Error::new(error.kind(), error.to_string());
+            self.distrusted.get_or_init(|| Distrust { directory: path.to_owned(), cause });
+        }
+        synced
     }
 }
 

@@ -56,7 +56,7 @@ impl Dir {
     /// # Errors
     /// As [`Dir::open`].
     pub fn open_watched(path: &Path, clock: Arc<dyn Clock>, watch: Arc<dyn Watch>) -> Result<Self> {
-        Self::open_on(path, clock, disk::Disk { watch: Some(watch) })
+        Self::open_on(path, clock, disk::Disk::watched(watch))
     }
 
     fn open_on(path: &Path, clock: Arc<dyn Clock>, disk: disk::Disk) -> Result<Self> {

@@ -6,6 +6,7 @@
 //! ROOT/.pages/seed/asrseeddisk-…/   beside a page blob: state, snapshots
 //! ROOT/.staging/<pid>-<n>/   temporary files and staged blocks of one open store
 //! ROOT/.locks/               lock files
+//! ROOT/.offline              while it exists every call is refused: maintenance, and outage drills
 //! ```
 //!
 //! Names of objects never have a part that begins with a dot, so the hidden directories cannot
@@ -20,9 +21,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{Disk, Opened, Temporary, if_found, parent};
 use super::lock::Lock;
-use super::{LeaseId, ObjectName, Result, SnapshotId};
+use super::{LeaseId, ObjectName, Result, SnapshotId, StoreError};
 use crate::clock::Clock;
 use crate::store::rules::{About, io_error};
+
+/// See the layout above.
+const OFFLINE: &str = ".offline";
+
+/// Somebody took the store offline.
+#[derive(Debug, thiserror::Error)]
+#[error("taken offline by {path}; remove that file when it may be used again", path = .0.display())]
+struct Offline(PathBuf);
 
 pub(super) struct Root {
     pub(super) path: PathBuf,
@@ -130,6 +139,19 @@ impl Root {
             }
         }
         Ok(left)
+    }
+
+    /// Refuses while the store is taken offline. The call never began, so it may be repeated.
+    pub(super) fn expect_online(&self, name: &str) -> Result<()> {
+        let switch = self.path.join(OFFLINE);
+        match rustix::fs::access(&switch, rustix::fs::Access::EXISTS) {
+            Err(rustix::io::Errno::NOENT) => Ok(()),
+            _ => Err(StoreError::Transient {
+                store: self.store.clone(),
+                name: name.to_owned(),
+                source: Arc::new(Offline(switch)),
+            }),
+        }
     }
 
     pub(super) fn about<'a>(&'a self, name: &'a ObjectName) -> About<'a> {
@@ -249,6 +271,9 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
+        if self.disk.trusted().is_err() {
+            return; // what is left says to the next open that it has to sync first
+        }
         // Best effort: what stays is swept when the store is opened next.
         let _ = std::fs::remove_dir_all(&self.staging);
     }

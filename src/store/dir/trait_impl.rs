@@ -12,6 +12,7 @@ use super::{
 };
 use crate::observe::Meter;
 use crate::store::Store;
+use crate::store::rules::io_error;
 
 impl Dir {
     /// Runs `work` to its end even when the caller stops waiting: an effect is whole or absent.
@@ -21,7 +22,14 @@ impl Dir {
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let root = Arc::clone(&self.root);
-        match tokio::task::spawn_blocking(Meter::carry(move || work(&root))).await {
+        let own = name.to_owned();
+        let work = move || {
+            root.expect_online(&own)?;
+            let refuse = |error| io_error(&root.store, own, "using the store", error);
+            root.disk.trusted().map_err(refuse)?;
+            work(&root)
+        };
+        match tokio::task::spawn_blocking(Meter::carry(work)).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),

@@ -2,7 +2,6 @@
 //! come out without them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::hostile::Hostile;
 use super::rig::{Rig, meaning, ranges};
@@ -52,7 +51,7 @@ async fn case(seed: u64) -> u64 {
     assert!(there.values().all(|count| *count == 1), "one object each: {there:?}");
     let trouble = rig.metrics.machine(&rig.machine).trouble.lock().unwrap().clone();
     assert_eq!(trouble, None, "nothing keeps it back any more");
-    rig.metrics.store_retries.load(Ordering::Relaxed)
+    rig.metrics.pacing.retries()
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 mod crash;
 mod faults;
 mod fight;
+mod fleet;
 mod hostile;
 mod reading;
 mod rig;
 mod single;
 mod tidy;
+mod virtual_time;

@@ -5,12 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
-use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy, random16};
 use crate::cloud_log::LogStore;
@@ -18,14 +16,14 @@ use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::format::names;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DeltaId, DiskIndex, DiskSpec, Epoch,
-    EpochBegin, Extent, MachineId, MachineKey, Record, Sequence, ServerId, Timestamp,
+    EpochBegin, Extent, MachineId, MachineKey, Payload, Record, Sequence, ServerId, Timestamp,
 };
 use crate::observe::Metrics;
 use crate::seal::{Batcher, KeyEncryptionKey, KeyRing, Lineage, Sealed, StreamState, seal};
-use crate::settings::{BatchSettings, SealSettings};
+use crate::settings::{BatchSettings, RateSchedule, SealSettings, StreamBounds};
 use crate::store::Memory;
 use crate::store::{Listed, Store};
-use crate::upload::{Claim, Published, Stopped, Upload, UploadContext, claim};
+use crate::upload::{Claim, Published, Stopped, Uplink, Upload, UploadContext, claim};
 
 /// A clock that only sleeping moves.
 #[derive(Default)]
@@ -103,10 +101,17 @@ impl Rig {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             entropy: Seeded::new(self.seed.wrapping_mul(1000).wrapping_add(salt)),
             metrics: Arc::clone(&self.metrics),
-            streams: Slots::new(3),
+            uplink: self.uplink(salt),
             block_bytes: Arc::new(700.into()),
             entries_max: 4,
         }
+    }
+
+    fn uplink(&self, salt: u64) -> Arc<Uplink> {
+        let bounds = StreamBounds { min: 3, max: 3 };
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let entropy = Seeded::new(self.seed ^ (salt << 40));
+        Uplink::new(bounds, RateSchedule::default(), clock, entropy, Arc::clone(&self.metrics))
     }
 
     pub(super) fn plain(&self) -> UploadContext {
@@ -135,7 +140,7 @@ impl Rig {
             let bytes: Vec<u8> = plain.concat();
             let expected: Vec<u8> = (entry.first.0..=entry.last.0)
                 .filter(|n| matches!(change(*n), Change::Write { .. }))
-                .flat_map(|n| payload(n).to_vec())
+                .flat_map(|n| payload(n).to_bytes())
                 .collect();
             assert_eq!(bytes, expected, "content of {}..={}", entry.first, entry.last);
             previous = Some(entry.id);
@@ -247,7 +252,7 @@ fn shuffled(mut sealed: Vec<Sealed>, seed: u64) -> Vec<Sealed> {
     shuffled
 }
 
-fn payload(sequence: u64) -> Bytes {
+fn payload(sequence: u64) -> Payload {
     let mut random = StdRng::seed_from_u64(sequence);
     let mut bytes = vec![0; 512 * (1 + sequence as usize % 3)];
     random.fill_bytes(&mut bytes);

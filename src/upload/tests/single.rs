@@ -177,5 +177,5 @@ async fn a_full_store_is_trouble_until_it_has_room() {
     assert!(said.iter().any(|text| text.contains("no space left")), "{said:?}");
     let machine = rig.metrics.machine(&rig.machine);
     assert_eq!(*machine.trouble.lock().unwrap(), None);
-    assert!(rig.metrics.store_retries.load(Ordering::Relaxed) >= 10);
+    assert!(rig.metrics.pacing.retries() >= 10);
 }

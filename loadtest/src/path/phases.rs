@@ -7,13 +7,13 @@ use hdrhistogram::Histogram;
 use holdfast::clock::{Clock, System};
 use holdfast::observe::{AgentTracking, ServerFacts, Stage};
 
+use super::figures::{Ack, Cpu, Phase};
+use super::writer::{Writer, Written};
 use crate::error::LoadError;
-use crate::figures::{Ack, Cpu, Phase};
 use crate::image;
 use crate::page::{Page, status};
 use crate::site::{Enrolled, Machine, Site};
 use crate::wait::{eventually, pause};
-use crate::writer::{Writer, Written};
 
 /// Longest wait for any one thing.
 const PATIENCE: Duration = Duration::from_secs(1800);

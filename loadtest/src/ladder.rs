@@ -1,0 +1,75 @@
+//! What a GiB costs with one machine and with many: the same load, rung after rung, in one run.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::LoadError;
+use crate::load::{self, Report};
+
+/// The same load from more and more machines; what follows is passed on to each rung
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Machines of each rung
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
+    rungs: Vec<u32>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Options of the load, such as --seconds 10 --profile mixed --set apply.enabled=false
+    #[arg(last = true, value_name = "OPTIONS")]
+    load: Vec<String>,
+}
+
+/// One rung.
+#[derive(Debug, Serialize)]
+struct Rung {
+    machines: u32,
+    bytes_per_second: f64,
+    server_cpu_seconds_per_gib: f64,
+    generator_cpu_seconds_per_gib: f64,
+    server_anonymous_bytes: Option<u64>,
+    connect_seconds: f64,
+}
+
+impl Rung {
+    fn of(report: &Report) -> Option<Self> {
+        let phase = report.phases.first()?;
+        Some(Self {
+            machines: report.machines,
+            bytes_per_second: phase.published_bytes_per_second,
+            server_cpu_seconds_per_gib: phase.server_cpu_seconds_per_gib,
+            generator_cpu_seconds_per_gib: phase.generator_cpu_seconds_per_gib,
+            server_anonymous_bytes: report.server_memory.map(|memory| memory.anonymous_bytes),
+            connect_seconds: report.connect_seconds,
+        })
+    }
+}
+
+/// Runs it; the text to print.
+pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
+    let mut rungs = Vec::new();
+    for machines in &args.rungs {
+        eprintln!("{machines} machine(s)");
+        let mut words = vec!["--flat-out".to_owned(), format!("--machines={machines}")];
+        words.extend(args.load.iter().cloned());
+        let report = load::measure(&load::Args::parsed(&words)?, program)?;
+        rungs.extend(Rung::of(&report));
+    }
+    if args.json {
+        return Ok(serde_json::to_string_pretty(&rungs).expect("plain values are JSON"));
+    }
+    let first = rungs.first().map_or(1.0, |rung| rung.server_cpu_seconds_per_gib);
+    let mut text =
+        "machines      MB/s  server CPU s/GiB  to the first  generator  memory MiB\n".to_owned();
+    for rung in &rungs {
+        let Rung { machines, server_cpu_seconds_per_gib: cpu, .. } = rung;
+        let (mb, generator) = (rung.bytes_per_second / 1e6, rung.generator_cpu_seconds_per_gib);
+        let memory = rung.server_anonymous_bytes.unwrap_or(0) >> 20;
+        let to_first = cpu / first.max(1e-9);
+        text.push_str(&format!(
+            "{machines:8} {mb:9.1} {cpu:17.2} {to_first:13.2} {generator:10.2} {memory:11}\n"
+        ));
+    }
+    Ok(text.trim_end().to_owned())
+}

@@ -1,0 +1,258 @@
+//! What each part of the pipeline costs alone: the leanest code that does only that.
+//!
+//! Each is measured on the thread that does it (its CPU time, the kernel's part included), on the
+//! bytes that the pipeline gets later. Seconds per GiB are per GiB of *source* bytes for all of them,
+//! also where a part sees the compressed bytes only.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use aes_gcm::aead::AeadInOut;
+use aes_gcm::{Aes256Gcm, KeyInit};
+use hdrhistogram::Histogram;
+use holdfast::clock::{Clock, System};
+use holdfast::observe::CpuTimer;
+use serde::Serialize;
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::compress_bound;
+
+use crate::error::LoadError;
+use crate::tls::{RecordKey, SEALED_BYTES_MAX, Sealer, open};
+
+const GIB: f64 = (1u64 << 30) as f64;
+/// What the server compresses at once (`seal.frame_bytes`).
+const FRAME_BYTES: usize = 256 << 10;
+/// Source bytes of one object (`batch.bytes_max`).
+const OBJECT_BYTES: usize = 8 << 20;
+/// What one group commit of a busy log holds.
+const APPEND_BYTES: usize = 1 << 20;
+/// A write that is checked.
+const WRITE_BYTES: usize = 64 << 10;
+/// A cache segment.
+const SEGMENT_BYTES: usize = 64 << 20;
+/// Receive buffer: several records at once.
+const RECEIVE_BYTES: usize = 512 << 10;
+
+/// One part.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    pub(crate) cpu_seconds_per_gib: f64,
+    pub(crate) bytes_per_second: f64,
+}
+
+/// Measures one thread's work on `bytes` source bytes.
+struct Stopwatch {
+    name: &'static str,
+    cpu: CpuTimer,
+    begun: Duration,
+}
+
+impl Stopwatch {
+    fn start(name: &'static str) -> Self {
+        Self { name, cpu: CpuTimer::start(), begun: System.monotonic() }
+    }
+
+    fn stop(self, bytes: usize) -> Part {
+        let cpu = self.cpu.spent().as_secs_f64();
+        let wall = (System.monotonic() - self.begun).as_secs_f64();
+        Part {
+            name: self.name,
+            cpu_seconds_per_gib: cpu / (bytes as f64 / GIB),
+            bytes_per_second: bytes as f64 / wall.max(1e-9),
+        }
+    }
+}
+
+/// Loopback to plain bytes: TLS records decrypted where they were received. The sender is another
+/// thread and not counted.
+pub(crate) fn receive(bytes: &[u8]) -> Result<Part, LoadError> {
+    let failed = || LoadError::file("127.0.0.1", "sending to itself");
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed())?;
+    let address = listener.local_addr().map_err(failed())?;
+    let key = || RecordKey::new(&[7; 32], &[9; 12], 0).expect("lengths of AES-256-GCM");
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(move || -> std::io::Result<()> {
+            let mut socket = TcpStream::connect(address)?;
+            let (mut key, mut out) = (key(), Vec::with_capacity(APPEND_BYTES + SEALED_BYTES_MAX));
+            for piece in bytes.chunks(APPEND_BYTES / 2) {
+                let mut sealer = Sealer::new(&mut key, &mut out);
+                let sealed = sealer.push(piece).and_then(|()| sealer.seal());
+                sealed.map_err(std::io::Error::other)?;
+                socket.write_all(&out)?;
+                out.clear();
+            }
+            Ok(())
+        });
+        let (mut socket, _) = listener.accept().map_err(failed())?;
+        let (mut key, mut buffer) = (key(), vec![0; RECEIVE_BYTES]);
+        let (mut filled, mut received) = (0, 0);
+        let watch = Stopwatch::start("receive + TLS in place");
+        while received < bytes.len() {
+            let count = socket.read(&mut buffer[filled..]).map_err(failed())?;
+            if count == 0 {
+                break;
+            }
+            filled += count;
+            let mut at = 0;
+            loop {
+                let opened = open(&mut key, &mut buffer[at..filled]);
+                let opened = opened.map_err(|error| failed()(std::io::Error::other(error)))?;
+                let Some((length, inside)) = opened else { break };
+                received += inside.len();
+                at += length;
+            }
+            buffer.copy_within(at..filled, 0); // less than one record
+            filled -= at;
+        }
+        let part = watch.stop(received);
+        sending.join().map_err(|_| LoadError::Thread("roofline"))?.map_err(failed())?;
+        Ok(part)
+    })
+}
+
+/// The checksum over every write, from memory.
+pub(crate) fn checksum(bytes: &[u8]) -> Part {
+    let watch = Stopwatch::start("CRC-32");
+    for write in bytes.chunks(WRITE_BYTES) {
+        std::hint::black_box(crc32fast::hash(write));
+    }
+    watch.stop(bytes.len())
+}
+
+/// Append and fdatasync of 1 MiB after another, into segments that were used before.
+pub(crate) fn append(bytes: &[u8], directory: &Path) -> Result<Part, LoadError> {
+    let (file, path) = segment(directory)?;
+    let failed = || LoadError::file(&path, "appending to it");
+    let watch = Stopwatch::start("append + fdatasync");
+    for (number, piece) in bytes.chunks(APPEND_BYTES).enumerate() {
+        let at = number * APPEND_BYTES % SEGMENT_BYTES;
+        file.write_all_at(piece, at as u64).map_err(failed())?;
+        file.sync_data().map_err(failed())?;
+    }
+    Ok(watch.stop(bytes.len()))
+}
+
+/// Frames of the object store, sealed.
+pub(crate) struct Sealed {
+    pub(crate) frames: Vec<Vec<u8>>,
+    pub(crate) part: Part,
+}
+
+/// zstd over independent frames, one context.
+pub(crate) fn compress(bytes: &[u8], level: i32) -> Result<Sealed, LoadError> {
+    let failed = || LoadError::file("zstd", "compressing");
+    let mut compressor = Compressor::new(level).map_err(failed())?;
+    let mut target = vec![0; compress_bound(FRAME_BYTES)];
+    let mut lengths = Vec::with_capacity(bytes.len() / FRAME_BYTES + 1);
+    let watch = Stopwatch::start("zstd");
+    for frame in bytes.chunks(FRAME_BYTES) {
+        let length = compressor.compress_to_buffer(frame, &mut target[..]).map_err(failed())?;
+        lengths.push(length);
+    }
+    let part = watch.stop(bytes.len());
+    // Again, to keep them: that is no part.
+    let frames = bytes.chunks(FRAME_BYTES).map(|frame| compressor.compress(frame));
+    let frames: Result<Vec<_>, _> = frames.collect();
+    Ok(Sealed { frames: frames.map_err(failed())?, part })
+}
+
+/// AES-256-GCM over the compressed frames where they lie.
+pub(crate) fn encrypt(sealed: &mut [Vec<u8>], source_bytes: usize) -> Part {
+    let cipher = Aes256Gcm::new(&[7; 32].into());
+    let watch = Stopwatch::start("AES-256-GCM");
+    for (number, frame) in (0u64..).zip(sealed) {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&number.to_be_bytes());
+        let tag = cipher.encrypt_inout_detached(&nonce.into(), b"", frame.as_mut_slice().into());
+        std::hint::black_box(tag.expect("frames are far below the cipher's limit"));
+    }
+    watch.stop(source_bytes)
+}
+
+/// Objects as a directory store needs them: written, synced, placed, the directory synced.
+pub(crate) fn store(
+    frames: &[Vec<u8>],
+    source_bytes: usize,
+    directory: &Path,
+) -> Result<Part, LoadError> {
+    let failed = || LoadError::file(directory, "writing objects");
+    let folder = File::open(directory).map_err(failed())?;
+    let objects: Vec<_> = frames.chunks(OBJECT_BYTES / FRAME_BYTES).map(<[_]>::concat).collect();
+    let watch = Stopwatch::start("store write");
+    for (number, object) in objects.iter().enumerate() {
+        let (fresh, placed) = (directory.join("fresh"), directory.join(format!("{number}.object")));
+        let mut file = File::create(&fresh).map_err(failed())?;
+        file.write_all(object).and_then(|()| file.sync_all()).map_err(failed())?;
+        std::fs::rename(&fresh, placed).and_then(|()| folder.sync_all()).map_err(failed())?;
+    }
+    Ok(watch.stop(source_bytes))
+}
+
+/// A bare append and fdatasync of `bytes`, µs.
+pub(crate) fn bare_commit(
+    bytes: usize,
+    count: u32,
+    directory: &Path,
+) -> Result<Histogram<u64>, LoadError> {
+    let (file, path) = segment(directory)?;
+    let failed = || LoadError::file(&path, "appending to it");
+    let mut seen = Histogram::new(3).expect("three digits are allowed");
+    let content = vec![0x5A; bytes];
+    for number in 0..count as usize {
+        let at = number * bytes % (SEGMENT_BYTES - bytes);
+        let begun = System.monotonic();
+        file.write_all_at(&content, at as u64).map_err(failed())?;
+        file.sync_data().map_err(failed())?;
+        let us = (System.monotonic() - begun).as_micros() as u64;
+        seen.record(us.max(1)).expect("it grows by itself");
+    }
+    Ok(seen)
+}
+
+/// A segment that was written once, as a recycled one was.
+fn segment(directory: &Path) -> Result<(File, std::path::PathBuf), LoadError> {
+    let path = directory.join("segment");
+    let failed = || LoadError::file(&path, "preparing it");
+    let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+    let file = file.map_err(failed())?;
+    let zeros = vec![0; APPEND_BYTES];
+    for number in 0..SEGMENT_BYTES / APPEND_BYTES {
+        file.write_all_at(&zeros, (number * APPEND_BYTES) as u64).map_err(failed())?;
+    }
+    file.sync_all().map_err(failed())?;
+    Ok((file, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_does_its_work_on_all_bytes() {
+        let bytes: Vec<u8> = (0..3 << 20).map(|n: u32| (n / 7) as u8).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let received = receive(&bytes).unwrap();
+        assert!(received.bytes_per_second > 0.0 && received.cpu_seconds_per_gib > 0.0);
+        assert!(checksum(&bytes).cpu_seconds_per_gib > 0.0);
+        append(&bytes, directory.path()).unwrap();
+        let mut sealed = compress(&bytes, 1).unwrap();
+        assert_eq!(sealed.frames.len(), 12);
+        let plain = zstd::bulk::decompress(&sealed.frames[11], FRAME_BYTES).unwrap();
+        assert_eq!(plain, bytes[11 * FRAME_BYTES..]);
+        encrypt(&mut sealed.frames, bytes.len());
+        assert!(zstd::bulk::decompress(&sealed.frames[11], FRAME_BYTES).is_err());
+        store(&sealed.frames, bytes.len(), directory.path()).unwrap();
+        let objects = std::fs::read_dir(directory.path()).unwrap().flatten();
+        let stored: u64 = objects
+            .filter(|entry| entry.path().extension().is_some_and(|end| end == "object"))
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum();
+        assert_eq!(stored, sealed.frames.iter().map(|frame| frame.len() as u64).sum::<u64>());
+        assert_eq!(bare_commit(4096, 10, directory.path()).unwrap().len(), 10);
+    }
+}

@@ -1,0 +1,130 @@
+//! The way over UDP: QUIC with the same certificates as TLS over TCP.
+//!
+//! Owns: the socket, the client's transport settings, the control stream. Does not own: what is
+//! said, and how records are laid out over streams ([`super::outgoing`]).
+//!
+//! Each connection has a socket of its own. It is bound to no address, so a machine that moves to
+//! another network keeps its connection: packets leave from the new address and the server follows.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
+use rustix::net::sockopt;
+
+use super::dial::Connection;
+use super::error::AgentError;
+use super::outgoing::Outgoing;
+use super::tls;
+use crate::format::wire::PROTOCOL;
+use crate::settings::{AgentSettings, Congestion};
+
+/// Bytes that were handed over and not acknowledged yet: what a second at 130 Mbit/s holds. The
+/// resend buffer has them anyway; a stream's own copy is by reference.
+const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Acks and bookmark requests are small.
+const RECEIVE_WINDOW_BYTES: u32 = 256 << 10;
+/// Longest datagram that is tried: what an Ethernet with jumbo frames carries over IPv6. A packet
+/// costs what it costs, so longer ones are cheaper by the byte.
+const DATAGRAM_BYTES_MAX: u16 = 8952;
+/// Datagrams that the system keeps until the device takes them; it may give less.
+const SOCKET_BYTES: usize = 1 << 20;
+/// Silence of the peer after which the connection is gone; the server says its own, the shorter
+/// one counts.
+const IDLE_MAX_MS: u32 = 60_000;
+/// Keeps what stands between us and the server (NAT, firewalls) from forgetting the path. Progress
+/// leaves every second; this is for the time before the welcome.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+pub(super) struct QuicDial {
+    config: ClientConfig,
+    name: String,
+}
+
+impl QuicDial {
+    /// Reads certificates and key.
+    pub(super) fn new(settings: &AgentSettings) -> Result<Self, AgentError> {
+        let mut tls = tls::client_config(settings)?;
+        tls.alpn_protocols = vec![PROTOCOL.as_bytes().to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| {
+            AgentError::Settings(format!("the cryptographic provider cannot do QUIC: {error}"))
+        })?;
+        let mut config = ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport(settings.quic_congestion)));
+        Ok(Self { config, name: settings.server_name.clone() })
+    }
+
+    pub(super) async fn dial(&self, server: &str) -> Result<Connection, AgentError> {
+        let addresses = tokio::net::lookup_host(server).await;
+        let addresses = addresses.map_err(AgentError::dial(server, "looking up the name"))?;
+        let mut last = None;
+        for address in addresses {
+            match self.connect(server, address).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let none = io::Error::new(io::ErrorKind::NotFound, "no address");
+            AgentError::dial(server, "looking up the name")(none)
+        }))
+    }
+
+    async fn connect(&self, server: &str, address: SocketAddr) -> Result<Connection, AgentError> {
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = endpoint(any).map_err(AgentError::dial(server, "opening UDP"))?;
+        let connecting = endpoint.connect_with(self.config.clone(), address, &self.name);
+        let connecting = connecting.map_err(AgentError::dial(server, "QUIC"))?;
+        let connection = connecting.await.map_err(AgentError::dial(server, "QUIC handshake"))?;
+        let (control, reader) = connection
+            .open_bi()
+            .await
+            .map_err(AgentError::dial(server, "opening a QUIC stream"))?;
+        Ok(Connection { reader: Box::new(reader), outgoing: Outgoing::quic(connection, control) })
+    }
+}
+
+fn endpoint(any: SocketAddr) -> io::Result<Endpoint> {
+    let socket = UdpSocket::bind(any)?;
+    sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES)?;
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+}
+
+fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion {
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+    }
+}
+
+fn transport(congestion: Congestion) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES_MAX);
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        // The server puts records in order again: what was written first must arrive first.
+        .send_fairness(false)
+        .mtu_discovery_config(Some(mtu))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(VarInt::from_u32(IDLE_MAX_MS).into()))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .congestion_controller_factory(controller(congestion));
+    transport
+}

@@ -1,0 +1,283 @@
+//! The command line's contract through the binary: one JSON document and nothing else, exit codes,
+//! nothing on standard output when it failed, the thing and the cure named on standard error,
+//! every way to say a point, and what is never overwritten or opened twice.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::{AgentSite, Process, Site, eventually, have, text};
+
+const DISK_BYTES: u64 = 4 << 20;
+
+/// A site with a protected machine and three points: `one`, `two` (of an application), `three`.
+struct Protected {
+    site: Site,
+    agent_site: AgentSite,
+    server: Process,
+    agent: Process,
+}
+
+fn protect() -> Protected {
+    protect_on(Site::new())
+}
+
+fn protect_on(site: Site) -> Protected {
+    let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    let server = site.serve();
+    let agent = agent_site.start(&["root"]);
+    let protected = Protected { site, agent_site, server, agent };
+    for (name, kind) in [("one", None), ("two", Some("--app")), ("three", None)] {
+        let mut args = vec!["bookmark", "web-1", "--name", name, "--wait", "recoverable"];
+        args.extend(kind);
+        eventually("a bookmark", 120, || {
+            protected.site.try_holdfast(&args).status.success().then_some(())
+        });
+    }
+    protected
+}
+
+impl Protected {
+    /// Nothing changes any more.
+    fn stop(self) -> Site {
+        self.agent.stop();
+        self.server.stop();
+        drop(self.agent_site);
+        self.site
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Fails with this exit code, says all these words, and nothing on standard output.
+fn fails(site: &Site, args: &[&str], code: i32, words: &[&str]) {
+    let output = site.try_holdfast(args);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(output.stdout.is_empty(), "{args:?} printed {:?}", output.stdout);
+    for word in words {
+        assert!(said.contains(word), "{args:?} does not say {word:?}: {said}");
+    }
+}
+
+/// Prints one JSON document and nothing else.
+fn document(site: &Site, args: &[&str], code: i32) -> Value {
+    let output = site.try_holdfast(args);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{args:?}: {error}: {}", String::from_utf8_lossy(&output.stdout))
+    })
+}
+
+/// Sequences of the named points.
+fn named(site: &Site) -> BTreeMap<String, Value> {
+    let points = site.points("web-1").into_iter();
+    points.map(|point| (point["name"].as_str().unwrap().to_owned(), point)).collect()
+}
+
+#[test]
+fn json_is_one_document_and_nothing_else() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let protected = protect();
+    let site = &protected.site;
+    let bookmark = ["bookmark", "web-1", "--name", "four", "--wait", "recoverable", "--json"];
+    assert_eq!(document(site, &bookmark, 0)["name"], "four");
+    let all = document(site, &["status", "--json"], 0);
+    assert_eq!(all["machines"].as_array().unwrap().len(), 1, "{all}");
+    let one = document(site, &["status", "web-1", "--json"], 0);
+    assert_eq!(one["machines"][0]["machine"], "web-1");
+    let points = document(site, &["points", "web-1", "--json"], 0);
+    assert!(points["points"].as_array().unwrap().len() >= 4, "{points}");
+    let out = site.path("one.img");
+    let mut export = vec!["export", "web-1", "--disk", "root", "--point", "name:one"];
+    export.extend(["--out", text(&out), "--json"]);
+    assert_eq!(document(site, &export, 0)["file_bytes"], DISK_BYTES);
+    let verified = document(site, &["verify", "web-1", "--json"], 0);
+    assert_eq!(verified["failures"], Value::Array(Vec::new()), "{verified}");
+    drop(protected);
+}
+
+#[test]
+fn what_is_unknown_is_named_with_its_cure_and_exit_code_1() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = protect().stop();
+    let out = site.path("never.img");
+    let export = |machine, disk, point| {
+        let mut args = vec!["export", machine, "--disk", disk, "--point", point];
+        args.extend(["--out", text(&out)]);
+        args
+    };
+    let unknown = ["web-9", "not enrolled"];
+    for args in [vec!["points", "web-9"], vec!["status", "web-9"], vec!["verify", "web-9"]] {
+        fails(&site, &args, 1, &unknown);
+        fails(&site, &[&args[..], &["--json"]].concat(), 1, &unknown);
+    }
+    fails(&site, &["bookmark", "web-9", "--name", "x"], 1, &unknown);
+    fails(&site, &export("web-9", "root", "latest"), 1, &unknown);
+    fails(&site, &export("web-1", "swap", "latest"), 1, &["swap", "web-1", "only root"]);
+    let points = ["name:never", "seq:999999", "time:2001-01-01T00:00:00Z"];
+    for point in points {
+        fails(&site, &export("web-1", "root", point), 1, &["web-1", "sequence"]);
+        fails(&site, &["verify", "web-1", "--point", point], 1, &["web-1"]);
+    }
+    assert!(!out.exists(), "nothing is left behind");
+    fs::write(&out, b"mine").unwrap();
+    let taken = ["exists already", "choose another name"];
+    fails(&site, &export("web-1", "root", "latest"), 1, &taken);
+    assert_eq!(fs::read(&out).unwrap(), b"mine");
+    // Nobody answers: the server has stopped.
+    fails(&site, &["bookmark", "web-1", "--name", "x"], 1, &["holdfast serve"]);
+}
+
+#[test]
+fn wrong_usage_and_settings_are_named_all_at_once_with_exit_code_2() {
+    let site = Site::new();
+    let agent = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    let export =
+        |point| ["export", "web-1", "--disk", "root", "--point", point, "--out", "/nonexistent/x"];
+    for point in ["yesterday", "name:", "seq:-1", "time:noon", "Latest"] {
+        fails(&site, &export(point), 2, &[point, "latest-processed", "time:RFC3339"]);
+        fails(&site, &["verify", "web-1", "--point", point], 2, &[point, "latest-app"]);
+    }
+    fails(&site, &["points", "web-1", "--yesterday"], 2, &["--yesterday"]);
+    fails(&site, &["points"], 2, &["MACHINE"]);
+    fails(&site, &["points", "Not A Machine"], 2, &["Not A Machine"]);
+    fails(&site, &["recover"], 2, &["recover"]);
+    fails(&site, &["init", text(&site.path("third")), "--store", "ftp:x"], 2, &["ftp:x"]);
+
+    site.set("shards", 0);
+    site.set("seal.level", 99);
+    site.set("cache.segment_bytes", 1);
+    let broken = ["shards = 0", "seal.level = 99", "cache.segment_bytes = 1"];
+    let json = ["status", "--json"];
+    for args in [&["serve"][..], &["apply"], &["sidecar"], &["points", "web-1"], &json] {
+        fails(&site, args, 2, &broken);
+    }
+    site.set("shards", 1);
+    site.set("no_such_setting", 1);
+    fails(&site, &["status"], 2, &["no_such_setting", "docs/configuration.md"]);
+
+    agent.set("mode", "fast");
+    agent.set("buffer_bytes_max", 1);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    let output = command.args(["agent", "--config", text(&agent.config())]).output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("mode = \"fast\"") && said.contains("buffer_bytes_max = 1"), "{said}");
+}
+
+#[test]
+fn a_difference_is_exit_code_3() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = Site::new();
+    site.set("apply.enabled", false); // without snapshots every delta is needed
+    let site = protect_on(site).stop();
+    let delta = support::delta_paths(&site.store, "web-1").into_iter().next().unwrap();
+    let file = fs::File::options().write(true).open(&delta).unwrap();
+    file.write_all_at(b"?", 200).unwrap();
+    let plain = site.try_holdfast(&["verify", "web-1"]);
+    assert_eq!(plain.status.code(), Some(3));
+    let name = delta.file_name().unwrap().to_str().unwrap();
+    assert!(String::from_utf8_lossy(&plain.stdout).contains(name), "what differs is named");
+    assert!(said(&plain).contains("cannot be recovered"), "{}", said(&plain));
+    let found = document(&site, &["verify", "web-1", "--json"], 3);
+    assert!(found["failures"].to_string().contains(name), "{found}");
+}
+
+#[test]
+fn each_way_to_say_a_point_finds_it() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let protected = protect();
+    eventually("the points are kept as snapshots", 60, || {
+        named(&protected.site).values().all(|point| point["stored"] != "cloud-log").then_some(())
+    });
+    let site = protected.stop();
+    let all = site.points("web-1");
+    let named = named(&site);
+    let sequence = |name: &str| named[name]["sequence"].as_u64().unwrap();
+    let newest = all.last().unwrap()["sequence"].as_u64().unwrap();
+    let processed = all.iter().rfind(|point| point["stored"] != "cloud-log").unwrap();
+    let two = &named["two"];
+    assert_eq!(two["kind"], "application-consistent");
+    let cases = [
+        ("latest".to_owned(), newest),
+        ("latest-processed".to_owned(), processed["sequence"].as_u64().unwrap()),
+        ("latest-app".to_owned(), sequence("two")),
+        ("name:one".to_owned(), sequence("one")),
+        (format!("seq:{}", sequence("three")), sequence("three")),
+        (format!("time:{}", two["time"].as_str().unwrap()), sequence("two")),
+    ];
+    for (point, expected) in cases {
+        let out = site.path("point.img");
+        let mut args = vec!["export", "web-1", "--disk", "root", "--point", &point];
+        args.extend(["--out", text(&out), "--json"]);
+        let exported = document(&site, &args, 0);
+        assert_eq!(exported["sequence"], expected, "{point}");
+        assert_eq!(fs::metadata(&out).unwrap().len(), DISK_BYTES);
+        fs::remove_file(&out).unwrap();
+        document(&site, &["verify", "web-1", "--point", &point, "--json"], 0);
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_directory_is_refused() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = Site::new();
+    let server = site.serve();
+    // The same directories behind other ports, so that nothing else can refuse it.
+    let second = site.root().join("second.toml");
+    fs::copy(site.config(), &second).unwrap();
+    for key in ["listen", "metrics_listen"] {
+        support::set(&second, key, format!("127.0.0.1:{}", support::free_port()).into());
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    let output = command.args(["serve", "--config", text(&second)]).output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(output.stdout.is_empty());
+    let holder = format!("in use by process {}", server.pid());
+    assert!(said.contains(&holder) && said.contains(text(&site.root().join("cache"))), "{said}");
+    assert!(support::curl(&format!("http://127.0.0.1:{}/healthz", site.metrics_port)).is_some());
+    server.stop();
+}
+
+#[test]
+fn init_overwrites_nothing() {
+    let site = Site::new();
+    let contents = || {
+        let files = support::files(&site.root()).into_iter();
+        files.map(|path| (fs::read(&path).unwrap(), path)).collect::<Vec<_>>()
+    };
+    let mut before = contents();
+    let elsewhere = format!("dir:{}", site.path("elsewhere").display());
+    let root = site.root();
+    let again = ["init", text(&root), "--store", &elsewhere];
+    fails(&site, &again, 1, &["exists already and is never overwritten"]);
+    // Also when only one of its files is left.
+    fs::remove_file(site.config()).unwrap();
+    before.retain(|(_, path)| *path != site.config());
+    fails(&site, &again, 1, &["exists already and is never overwritten"]);
+    let mut after = contents();
+    before.sort();
+    after.sort();
+    assert!(before == after, "init changed or added a file");
+    assert!(!site.path("elsewhere").join("vault").exists());
+}

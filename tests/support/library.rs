@@ -1,0 +1,84 @@
+//! A machine in the store as the library sees it, beside whatever processes work on it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use holdfast::cloud_log::LogStore;
+use holdfast::format::manifest::DeltaEntry;
+use holdfast::format::names;
+use holdfast::model::MachineId;
+use holdfast::recover::{CACHE_BYTES, DiskReader, PointSpec, Recovery};
+use holdfast::vault::PointsDocument;
+
+use super::Site;
+
+pub struct Library {
+    site: holdfast::cli::site::Site,
+    machine: MachineId,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Library {
+    pub fn open(site: &Site, machine: &str) -> Self {
+        let site = holdfast::cli::site::Site::open(&site.config()).ok().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        Self { site, machine: machine.parse().unwrap(), runtime }
+    }
+
+    /// The points document, as whoever applies left it; `None` before the first applier.
+    pub fn points(&self) -> Option<PointsDocument> {
+        let read = self.site.sources.vault.points(&self.machine);
+        self.runtime.block_on(read).unwrap().map(|(document, _)| document)
+    }
+
+    /// The published watermark and the names of all deltas that the manifest names.
+    pub fn published(&self) -> (u64, Vec<String>) {
+        self.runtime.block_on(async {
+            let vault = &self.site.sources.vault;
+            let document = vault.machine(&self.machine).await.unwrap().unwrap();
+            let keys = holdfast::seal::KeyRing::unwrap(&self.site.sources.kek, &document).unwrap();
+            let log = LogStore::new(Arc::clone(vault.store()), self.machine.clone(), keys);
+            let (manifest, _) = log.manifest().await.unwrap().unwrap();
+            let entries = log.entries(&manifest, manifest.truncated).await.unwrap();
+            let name = |e: &DeltaEntry| {
+                names::delta(&self.machine, e.generation, e.first, e.last, e.id).to_string()
+            };
+            (manifest.published.0, entries.iter().map(name).collect())
+        })
+    }
+
+    /// The first `length` bytes of each disk at a point.
+    pub fn read(&self, disks: &[&str], point: &str, length: u64) -> Result<Vec<Vec<u8>>, String> {
+        let spec: PointSpec = point.parse().unwrap();
+        let read = async {
+            let store = Arc::clone(self.site.sources.vault.store());
+            let recovery = Recovery::open(store, &self.site.sources.kek, &self.machine).await?;
+            let point = recovery.resolve(&spec).await?;
+            let mut all = Vec::new();
+            for disk in disks {
+                let disk = disk.parse().unwrap();
+                let reader = DiskReader::open(&recovery, &point, &disk, CACHE_BYTES).await?;
+                all.push(reader.read(0, length).await?.to_vec());
+            }
+            Ok(all)
+        };
+        let read: Result<_, holdfast::recover::RecoverError> = self.runtime.block_on(read);
+        read.map_err(|error| error.line())
+    }
+}
+
+/// Ids of the snapshots that have files beside a seed disk of a `dir:` store.
+pub fn snapshot_files(store: &Path, seed_disk: &str) -> BTreeSet<String> {
+    let beside = super::files(&store.join(".pages/seed").join(seed_disk));
+    let ours = |path: &Path| path.extension().is_some_and(|end| end == "pages" || end == "map");
+    let stem = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    beside.iter().filter(|path| ours(path)).map(|path| stem(path)).collect()
+}
+
+/// Processes that have temporary files in a `dir:` store.
+pub fn staging_owners(store: &Path) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir(store.join(".staging")).into_iter().flatten().flatten();
+    let owner = |name: &str| name.split('-').next().unwrap().parse().unwrap();
+    entries.map(|entry| owner(entry.file_name().to_str().unwrap())).collect()
+}
