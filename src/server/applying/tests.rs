@@ -96,7 +96,7 @@ impl Site {
                 generation: manifest.generation,
                 id: made,
                 previous: previous.replace(made),
-                created: Timestamp(0),
+                created: self.clock.wall(),
             };
             let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
             let delta = seal(batch, lineage, &key, &settings, false, &System);
@@ -261,10 +261,10 @@ async fn only_who_publishes_applies_unless_he_stands_still() {
     other.news.published(&id(0));
     site.advance(1).await;
     assert_eq!(site.points(0).await.applied, published);
-    // Nobody applies for ps-2 any more: ps-1 notices in the end.
+    // Nobody applies for ps-2 any more: ps-1 notices when it would tidy.
     other.task.abort();
     let published = site.publish(&id(0), "ps-2").await;
-    site.advance(2 * 3600).await;
+    site.advance(7 * 3600).await;
     assert_eq!(site.points(0).await.applied, published);
     site.end(ours).await;
 }
