@@ -24,6 +24,7 @@ mod locks;
 mod medium;
 mod opening;
 mod outgoing;
+mod pulse;
 mod quiesce;
 mod run;
 mod session;

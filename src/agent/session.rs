@@ -16,12 +16,13 @@ use crate::format::wire::{
     HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Refuse, VERSION, Welcome, decode_from_server,
     encode_from_agent,
 };
-use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record};
+use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
 use super::attach::Unwelcome;
 use super::dial::Connection;
 use super::error::AgentError;
 use super::outgoing::Outgoing;
+use super::pulse::Pulse;
 use super::quiesce::NO_HOOK;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
@@ -30,8 +31,8 @@ use super::stream::{Placed, Stream};
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// Silence of the server, while it owes acknowledgements, after which it counts as gone.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Pause between two words about how the agent is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two looks at whether the server is silent.
+const SILENCE_LOOK: Duration = Duration::from_secs(1);
 /// Bytes taken from the stream at a time.
 const TAKE_BYTES: u64 = 1 << 20;
 
@@ -263,13 +264,15 @@ impl Session<'_> {
     async fn send_all(&self, outgoing: &mut Outgoing) -> Result<End, AgentError> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
-        let mut progress_at = clock.monotonic();
+        let mut pulse = Pulse::new(clock.monotonic());
         let mut bookmark_at = clock.monotonic() + self.interval;
         loop {
             let now = clock.monotonic();
-            if now >= progress_at {
-                outgoing.send(&FromAgent::Progress(self.progress())).await.map_err(lost)?;
-                progress_at = now + PROGRESS_INTERVAL;
+            if now >= pulse.look_at() {
+                let (progress, published) = self.progress();
+                if pulse.tells(now, &progress, published) {
+                    outgoing.send(&FromAgent::Progress(progress)).await.map_err(lost)?;
+                }
                 self.resume();
             }
             if now >= bookmark_at {
@@ -295,7 +298,7 @@ impl Session<'_> {
                 return Ok(End::Left);
             }
             outgoing.flush().await.map_err(lost)?;
-            let pause = progress_at.min(bookmark_at).saturating_sub(clock.monotonic());
+            let pause = pulse.look_at().min(bookmark_at).saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}
                 () = clock.sleep(pause) => {}
@@ -329,19 +332,21 @@ impl Session<'_> {
         replies
     }
 
-    fn progress(&self) -> Progress {
+    /// How the agent is, and how far it was told that its stream is published.
+    fn progress(&self) -> (Progress, Sequence) {
         // The time first: what was acknowledged before it is in what is read after it.
         let time = self.shared.clock.wall();
         let core = self.shared.stream.lock();
         let disks = &self.shared.stream.disks;
-        Progress {
+        let progress = Progress {
             time,
             mode: core.mode,
             last: core.last,
             dirty_bytes: disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum(),
             total_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),
             buffered_bytes: core.buffer.bytes(),
-        }
+        };
+        (progress, core.witnessed)
     }
 
     /// A bookmark of the policy, unless nothing was written since the last one.
@@ -359,7 +364,7 @@ impl Session<'_> {
         let clock = self.shared.clock.as_ref();
         let mut owed_since = None;
         loop {
-            clock.sleep(PROGRESS_INTERVAL).await;
+            clock.sleep(SILENCE_LOOK).await;
             let owed = {
                 let core = self.shared.stream.lock();
                 core.durable < core.sent

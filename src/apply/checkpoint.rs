@@ -45,6 +45,8 @@ pub(super) struct Checkpoint {
     machine: MachineId,
     ours: u64,
     present: PointsDocument,
+    /// Its version: a change is one request while nobody else writes.
+    version: ETag,
 }
 
 impl Checkpoint {
@@ -52,14 +54,17 @@ impl Checkpoint {
     /// applier fails its next change.
     pub(super) async fn claim(vault: Vault, machine: &MachineId) -> Result<Self, ApplyError> {
         let claimed = vault
-            .update_points(machine, |mut document| {
+            .update_points_known(machine, None, |mut document| {
                 document.applier_generation = document.applier_generation.saturating_add(1);
                 Ok(document)
             })
             .await;
         let machine = machine.clone();
         match claimed {
-            Ok(present) => Ok(Self { vault, machine, ours: present.applier_generation, present }),
+            Ok((present, version)) => {
+                let ours = present.applier_generation;
+                Ok(Self { vault, machine, ours, present, version })
+            }
             Err(source) => Err(ApplyError::Points { machine, source }),
         }
     }
@@ -152,11 +157,11 @@ impl Checkpoint {
             return Ok(true);
         }
         let swapped = self.vault.swap_points(&self.machine, decided_on, &next).await;
-        let swapped = swapped.map_err(|source| self.failed(source))?.is_some();
-        if swapped {
-            self.present = next;
-        }
-        Ok(swapped)
+        let Some(version) = swapped.map_err(|source| self.failed(source))? else {
+            return Ok(false);
+        };
+        (self.present, self.version) = (next, version);
+        Ok(true)
     }
 
     /// Writes the document again as it is: what was on its way to it from this applier's earlier
@@ -168,30 +173,34 @@ impl Checkpoint {
     /// Compare-and-swap; pins set by others meanwhile are kept, a newer applier fences.
     async fn change(&mut self, edit: impl Fn(&mut PointsDocument)) -> Result<(), ApplyError> {
         let ours = self.ours;
-        let changed = self.vault.update_points(&self.machine, |mut document| {
+        let known = Some((self.present.clone(), self.version.clone()));
+        let changed = self.vault.update_points_known(&self.machine, known, |mut document| {
             if document.applier_generation == ours {
                 edit(&mut document);
             }
             Ok(document)
         });
-        let changed = changed.await.map_err(|source| self.failed(source))?;
-        self.accept(changed)
+        let (document, version) = changed.await.map_err(|source| self.failed(source))?;
+        self.accept(document, version)
     }
 
     /// Reads the document again: fails when a newer applier took over. Gives its version.
     pub(super) async fn reload(&mut self) -> Result<ETag, ApplyError> {
         let read = self.vault.points(&self.machine).await;
         match read.map_err(|source| self.failed(source))? {
-            Some((document, etag)) => self.accept(document).map(|()| etag),
+            Some((document, version)) => {
+                self.accept(document, version.clone())?;
+                Ok(version)
+            }
             None => Err(self.fenced(0)),
         }
     }
 
-    fn accept(&mut self, document: PointsDocument) -> Result<(), ApplyError> {
+    fn accept(&mut self, document: PointsDocument, version: ETag) -> Result<(), ApplyError> {
         if document.applier_generation != self.ours {
             return Err(self.fenced(document.applier_generation));
         }
-        self.present = document;
+        (self.present, self.version) = (document, version);
         Ok(())
     }
 

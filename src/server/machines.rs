@@ -4,7 +4,7 @@
 //! sessions (ingest), publishing (pipeline).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::applying::News;
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
 use crate::cache::Durable;
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     pub(super) drain: watch::Receiver<bool>,
     /// One log a shard.
     pub(super) shards: Vec<ShardQueue>,
+    /// Tells the applier what was published.
+    pub(super) news: Arc<News>,
 }
 
 impl Shared {
@@ -306,7 +309,8 @@ impl Registry {
         routes.durable(records);
         let work = Pipeline {
             context,
-            claim,
+            generation: claim.manifest.generation,
+            published: AtomicU64::new(claim.manifest.published.0),
             key,
             pool: Arc::clone(&shared.pool),
             settings: shared.tuning.subscribe(),
@@ -314,7 +318,10 @@ impl Registry {
             link: Arc::downgrade(&link),
             metrics,
             drain: shared.drain.clone(),
+            news: Arc::clone(&shared.news),
         };
+        // The owner before us may have left something to apply.
+        shared.news.published(machine);
         self.pipelines.lock().await.spawn_on(work.run(durable), &self.runtime);
         Ok(Arc::new(Served { link, keep_every_write }))
     }

@@ -25,7 +25,8 @@ mod recovered;
 mod retune;
 mod shard;
 mod standalone;
-mod standby;
+#[cfg(test)]
+mod testing;
 
 pub use error::ServerError;
 pub use process::{Addresses, ProcessServer};

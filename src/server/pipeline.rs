@@ -2,33 +2,46 @@
 //!
 //! Owns: the chain of delta ids, and what becomes of records that could not be published. Does not
 //! own: order of publishing (upload), when a batch closes (the batcher).
+//!
+//! A machine on which nothing happens keeps nothing here but its queue and its generation: the
+//! manifest is up to some hundred KiB, and thousands of machines are idle. The first record after a
+//! pause costs one read of the manifest, which also finds out at once whether this server was
+//! fenced meanwhile.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
+use super::applying::News;
 use crate::cache::Durable;
 use crate::clock::random16;
+use crate::format::manifest::Manifest;
 use crate::format::wire::{Refusal, Refuse};
 use crate::ingest::MachineLink;
-use crate::model::{DeltaId, MachineKey};
+use crate::model::{DeltaId, Generation, MachineKey, Sequence};
 use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
 use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
 use crate::settings::ServerSettings;
 use crate::store::Class;
-use crate::upload::{Claim, Published, Upload, UploadContext, UploadError};
+use crate::upload::{self, Published, Upload, UploadContext, UploadError};
 
 /// Batches of one machine that are sealed at once.
 const SEALING_MAX: usize = 4;
+/// A machine that was quiet for so long, with all of it published, is let go from memory.
+pub(super) const QUIET: Duration = Duration::from_secs(60);
 
 /// What a machine's pipeline works with.
 pub(super) struct Pipeline {
     pub(super) context: UploadContext,
-    pub(super) claim: Claim,
+    /// The ownership under which everything is published.
+    pub(super) generation: Generation,
+    /// Through here everything is; from the manifest of the claim on.
+    pub(super) published: AtomicU64,
     pub(super) key: DataKey,
     pub(super) pool: Arc<SealPool>,
     /// The settings in force: when batches close.
@@ -39,9 +52,31 @@ pub(super) struct Pipeline {
     pub(super) metrics: Arc<MachineMetrics>,
     /// Turns true when the server drains: a pipeline that cannot go on ends then.
     pub(super) drain: watch::Receiver<bool>,
+    /// Tells the applier.
+    pub(super) news: Arc<News>,
 }
 
 type Sealing = BoxFuture<'static, Result<Sealed, Box<Unsealed>>>;
+
+/// How a time of being awake ended.
+enum Woken {
+    /// Nothing came for a while, or the queue was closed; all is published.
+    Quiet,
+    /// It cannot go on.
+    Stopped,
+}
+
+/// Where the stream goes on.
+struct Position {
+    state: StreamState,
+    last_delta: Option<DeltaId>,
+}
+
+impl Position {
+    fn after(manifest: &Manifest) -> Self {
+        Self { state: StreamState::after(manifest), last_delta: manifest.last_delta }
+    }
+}
 
 /// Why a pipeline stopped before its queue was closed.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +105,28 @@ impl Pipeline {
     /// Whatever else stops it keeps every record in the cache log and says so: after a restart they
     /// are sealed and published again.
     pub(super) async fn run(self, mut durable: mpsc::UnboundedReceiver<Durable>) {
+        while let Some(first) = durable.recv().await {
+            // Boxed, so that the task of an idle machine is small.
+            match Box::pin(self.awake(first, &mut durable)).await {
+                Woken::Quiet => {}
+                Woken::Stopped => return,
+            }
+        }
+    }
+
+    /// From the first record after a pause until nothing came for a while and all is published.
+    async fn awake(&self, first: Durable, durable: &mut mpsc::UnboundedReceiver<Durable>) -> Woken {
+        let claim = match upload::resume(&self.context, self.generation).await {
+            Ok(claim) => claim,
+            Err(error) => {
+                self.stopped(&Stop::from(error)).await;
+                drop(first); // held until then: it may be the only copy
+                return Woken::Stopped;
+            }
+        };
         let (to_upload, mut sealed) = mpsc::channel(1);
-        let upload = Upload::new(self.context.clone(), self.claim.clone());
+        let stream = Position::after(&claim.manifest);
+        let upload = Upload::new(self.context.clone(), claim);
         let uploading = async {
             let ended = upload.run(&mut sealed, |published| self.published(&published)).await;
             match ended {
@@ -80,14 +135,14 @@ impl Pipeline {
             }
         };
         let meter = |stage| Meter::new(&self.context.metrics, stage);
-        let sealing = meter(Stage::Seal).run(self.seal_all(&mut durable, to_upload));
+        let sealing = meter(Stage::Seal).run(self.seal_all(stream, first, durable, to_upload));
         let mut sealing = std::pin::pin!(sealing);
         let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
         let mut sealing_done = false;
         let (stop, mut held) = loop {
             tokio::select! {
                 ended = &mut uploading => match ended {
-                    Ok(()) => return,
+                    Ok(()) => return Woken::Quiet,
                     Err(stopped) => break stopped,
                 },
                 ended = &mut sealing, if !sealing_done => match ended {
@@ -100,21 +155,25 @@ impl Pipeline {
         held.iter_mut().for_each(Sealed::forget_object);
         self.stopped(&stop).await;
         drop(held);
+        Woken::Stopped
     }
 
     /// Seals batch after batch, each chained to the one before; deltas leave in any order.
     async fn seal_all(
         &self,
+        stream: Position,
+        first: Durable,
         durable: &mut mpsc::UnboundedReceiver<Durable>,
         to_upload: mpsc::Sender<Sealed>,
     ) -> Result<(), Stop> {
         let clock = &self.context.clock;
         let machine = MachineKey::of(self.context.log.machine());
-        let state = StreamState::after(&self.claim.manifest);
         let mut settings = self.settings.clone();
         let batch = settings.borrow_and_update().batch.clone();
-        let mut batcher = Batcher::new(machine, state, batch);
-        let mut previous = self.claim.manifest.last_delta;
+        let mut batcher = Batcher::new(machine, stream.state, batch);
+        let mut previous = stream.last_delta;
+        batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
+        batcher.push(first, clock.monotonic()).map_err(Stop::Batch)?;
         let mut sealing = FuturesUnordered::<Sealing>::new();
         let mut open = true;
         loop {
@@ -130,6 +189,7 @@ impl Pipeline {
                 return Ok(());
             }
             let room = sealing.len() < SEALING_MAX;
+            let quiet = open && sealing.is_empty() && batcher.deadline().is_none();
             let deadline = batcher.deadline().filter(|_| room);
             let wait = deadline.map(|at| at.saturating_sub(clock.monotonic()));
             tokio::select! {
@@ -149,6 +209,12 @@ impl Pipeline {
                     batcher.tune(settings.borrow_and_update().batch.clone());
                 }
                 () = clock.sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+                () = clock.sleep(QUIET), if quiet => {
+                    let published = self.published.load(Ordering::Relaxed);
+                    if Sequence(published).next() == batcher.state().next {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -157,7 +223,7 @@ impl Pipeline {
         let id = DeltaId(random16(self.context.entropy.as_ref()));
         Lineage {
             machine: self.context.log.machine().clone(),
-            generation: self.claim.manifest.generation,
+            generation: self.generation,
             id,
             previous: previous.replace(id),
             created: self.context.clock.wall(),
@@ -165,9 +231,11 @@ impl Pipeline {
     }
 
     fn published(&self, published: &Published) {
+        self.published.fetch_max(published.through().0, Ordering::Relaxed);
         if let Some(link) = self.link.upgrade() {
             link.published_through(published.through());
         }
+        self.news.published(self.context.log.machine());
         let bytes: u64 = published.entries().iter().map(|entry| entry.source_bytes).sum();
         self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -194,3 +262,7 @@ impl Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
-use super::applying::Applying;
+use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
@@ -208,7 +208,8 @@ impl Building {
             writers.push((log.writer, admitted));
         }
         tasks.push(tokio::spawn(pressure.run()));
-        let shared = self.shared(Arc::clone(&kek), queues)?;
+        let news = Arc::new(News::default());
+        let shared = self.shared(Arc::clone(&kek), queues, Arc::clone(&news))?;
         let uplink = Arc::clone(&shared.uplink);
         tasks.push(tokio::spawn(self.retune(&shared).run()));
         tasks.push(tokio::spawn(self.pacing(&shared).run()));
@@ -239,7 +240,7 @@ impl Building {
         let quic = quic::start(ingest, datagrams, quic, clock, Arc::clone(&self.metrics))?;
         tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
         tasks.push(self.endpoint(observed, addresses.metrics)?);
-        tasks.push(tokio::spawn(self.applying(kek, uplink).run()));
+        tasks.push(tokio::spawn(self.applying(kek, uplink, news).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
@@ -250,6 +251,7 @@ impl Building {
         &self,
         kek: Arc<KeyEncryptionKey>,
         shards: Vec<ShardQueue>,
+        news: Arc<News>,
     ) -> Result<Shared, ServerError> {
         let settings = &self.settings;
         let (bytes, reserve) = sealed_bytes(settings);
@@ -279,6 +281,7 @@ impl Building {
             tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
             shards,
+            news,
         })
     }
 
@@ -295,7 +298,12 @@ impl Building {
         }
     }
 
-    fn applying(&self, kek: Arc<KeyEncryptionKey>, uplink: Arc<Uplink>) -> Arc<Applying> {
+    fn applying(
+        &self,
+        kek: Arc<KeyEncryptionKey>,
+        uplink: Arc<Uplink>,
+        news: Arc<News>,
+    ) -> Arc<Applying> {
         Arc::new(Applying {
             uplink,
             vault: self.vault.clone(),
@@ -305,6 +313,8 @@ impl Building {
             metrics: Arc::clone(&self.metrics),
             tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
+            publisher: Some(self.settings.server.clone()),
+            news,
         })
     }
 

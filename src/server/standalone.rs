@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::applying::Applying;
+use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::process::open_vault;
 use crate::clock::{Clock, Entropy};
@@ -37,7 +37,9 @@ pub async fn apply(
     );
     let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
-    let applying = Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain };
+    let (publisher, news) = (None, Arc::new(News::default()));
+    let applying =
+        Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain, publisher, news };
     Arc::new(applying).run().await;
     Ok(())
 }

@@ -153,8 +153,12 @@ pub struct UploadSettings {
 pub struct ApplySettings {
     /// Whether `serve` applies; default true.
     pub enabled: bool,
-    /// How often a machine's manifest is looked at; default 1 s.
+    /// Shortest pause between two turns of a machine: what was published meanwhile is applied
+    /// together; default 5 s.
     pub interval: Duration,
+    /// Longest pause between looks at a machine on which nothing happens, in `holdfast apply`;
+    /// default 5 min.
+    pub idle_interval_max: Duration,
     /// Page writes in flight for one machine; default 4.
     pub streams: usize,
 }

@@ -89,6 +89,7 @@ pub(super) struct RawWindow {
 pub(super) struct RawApply {
     pub(super) enabled: Option<bool>,
     pub(super) interval_ms: Option<i64>,
+    pub(super) idle_interval_max_s: Option<i64>,
     pub(super) streams: Option<i64>,
 }
 

@@ -52,7 +52,12 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
             block_bytes: 0,
             orphan_grace: Duration::ZERO,
         },
-        apply: ApplySettings { enabled: true, interval: Duration::ZERO, streams: 0 },
+        apply: ApplySettings {
+            enabled: true,
+            interval: Duration::ZERO,
+            idle_interval_max: Duration::ZERO,
+            streams: 0,
+        },
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
     };

@@ -6,6 +6,7 @@
 
 use super::context::{Patience, UploadContext};
 use super::error::UploadError;
+use super::truncate::owned;
 use crate::cloud_log::CloudLogError;
 use crate::format::manifest::Manifest;
 use crate::model::{Generation, MachineId, ServerId};
@@ -34,6 +35,21 @@ pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, U
             attempt.map_err(|source| UploadError::log(machine, source))
         };
         match context.ask(attempt).await {
+            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            ended => return ended,
+        }
+    }
+}
+
+/// The claim of `generation` as it stands now, for an owner that kept nothing but that number: one
+/// read. Waits as [`claim`] does.
+///
+/// # Errors
+/// [`UploadError::Fenced`] when another generation owns the machine; else as [`claim`].
+pub async fn resume(context: &UploadContext, generation: Generation) -> Result<Claim, UploadError> {
+    let mut patience = Patience::new(context);
+    loop {
+        match owned(context, generation).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }

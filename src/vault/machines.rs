@@ -128,8 +128,25 @@ impl Vault {
         machine: &MachineId,
         change: impl FnMut(PointsDocument) -> Result<PointsDocument, VaultError>,
     ) -> Result<PointsDocument, VaultError> {
+        Ok(self.update_points_known(machine, None, change).await?.0)
+    }
+
+    /// Like [`Self::update_points`], beginning with the version that was read or written last.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn update_points_known(
+        &self,
+        machine: &MachineId,
+        known: Option<(PointsDocument, ETag)>,
+        change: impl FnMut(PointsDocument) -> Result<PointsDocument, VaultError>,
+    ) -> Result<(PointsDocument, ETag), VaultError> {
         let name = names::points_document(machine);
-        if self.points(machine).await?.is_none() {
+        let known = match known {
+            Some(known) => Some(known),
+            None => self.points(machine).await?,
+        };
+        if known.is_none() {
             let empty = PointsDocument {
                 machine: machine.clone(),
                 applier_generation: 0,
@@ -146,7 +163,7 @@ impl Vault {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.update(&name, change).await?.0)
+        self.update_known(&name, known, change).await
     }
 
     /// Writes a machine's points document if it is still the version that `expected` names, and

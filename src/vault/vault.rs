@@ -92,9 +92,23 @@ impl Vault {
     /// # Errors
     /// `Missing` when there is none, whatever `change` refuses with, `Contended` after many tries,
     /// or the store's error.
-    pub async fn update<T, F>(
+    pub async fn update<T, F>(&self, name: &ObjectName, change: F) -> Result<(T, ETag), VaultError>
+    where
+        T: Serialize + DeserializeOwned,
+        F: FnMut(T) -> Result<T, VaultError>,
+    {
+        self.update_known(name, None, change).await
+    }
+
+    /// Like [`Vault::update`], beginning with the version that the caller read or wrote last: a
+    /// single request, unless somebody else wrote since.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn update_known<T, F>(
         &self,
         name: &ObjectName,
+        mut known: Option<(T, ETag)>,
         mut change: F,
     ) -> Result<(T, ETag), VaultError>
     where
@@ -102,7 +116,11 @@ impl Vault {
         F: FnMut(T) -> Result<T, VaultError>,
     {
         for _ in 0..TRIES {
-            let Some((present, etag)) = self.read::<T>(name).await? else {
+            let present = match known.take() {
+                Some(known) => Some(known),
+                None => self.read::<T>(name).await?,
+            };
+            let Some((present, etag)) = present else {
                 return Err(VaultError::Missing { name: name.to_string() });
             };
             let next = change(present)?;

@@ -1,0 +1,296 @@
+//! A site of many machines in a store that counts, under a clock that the test moves.
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::cache::Durable;
+use crate::clock::{System, random16};
+use crate::cloud_log::{ENTRIES_MAX, LogStore};
+use crate::model::{
+    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DeltaId, DiskIndex, DiskSpec, Epoch,
+    EpochBegin, Extent, MachineKey, Record, Sequence, Timestamp,
+};
+use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
+use crate::server::testing::{Hands, settings, uplink};
+use crate::settings::{BatchSettings, SealSettings};
+use crate::store::faulty::Op;
+use crate::store::{Faulty, Memory, Store};
+use crate::upload::{Upload, UploadContext, claim};
+use crate::vault::{MachineDocument, PointsDocument, Policy};
+
+struct Site {
+    faulty: Arc<Faulty>,
+    vault: Vault,
+    kek: Arc<KeyEncryptionKey>,
+    clock: Arc<Hands>,
+    drain: watch::Sender<bool>,
+}
+
+/// An applier at work.
+struct Running {
+    news: Arc<News>,
+    task: JoinHandle<()>,
+}
+
+fn id(number: usize) -> MachineId {
+    format!("m-{number}").parse().unwrap()
+}
+
+impl Site {
+    /// A site of `count` machines, published by `ps-1` through a first bookmark.
+    async fn of(count: usize) -> Self {
+        let clock = Arc::new(Hands::default());
+        let memory: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
+        let faulty = Arc::new(Faulty::new(memory));
+        let kek = Arc::new(KeyEncryptionKey::of([7; 32].into()));
+        let vault = Vault::new(Arc::clone(&faulty) as _, kek.derive("holdfast vault 1"));
+        let site = Self { faulty, vault, kek, clock, drain: watch::Sender::new(false) };
+        for number in 0..count {
+            let machine = id(number);
+            let (_, wrapped) = site.kek.make_data_key(&machine, 1, &System, Timestamp(0));
+            let document = MachineDocument {
+                machine: machine.clone(),
+                created: Timestamp(0),
+                data_keys: vec![wrapped],
+                certificates: Vec::new(),
+                policy: Policy::default(),
+            };
+            site.vault.create_machine(&document).await.unwrap();
+            site.publish(&machine, "ps-1").await;
+        }
+        site
+    }
+
+    /// A write and a bookmark more, as the pipeline of `server` would publish them.
+    async fn publish(&self, machine: &MachineId, server: &str) -> u64 {
+        let document = self.vault.machine(machine).await.unwrap().unwrap();
+        let keys = KeyRing::unwrap(&self.kek, &document).unwrap();
+        let key = keys.newest().clone();
+        let context = UploadContext {
+            log: Arc::new(LogStore::new(Arc::clone(&self.faulty) as _, machine.clone(), keys)),
+            clock: Arc::clone(&self.clock) as _,
+            entropy: System::entropy(),
+            metrics: Arc::default(),
+            uplink: uplink(&self.clock, &Arc::default()),
+            block_bytes: Arc::new((1 << 20).into()),
+            entries_max: ENTRIES_MAX,
+        };
+        let claimed = claim(&context, &server.parse().unwrap()).await.unwrap();
+        let manifest = &claimed.manifest;
+        let settings = BatchSettings { bytes_max: 1 << 20, age_max: Duration::from_secs(1) };
+        let machine_key = MachineKey::of(machine);
+        let mut batcher = Batcher::new(machine_key, StreamState::after(manifest), settings);
+        let next = manifest.published.0 + 1;
+        for (sequence, change) in (next..).zip(self.changes(next)) {
+            let record = Record { sequence: Sequence(sequence), change };
+            batcher.push(Durable::never_written(machine_key, record), Duration::ZERO).unwrap();
+        }
+        batcher.drain();
+        let (to, mut sealed) = mpsc::channel(8);
+        let mut previous = manifest.last_delta;
+        while let Some(batch) = batcher.poll(Duration::ZERO) {
+            let made = DeltaId(random16(&System));
+            let lineage = Lineage {
+                machine: machine.clone(),
+                generation: manifest.generation,
+                id: made,
+                previous: previous.replace(made),
+                created: self.clock.wall(),
+            };
+            let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
+            let delta = seal(batch, lineage, &key, &settings, false, &System);
+            to.send(delta.unwrap_or_else(|error| panic!("{error}"))).await.unwrap();
+        }
+        drop(to);
+        let ended = Upload::new(context, claimed).run(&mut sealed, |_| ()).await;
+        ended.unwrap().manifest.published.0
+    }
+
+    fn changes(&self, next: u64) -> Vec<Change> {
+        let disk = DiskIndex(0);
+        let spec = DiskSpec { index: disk, name: "root".parse().unwrap(), size_bytes: 1 << 20 };
+        let extent = Extent::new(next % 64 * 4096, 4096, 1 << 20).unwrap();
+        let work = [
+            Change::Write { disk, extent, payload: vec![next as u8; 4096].into() },
+            Change::Bookmark(Bookmark {
+                id: BookmarkId(random16(&System)),
+                kind: BookmarkKind::CrashConsistent,
+                time: self.clock.wall(),
+                name: String::new(),
+            }),
+        ];
+        let begin = [
+            Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: vec![spec] }),
+            Change::CatchUpBegin(CatchUp::InitialReplication),
+            Change::CatchUpEnd,
+        ];
+        match next {
+            1 => begin.into_iter().chain(work).collect(),
+            _ => work.into(),
+        }
+    }
+
+    /// Starts the applier of a process server, or with `None` of `holdfast apply`.
+    fn start(&self, publisher: Option<&str>) -> Running {
+        let news = Arc::new(News::default());
+        let applying = Applying {
+            vault: self.vault.clone(),
+            kek: Arc::clone(&self.kek),
+            clock: Arc::clone(&self.clock) as _,
+            entropy: System::entropy(),
+            metrics: Arc::default(),
+            tuning: Tuning::from(settings()),
+            uplink: uplink(&self.clock, &Arc::default()),
+            drain: self.drain.subscribe(),
+            publisher: publisher.map(|name| name.parse().unwrap()),
+            news: Arc::clone(&news),
+        };
+        Running { news, task: tokio::spawn(Arc::new(applying).run()) }
+    }
+
+    async fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds)).await;
+    }
+
+    async fn points(&self, number: usize) -> PointsDocument {
+        self.vault.points(&id(number)).await.unwrap().unwrap().0
+    }
+
+    fn requests(&self) -> u64 {
+        let all = [
+            Op::StageBlock,
+            Op::CommitBlocks,
+            Op::Put,
+            Op::Read,
+            Op::ReadRange,
+            Op::Properties,
+            Op::List,
+            Op::Delete,
+            Op::CreatePages,
+            Op::WritePages,
+            Op::FlushPages,
+            Op::Snapshot,
+            Op::ListSnapshots,
+            Op::ReadPages,
+            Op::PageRanges,
+            Op::PageProperties,
+            Op::DeleteSnapshot,
+            Op::DeletePages,
+            Op::RaiseSequenceNumber,
+            Op::AcquireLease,
+            Op::RenewLease,
+            Op::BreakLease,
+            Op::ReleaseLease,
+        ];
+        all.into_iter().map(|op| self.faulty.calls(op, "")).sum()
+    }
+
+    async fn end(&self, running: Running) {
+        self.drain.send_replace(true);
+        self.advance(1).await;
+        running.task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn idle_machines_cost_almost_no_requests_and_wake_at_once() {
+    const MACHINES: usize = 100;
+    let site = Site::of(MACHINES).await;
+    let running = site.start(Some("ps-1"));
+    site.advance(600).await;
+    for number in 0..MACHINES {
+        assert_eq!(site.points(number).await.snapshots.len(), 1, "m-{number} was caught up");
+    }
+    let before = site.requests();
+    site.advance(12 * 3600).await;
+    let requests = site.requests() - before;
+    let each = requests as f64 / (12 * MACHINES) as f64;
+    assert!(each <= 3.0, "{each} requests for an idle machine an hour");
+    println!("{each} requests for an idle machine an hour");
+
+    // News of one: it is applied without any time going by, the others are not touched.
+    let published = site.publish(&id(7), "ps-1").await;
+    running.news.published(&id(7));
+    site.advance(0).await;
+    assert_eq!(site.points(7).await.applied, published);
+    // More of it within the pause is gathered, and applied at its end.
+    let more = site.publish(&id(7), "ps-1").await;
+    running.news.published(&id(7));
+    site.advance(4).await;
+    assert_eq!(site.points(7).await.applied, published);
+    site.advance(1).await;
+    assert_eq!(site.points(7).await.applied, more);
+    site.end(running).await;
+}
+
+#[tokio::test]
+async fn alone_it_looks_less_and_less_often_and_never_stops_looking() {
+    let site = Site::of(10).await;
+    let running = site.start(None);
+    site.advance(3600).await;
+    let before = site.requests();
+    site.advance(3600).await;
+    let looks = (site.requests() - before) / 10;
+    // A read in five minutes, the list in ten seconds, at most one tidying.
+    assert!(looks <= 12 + 36 + 25, "{looks} requests for an idle machine an hour");
+    let published = site.publish(&id(3), "ps-1").await;
+    site.advance(300).await;
+    assert_eq!(site.points(3).await.applied, published, "nobody said so");
+    site.end(running).await;
+}
+
+#[tokio::test]
+async fn only_who_publishes_applies_unless_he_stands_still() {
+    let site = Site::of(1).await;
+    let ours = site.start(Some("ps-1"));
+    let other = site.start(Some("ps-2"));
+    site.advance(600).await;
+    let generation = site.points(0).await.applier_generation;
+    for _ in 0..20 {
+        site.publish(&id(0), "ps-1").await;
+        ours.news.published(&id(0));
+        site.advance(600).await;
+    }
+    // The seed disks were let go in each pause and taken again, by the same server alone.
+    let points = site.points(0).await;
+    assert_eq!(points.applier_generation, generation + 20);
+    assert_eq!(points.applied, 5 + 20 * 2);
+    // ps-2 gets the machine: it applies from then on.
+    let published = site.publish(&id(0), "ps-2").await;
+    other.news.published(&id(0));
+    site.advance(1).await;
+    assert_eq!(site.points(0).await.applied, published);
+    // Nobody applies for ps-2 any more: ps-1 notices when it would tidy.
+    other.task.abort();
+    let published = site.publish(&id(0), "ps-2").await;
+    site.advance(7 * 3600).await;
+    assert_eq!(site.points(0).await.applied, published);
+    site.end(ours).await;
+}
+
+#[tokio::test]
+async fn retention_still_runs_for_idle_machines() {
+    let site = Site::of(1).await;
+    let running = site.start(Some("ps-1"));
+    for _ in 0..3 {
+        site.advance(400).await;
+        site.publish(&id(0), "ps-1").await;
+        running.news.published(&id(0));
+    }
+    site.advance(400).await;
+    assert_eq!(site.points(0).await.snapshots.len(), 4);
+    // Without new points the old ones stay, however much time goes by.
+    site.advance(3 * 86_400).await;
+    assert_eq!(site.points(0).await.snapshots.len(), 4);
+    // A policy that keeps less is followed, though nothing happens on the machine.
+    let change = |mut document: MachineDocument| {
+        document.policy.journal_window_s = 300;
+        document.policy.ladder = vec![crate::vault::LadderStep { age_s: 500, every_s: 0 }];
+        Ok(document)
+    };
+    site.vault.update_machine(&id(0), change).await.unwrap();
+    site.advance(6 * 3600).await;
+    assert!(site.points(0).await.snapshots.len() < 4);
+    site.end(running).await;
+}
