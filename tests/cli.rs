@@ -30,6 +30,9 @@ fn protect() -> Protected {
 
 fn protect_on(site: Site) -> Protected {
     let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    for hook in ["application.freeze", "application.thaw"] {
+        agent_site.set(hook, vec!["true"]);
+    }
     let server = site.serve();
     let agent = agent_site.start(&["root"]);
     let protected = Protected { site, agent_site, server, agent };

@@ -4,8 +4,8 @@
 //! bounds themselves (they are the process's, shared with TCP), identity, the session, and how
 //! several streams become one ([`streams`]).
 //!
-//! The endpoint runs on a thread of its own: it decrypts for all its connections, and a panic in it
-//! must reach neither TCP's shards nor the rest of the process.
+//! The endpoint runs on a thread of its own: it decrypts for all its connections, and must not slow
+//! TCP's shards.
 
 mod config;
 mod order;
@@ -44,7 +44,7 @@ const METER_INTERVAL: Duration = Duration::from_secs(1);
 pub enum QuicEnd {
     /// The server drains.
     Drained,
-    /// By itself: a panic in its driver, or a socket that cannot be used any more. Start it again.
+    /// By itself: its socket cannot be used any more. Start it again.
     Died,
 }
 

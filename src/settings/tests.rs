@@ -70,8 +70,6 @@ fn all_violations_are_reported_at_once() {
         keys(error),
         [
             "listen",
-            "seal.level",
-            "seal.frame_bytes",
             "site",
             "server",
             "store",

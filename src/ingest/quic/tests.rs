@@ -19,11 +19,11 @@ use crate::model::MachineId;
 use crate::observe::Metrics;
 use crate::settings::{ServerSettings, TlsFiles};
 
-/// A socket whose first datagram is more than the endpoint can bear.
+/// A socket that breaks at its first datagram.
 #[derive(Debug)]
-struct Exploding(Arc<dyn AsyncUdpSocket>);
+struct Breaking(Arc<dyn AsyncUdpSocket>);
 
-impl AsyncUdpSocket for Exploding {
+impl AsyncUdpSocket for Breaking {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Arc::clone(&self.0).create_io_poller()
     }
@@ -38,9 +38,10 @@ impl AsyncUdpSocket for Exploding {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let received = self.0.poll_recv(context, buffers, meta);
-        assert!(received.is_pending(), "a bug that a datagram brings to light");
-        Poll::Pending
+        match self.0.poll_recv(context, buffers, meta) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(Err(io::Error::other("the socket is broken"))),
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -112,7 +113,7 @@ async fn an_endpoint_that_dies_says_so() {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let runtime = Arc::new(TokioRuntime);
-    let socket = Arc::new(Exploding(runtime.wrap_udp_socket(socket).unwrap()));
+    let socket = Arc::new(Breaking(runtime.wrap_udp_socket(socket).unwrap()));
     let config = Some(config.0);
     let endpoint =
         Endpoint::new_with_abstract_socket(EndpointConfig::default(), config, socket, runtime)

@@ -53,6 +53,7 @@ pub(super) const FIXED: &[Fixed] = &[
     fixed!("limits.handshakes_max", ARENA, |s| s.limits.handshakes_max),
     fixed!("limits.handshake_timeout_ms", ARENA, |s| s.limits.handshake_timeout.as_millis() as u64),
     fixed!("limits.receive_bytes_max", ARENA, |s| s.limits.receive_bytes_max),
+    fixed!("limits.quic_bytes_max", ARENA, |s| s.limits.quic_bytes_max),
     fixed!("sidecar.listen", SIDECAR, |s| s.sidecar.listen),
     fixed!("sidecar.token_ttl_s", SIDECAR, |s| s.sidecar.token_ttl.as_secs()),
     fixed!("sidecar.certificate_days", SIDECAR, |s| s.sidecar.certificate_ttl.as_secs() / 86_400),

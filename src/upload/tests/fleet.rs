@@ -354,7 +354,7 @@ fn rpo_p99(machines: &[Vec<Point>]) -> f64 {
 
 /// Fifty quiet machines with and without a loud one that fills the line.
 fn quiet_rpo(rate: RateSchedule) -> (f64, f64, f64) {
-    let (line, seconds) = (4_000_000, 12);
+    let (line, seconds) = (4_000_000, 20);
     let alone = Fleet::new(line, 0..0, rate.clone(), seconds).run(&[QUIET; 50]);
     let mut habits = vec![QUIET; 50];
     habits.push(LOUD);
