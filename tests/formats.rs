@@ -90,7 +90,7 @@ fn wire_page() -> Page {
         claim(
             "BOOKMARK_NAME_BYTES_MAX",
             change::BOOKMARK_NAME_BYTES_MAX,
-            "i64 µs · name text ≤ {} |",
+            "9999 · name text ≤ {} |",
         ),
         claim("ZERO_BYTES_MAX", size(model::ZERO_BYTES_MAX), "| extent of a zero | {} | header |"),
         claim("DISKS_MAX", model::DISKS_MAX, "| disks | {} | body |"),
