@@ -175,7 +175,7 @@ fn settings_text(machine: &MachineId, enrolment: &Enrolment, disks: &[DiskArg]) 
          # \"async\": a write is acknowledged when it is on the source disk; \"sync\": when it is durable at the\n\
          # process server, too.\n\
          # mode = \"async\"\n\
-         # transport = \"auto\"\n\
+         # transport = \"tcp\"\n\
          # buffer_bytes_max = 67108864\n\
          # state_directory = \".\"\n",
         machine.as_str(),

@@ -106,17 +106,17 @@ fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
 
 fn transport(c: &mut Check, value: Option<&str>) -> TransportChoice {
     match value {
-        None | Some("auto") => TransportChoice::Auto,
-        Some("tcp") => TransportChoice::Tcp,
+        None | Some("tcp") => TransportChoice::Tcp,
+        Some("auto") => TransportChoice::Auto,
         Some("quic") => TransportChoice::Quic,
         Some(other) => {
             c.violation(
                 "transport",
                 format!("{other:?}"),
                 "must be \"tcp\", \"quic\" or \"auto\"",
-                "leave it out for \"auto\"",
+                "leave it out for \"tcp\"",
             );
-            TransportChoice::Auto
+            TransportChoice::Tcp
         }
     }
 }
