@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 /// Retention and tidying while something happens on a machine.
-pub(super) const TIDY_INTERVAL: Duration = Duration::from_secs(300);
+pub(super) const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while nothing does: what may go then is little (pins that ran out, a policy that was
 /// changed, orphans past their grace), and each time costs about eight requests to the store.
 pub(super) const TIDY_IDLE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// Keys, points and seed disks are let go when nothing was applied for so long: then what was
 /// applied last has been tidied, too.
-pub(super) const REST_AFTER: Duration = TIDY_INTERVAL;
+pub(super) const REST_AFTER: Duration = Duration::from_secs(300);
+const _: () = assert!(TIDY_INTERVAL.as_secs() < REST_AFTER.as_secs());
 
 /// One machine's deadlines.
 #[derive(Debug)]
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(rhythm.next(), at(3 * 3600), "spread over six hours");
         assert!(!rhythm.looks(at(9999)) && !rhythm.tidies(at(9999)) && rhythm.tidies(at(10_800)));
         rhythm.applied(at(100));
-        assert_eq!(rhythm.next(), at(400), "what was applied is tidied soon");
+        assert_eq!(rhythm.next(), at(130), "what was applied is tidied soon");
         assert!(!rhythm.rests(at(399)) && rhythm.rests(at(400)), "then its disks are let go");
         rhythm.tidied(at(400));
         rhythm.rested();
