@@ -31,7 +31,7 @@ pub struct Connection {
     pub(super) outgoing: Outgoing,
 }
 
-/// Makes connections. The real one is [`Network`]; tests bring their own.
+/// Makes connections. The real one is `Network`; tests bring their own.
 #[async_trait]
 pub trait Dial: Send + Sync + 'static {
     /// A fresh connection.

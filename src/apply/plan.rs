@@ -39,7 +39,7 @@ impl Slice for Source {
 /// for a snapshot, and everybody else who wants the disk waits meanwhile.
 pub(super) const CLEAR_BYTES_MAX: u64 = 64 << 20;
 
-/// One page write: adjacent parts, either all zero ([`CLEAR_BYTES_MAX`]) or data of at most 4 MiB.
+/// One page write: adjacent parts, either all zero (`CLEAR_BYTES_MAX`) or data of at most 4 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// Where on the disk.
