@@ -173,7 +173,6 @@ async fn folding_between_bookmarks_halves_the_upload_at_least_and_both_recover_e
         }
     }
     let [every_write, folded] = uploaded[..] else { unreachable!("two granularities") };
-    // Two is what is promised. A delta spans what folding leaves, so here it is more: with batches
-    // closed by what was written it would be 2.4.
+    // Two is what is promised. A delta spans what folding leaves, so here it is more.
     assert!(every_write >= 3 * folded, "{every_write} bytes with every write, {folded} folded");
 }

@@ -1,7 +1,7 @@
 //! Whether a frame is worth compressing: a glance at a sample, after frames that were not.
 //!
-//! zstd finds out by itself that bytes do not compress, for about a sixth of what compressing costs.
-//! A sample costs a twentieth of that, but is only a guess; so it is asked only while the last frame
+//! zstd finds out by itself that bytes do not compress, for a part of what compressing costs.
+//! A sample costs less than that, but is only a guess; so it is asked only while the last frame
 //! was stored, and after [`TRY_AGAIN`] frames passed over one is compressed whatever it says.
 
 /// Bytes looked at, in pieces spread over the frame.
