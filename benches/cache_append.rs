@@ -9,7 +9,9 @@ use holdfast::budget::Permit;
 use holdfast::cache::open;
 use holdfast::clock::{Clock, System};
 use holdfast::ingest::Admitted;
-use holdfast::model::{Change, DiskIndex, Extent, MachineKey, Payload, Record, Sequence};
+use holdfast::model::{
+    Change, DiskIndex, Extent, Generation, MachineKey, Payload, Record, Sequence,
+};
 use holdfast::observe::Metrics;
 use holdfast::settings::CacheSettings;
 use tokio::sync::mpsc;
@@ -42,6 +44,7 @@ fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -
                 let record = Record { sequence: Sequence(sequence), change };
                 let admitted = Admitted {
                     machine: MachineKey([1; 16]),
+                    generation: Generation(1),
                     record,
                     permit: Permit::none(),
                     received_at: Duration::ZERO,

@@ -8,7 +8,7 @@ use holdfast::budget::Permit;
 use holdfast::cache::{Opened, open};
 use holdfast::clock::System;
 use holdfast::ingest::Admitted;
-use holdfast::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use holdfast::model::{Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence};
 use holdfast::observe::Metrics;
 use holdfast::settings::CacheSettings;
 use tokio::sync::mpsc;
@@ -44,6 +44,7 @@ fn write(directory: &std::path::Path) {
                 let record = Record { sequence: Sequence(sequence), change };
                 let admitted = Admitted {
                     machine: MachineKey([1; 16]),
+                    generation: Generation(1),
                     record,
                     permit: Permit::none(),
                     received_at: Duration::ZERO,

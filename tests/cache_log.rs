@@ -13,7 +13,7 @@ use holdfast::cache::{CacheError, Durable, DurableChange, Opened, open};
 use holdfast::clock::System;
 use holdfast::ingest::Admitted;
 use holdfast::model::{
-    CatchUp, Change, DiskIndex, Extent, MachineKey, Record, Sequence, WRITE_BYTES_MAX,
+    CatchUp, Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence, WRITE_BYTES_MAX,
 };
 use holdfast::observe::{Metrics, Stage};
 use holdfast::settings::CacheSettings;
@@ -64,9 +64,14 @@ fn change(machine: u64, sequence: u64) -> Change {
     }
 }
 
+fn generation(sequence: u64) -> Generation {
+    Generation(1 + sequence / 7)
+}
+
 fn admitted(machine_number: u64, sequence: u64, permit: Permit) -> Admitted {
     Admitted {
         machine: machine(machine_number),
+        generation: generation(sequence),
         record: Record { sequence: Sequence(sequence), change: change(machine_number, sequence) },
         permit,
         received_at: Duration::ZERO,
@@ -75,6 +80,7 @@ fn admitted(machine_number: u64, sequence: u64, permit: Permit) -> Admitted {
 
 fn assert_same(found: &Durable, machine_number: u64) {
     let sequence = found.sequence().0;
+    assert_eq!(found.generation(), generation(sequence), "of record {sequence}");
     match (found.change(), change(machine_number, sequence)) {
         (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
             assert_eq!((*disk, *extent), (d, e));

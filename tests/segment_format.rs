@@ -13,7 +13,7 @@ use holdfast::format::segment::{
 };
 use holdfast::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, Checksum, DiskIndex, DiskName, DiskSpec,
-    Epoch, EpochBegin, Incarnation, MachineKey, Sequence, Timestamp,
+    Epoch, EpochBegin, Generation, Incarnation, MachineKey, Sequence, Timestamp,
 };
 
 const INCARNATION: Incarnation = Incarnation(*b"golden segment 1");
@@ -42,6 +42,7 @@ fn records() -> Vec<(&'static str, RecordHeader, Vec<u8>)> {
         offset: 0,
         machine: MachineKey(*b"the machine key!"),
         sequence: Sequence(0x1122_3344_5566_7788),
+        generation: Generation(0x99AA_BBCC_DDEE_FF00),
         position: 8192,
         durable_before: 4096,
         previous_crc: 0xA1B2_C3D4,
@@ -78,6 +79,7 @@ fn records() -> Vec<(&'static str, RecordHeader, Vec<u8>)> {
     let nobody = RecordHeader {
         machine: MachineKey([0; 16]),
         sequence: Sequence::ZERO,
+        generation: Generation(0),
         ..record(KIND_END, &[])
     };
     vec![
@@ -87,7 +89,7 @@ fn records() -> Vec<(&'static str, RecordHeader, Vec<u8>)> {
         ("epoch-begin", epoch.0, epoch.1),
         ("catch-up-begin", begin.0, begin.1),
         ("catch-up-end", end.0, end.1),
-        ("void", record(KIND_VOID, &[]), Vec::new()),
+        ("void", RecordHeader { generation: Generation(0), ..record(KIND_VOID, &[]) }, Vec::new()),
         ("end", nobody, Vec::new()),
     ]
 }

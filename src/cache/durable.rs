@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::segment::Segment;
-use crate::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use crate::model::{Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence};
 
 /// A record that survives a power cut of the process server: it was fdatasync'ed. Its payload is
 /// read where it lies in its segment; the segment is not recycled while this exists, so it is
@@ -13,6 +13,7 @@ use crate::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
 #[derive(Clone, Debug)]
 pub struct Durable {
     machine: MachineKey,
+    generation: Generation,
     sequence: Sequence,
     change: DurableChange,
     payload: Range<usize>,
@@ -48,6 +49,13 @@ impl Durable {
         self.machine
     }
 
+    /// The ownership of the machine under which it was admitted: by it whoever finds it again knows
+    /// whether another owner may have gone on meanwhile.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Place in that stream.
     #[must_use]
     pub fn sequence(&self) -> Sequence {
@@ -81,7 +89,7 @@ impl Durable {
     /// The proof itself: called by `flush` only, after the sync. `body` is where the record's body
     /// lies; of a mark it is decoded already.
     pub(super) fn proven(
-        machine: MachineKey,
+        (machine, generation): (MachineKey, Generation),
         sequence: Sequence,
         change: DurableChange,
         body: Range<usize>,
@@ -91,12 +99,19 @@ impl Durable {
         let is_write = matches!(change, DurableChange::Write { .. });
         Self {
             machine,
+            generation,
             sequence,
             change,
             payload: if is_write { body } else { 0..0 },
             received_at,
             segment,
         }
+    }
+
+    /// As if it had been admitted under another ownership: for tests.
+    #[cfg(test)]
+    pub(crate) fn under(self, generation: Generation) -> Self {
+        Self { generation, ..self }
     }
 
     /// A record in memory that was never on a disk: for tests and benches of later stages only.
@@ -112,6 +127,7 @@ impl Durable {
         };
         Self {
             machine,
+            generation: Generation(1),
             sequence: record.sequence,
             change,
             payload: 0..bytes.len(),

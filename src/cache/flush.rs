@@ -13,7 +13,7 @@ use super::file::{Appender, Slot};
 use super::log::{Batch, Layout};
 use super::segment::Segment;
 use crate::format::segment::SegmentHeader;
-use crate::model::{MachineKey, Sequence};
+use crate::model::{Generation, MachineKey, Sequence};
 
 /// The segment that is being written.
 pub(super) struct Open {
@@ -62,7 +62,7 @@ impl Open {
         let durable = batch.entries.drain(..).map(|(entry, payload)| {
             drop(entry.permit); // its bytes are on the disk
             Durable::proven(
-                entry.machine,
+                (entry.machine, entry.generation),
                 entry.sequence,
                 entry.change,
                 payload,
@@ -77,11 +77,11 @@ impl Open {
 /// A record that recovery found valid in a segment that was synced: by this process (a rewritten
 /// tail), or before something later was written that proves it (an end record, the clean marker).
 pub(super) fn recovered(
-    machine: MachineKey,
+    whose: (MachineKey, Generation),
     sequence: Sequence,
     change: DurableChange,
     payload: Range<usize>,
     segment: Arc<Segment>,
 ) -> Durable {
-    Durable::proven(machine, sequence, change, payload, Duration::ZERO, segment)
+    Durable::proven(whose, sequence, change, payload, Duration::ZERO, segment)
 }

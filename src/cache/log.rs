@@ -16,7 +16,7 @@ use crate::format::segment::{
     record_bytes, record_crc,
 };
 use crate::ingest::Admitted;
-use crate::model::{Checksum, DiskIndex, Incarnation, MachineKey, Payload, Sequence};
+use crate::model::{Checksum, DiskIndex, Generation, Incarnation, MachineKey, Payload, Sequence};
 
 /// Most buffers of one append: the kernel's limit on vectors (UIO_MAXIOV).
 pub(super) const APPEND_BUFFERS_MAX: usize = 1024;
@@ -29,6 +29,7 @@ pub(super) const APPEND_BYTES: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) machine: MachineKey,
+    pub(super) generation: Generation,
     pub(super) sequence: Sequence,
     pub(super) change: DurableChange,
     pub(super) payload: Payload,
@@ -41,6 +42,7 @@ impl From<Admitted> for Entry {
         let (change, payload) = split(admitted.record.change);
         Self {
             machine: admitted.machine,
+            generation: admitted.generation,
             sequence: admitted.record.sequence,
             change,
             payload,
@@ -95,14 +97,22 @@ impl Layout {
     /// Places a record: its header, and where its payload lies in the segment.
     pub(super) fn add(
         &mut self,
-        machine: MachineKey,
+        (machine, generation): (MachineKey, Generation),
         sequence: Sequence,
         change: &DurableChange,
         payload: Checksum,
     ) -> ([u8; RECORD_HEADER_BYTES], Range<usize>) {
         let (kind, disk, offset, extent_bytes) = header_fields(change);
-        let header =
-            RecordHeader { kind, disk, extent_bytes, offset, machine, sequence, ..self.blank() };
+        let header = RecordHeader {
+            kind,
+            disk,
+            extent_bytes,
+            offset,
+            machine,
+            generation,
+            sequence,
+            ..self.blank()
+        };
         let start = usize::try_from(self.at).expect("a segment fits the address space")
             + RECORD_HEADER_BYTES;
         (self.put(header, payload), start..start + payload.bytes() as usize)
@@ -134,6 +144,7 @@ impl Layout {
             offset: 0,
             machine: MachineKey([0; 16]),
             sequence: Sequence::ZERO,
+            generation: Generation(0),
             position: self.at,
             durable_before: self.durable,
             previous_crc: self.previous_crc,
@@ -188,8 +199,12 @@ impl Batch {
         if payload.fragments().len() + GLUE_BUFFERS > APPEND_BUFFERS_MAX {
             payload = payload.to_bytes().into();
         }
-        let (header, range) =
-            layout.add(entry.machine, entry.sequence, &entry.change, payload.checksum());
+        let (header, range) = layout.add(
+            (entry.machine, entry.generation),
+            entry.sequence,
+            &entry.change,
+            payload.checksum(),
+        );
         self.glue.extend_from_slice(&header);
         let padding = padding(payload.len());
         if matches!(entry.change, DurableChange::Write { .. }) {

@@ -124,7 +124,8 @@ pub(super) fn durable(
         let segment = Arc::clone(&segments[found.segment]);
         let (machine, sequence) = (found.machine, found.sequence);
         lineage.remember(machine, sequence);
-        flush::recovered(machine, sequence, found.change, found.payload, segment)
+        let whose = (machine, found.generation);
+        flush::recovered(whose, sequence, found.change, found.payload, segment)
     });
     let durable = durable.collect();
     Ok((durable, lineage))

@@ -273,6 +273,7 @@ impl Recovery<'_> {
                 }
                 Content::Change(change) => streams.record(Found {
                     machine,
+                    generation: record.generation,
                     sequence,
                     change,
                     payload: record.payload,

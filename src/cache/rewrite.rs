@@ -60,10 +60,10 @@ impl Recovery<'_> {
             copy.put(&header, &[])?;
         }
         for record in records {
-            let (machine, sequence, position) = (record.machine, record.sequence, copy.layout.at());
+            let (whose, position) = ((record.machine, record.generation), copy.layout.at());
             let payload = &bytes[record.payload.clone()];
             let sum = Checksum::of(payload);
-            let (header, place) = copy.layout.add(machine, sequence, &record.change, sum);
+            let (header, place) = copy.layout.add(whose, record.sequence, &record.change, sum);
             copy.put(&header, payload)?;
             (record.position, record.payload) = (position, place);
         }

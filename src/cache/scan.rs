@@ -9,12 +9,13 @@ use crate::format::segment::{
     RECORD_ALIGN, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
     record_bytes,
 };
-use crate::model::{MachineKey, Sequence};
+use crate::model::{Generation, MachineKey, Sequence};
 
 /// A valid record.
 #[derive(Clone, Debug)]
 pub(super) struct Valid {
     pub(super) machine: MachineKey,
+    pub(super) generation: Generation,
     pub(super) sequence: Sequence,
     pub(super) content: Content,
     /// Where it begins.
@@ -117,6 +118,7 @@ impl Scan {
             + RECORD_HEADER_BYTES;
         self.records.push(Valid {
             machine: record.machine,
+            generation: record.generation,
             sequence: record.sequence,
             content: match decode(record, payload) {
                 _ if record.is_void() => Content::Void,
@@ -176,8 +178,12 @@ mod tests {
             for _ in 0..records {
                 let (at, sequence) = (layout.at(), Sequence(starts.len() as u64 + 1));
                 let mark = DurableChange::Mark(Change::CatchUpEnd);
-                let (header, _) =
-                    layout.add(MachineKey([1; 16]), sequence, &mark, Checksum::default());
+                let (header, _) = layout.add(
+                    (MachineKey([1; 16]), Generation(1)),
+                    sequence,
+                    &mark,
+                    Checksum::default(),
+                );
                 put(at, &header);
                 starts.push(at);
             }

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::durable::DurableChange;
-use crate::model::{MachineKey, Sequence};
+use crate::model::{Generation, MachineKey, Sequence};
 
 /// A record that counts, or did until a later one took its place.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Found {
     pub(super) machine: MachineKey,
+    /// The ownership under which it was admitted.
+    pub(super) generation: Generation,
     pub(super) sequence: Sequence,
     pub(super) change: DurableChange,
     /// Where its payload lies in its segment.
@@ -203,6 +205,7 @@ mod tests {
             match *entry {
                 Record(sequence) => streams.record(Found {
                     machine: MACHINE,
+                    generation: Generation(1),
                     sequence: Sequence(sequence),
                     change: DurableChange::Mark(Change::CatchUpEnd),
                     payload: 0..0,
@@ -267,6 +270,7 @@ mod tests {
         for sequence in [1, 2, 4] {
             streams.record(Found {
                 machine: MACHINE,
+                generation: Generation(1),
                 sequence: Sequence(sequence),
                 change: DurableChange::Zero { disk: DiskIndex(0), extent },
                 payload: 0..0,

@@ -14,7 +14,7 @@ use super::recovery::recover;
 use crate::budget::Budget;
 use crate::clock::System;
 use crate::ingest::Admitted;
-use crate::model::{Change, DiskIndex, Extent, MachineKey, Record, Sequence};
+use crate::model::{Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence};
 use crate::observe::Metrics;
 use crate::store::Class;
 
@@ -29,6 +29,7 @@ fn write(sequence: u64, budget: &Budget) -> Admitted {
     let payload = vec![sequence as u8; 512];
     Admitted {
         machine: MachineKey([1; 16]),
+        generation: Generation(1),
         record: Record {
             sequence: Sequence(sequence),
             change: Change::Write {

@@ -27,6 +27,9 @@ pub struct Manifest {
     pub generation: Generation,
     /// The holder.
     pub owner: ServerId,
+    /// The generation at which it took the machine from another owner, or first. What it admitted
+    /// under this and later ones is the one stream; what it admitted earlier may be another's by now.
+    pub owned_since: Generation,
     /// Grows by one with every change of the document.
     pub version: u64,
     /// Everything through here was removed from the log (a snapshot at or after it is kept).
@@ -53,6 +56,7 @@ impl Manifest {
             machine,
             generation: Generation(1),
             owner,
+            owned_since: Generation(1),
             version: 1,
             truncated: Sequence::ZERO,
             published: Sequence::ZERO,

@@ -1,7 +1,9 @@
 //! Cache segments. Layout, and why it is in that order: `docs/formats/cache-segment.md`.
 
 use crate::format::bytes::{FormatError, Reader, Writer};
-use crate::model::{Checksum, DiskIndex, Incarnation, MachineKey, Sequence, WRITE_BYTES_MAX};
+use crate::model::{
+    Checksum, DiskIndex, Generation, Incarnation, MachineKey, Sequence, WRITE_BYTES_MAX,
+};
 
 /// Bytes of a segment before the first record.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
@@ -68,6 +70,8 @@ pub struct RecordHeader {
     pub machine: MachineKey,
     /// Place in that stream.
     pub sequence: Sequence,
+    /// The ownership of the machine under which it was admitted (changes; else 0).
+    pub generation: Generation,
     /// Offset of this record in its segment: a record in the wrong place is no record.
     pub position: u64,
     /// Everything before this offset of this segment was known to be on disk when this record was
@@ -159,6 +163,7 @@ impl RecordHeader {
         to[72..80].copy_from_slice(&self.offset.to_le_bytes());
         to[80..82].copy_from_slice(&self.disk.0.to_le_bytes());
         to[82] = self.kind;
+        to[84..92].copy_from_slice(&self.generation.0.to_le_bytes());
         let crc = payload.behind(&to[..RECORD_CRC_AT]);
         to[RECORD_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         to
@@ -227,7 +232,8 @@ impl RecordHeader {
         let offset = from.u64("offset")?;
         let disk = DiskIndex(from.u16("disk")?);
         let kind = from.u8("kind")?;
-        zeros(from, 9)?;
+        zeros(from, 1)?;
+        let generation = Generation(from.u64("generation")?);
         Ok(Self {
             payload_bytes,
             kind,
@@ -236,6 +242,7 @@ impl RecordHeader {
             offset,
             machine,
             sequence,
+            generation,
             position,
             durable_before,
             previous_crc,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::budget::Permit;
-use crate::model::{MachineKey, Record};
+use crate::model::{Generation, MachineKey, Record};
 
 /// A record that passed every check of the session: right machine, next sequence, a disk and an
 /// extent that exist, within credit. In memory only.
@@ -13,6 +13,8 @@ use crate::model::{MachineKey, Record};
 pub struct Admitted {
     /// Whose stream.
     pub machine: MachineKey,
+    /// The ownership of the machine under which it was taken.
+    pub generation: Generation,
     /// The record.
     pub record: Record,
     /// Its share of the receive budget.

@@ -278,7 +278,8 @@ impl Live<'_> {
         let metrics = self.link.metrics();
         metrics.received(record.sequence);
         metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
-        Admitted { machine: self.link.key(), record, permit, received_at }
+        let (machine, generation) = (self.link.key(), self.link.generation());
+        Admitted { machine, generation, record, permit, received_at }
     }
 
     fn take_message(&self, event: Event) -> Result<(), End> {

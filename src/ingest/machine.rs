@@ -163,6 +163,11 @@ impl MachineLink {
         self.key
     }
 
+    /// The ownership under which its records are taken.
+    pub(super) fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Where its watermarks are shown.
     #[must_use]
     pub fn metrics(&self) -> &Arc<MachineMetrics> {

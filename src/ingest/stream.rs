@@ -239,6 +239,7 @@ mod tests {
             machine: "web-1".parse().unwrap(),
             generation: Generation(1),
             owner: "ps-1".parse().unwrap(),
+            owned_since: Generation(1),
             version: 1,
             truncated: Sequence::ZERO,
             published: Sequence(published),

@@ -244,24 +244,13 @@ impl Registry {
     }
 
     /// Where the machine's stream goes on: behind what is published and what the cache log kept.
-    fn resume(
-        &self,
-        machine: &MachineId,
-        manifest: &Manifest,
-        ours: bool,
-    ) -> (StreamState, Vec<Durable>) {
-        let mut state = StreamState::published(manifest);
-        let key = MachineKey::of(machine);
+    fn resume(&self, machine: &MachineId, claimed: &Manifest) -> (StreamState, Vec<Durable>) {
+        let mut state = StreamState::published(claimed);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another server had the machine meanwhile: its agent may have gone on there with other
-        // records under the same sequences.
-        if !ours {
-            kept.forget(key);
-        }
-        let (records, gap) = kept.take(key, &mut state);
-        if let Some(gap) = gap {
-            tracing::error!(%machine, error = error_chain(&gap),
-                "records of the cache log do not follow; the agent sends them again");
+        let (records, given_up) = kept.take(claimed, &mut state);
+        if let Some(why) = given_up {
+            tracing::error!(%machine, error = error_chain(&why),
+                "records of the cache log are given up; the agent sends them again");
         }
         (state, records)
     }
@@ -279,8 +268,6 @@ impl Registry {
         let keys = KeyRing::unwrap(&shared.kek, document).map_err(|error| refused(&error))?;
         let key = keys.newest().clone();
         let context = shared.upload_context(machine, keys);
-        let before = context.log.manifest().await.map_err(|error| refused(&error))?;
-        let ours = before.is_none_or(|(manifest, _)| manifest.owner == shared.server);
         let claim =
             upload::claim(&context, &shared.server).await.map_err(|error| refused(&error))?;
         let metrics = shared.metrics.machine(machine);
@@ -289,7 +276,7 @@ impl Registry {
         // Before the kept records are taken: it keeps the log open, and only while nobody holds
         // a record may its segment be written anew.
         let appends = queue.appends().ok_or_else(|| draining(machine))?;
-        let (state, records) = self.resume(machine, &claim.manifest, ours);
+        let (state, records) = self.resume(machine, &claim.manifest);
         let link = MachineLink::new(LinkSetup {
             machine: machine.clone(),
             server: shared.server.clone(),

@@ -76,7 +76,10 @@ fn next(
         Some((mut manifest, etag)) => {
             manifest.generation = Generation(manifest.generation.0.saturating_add(1));
             manifest.version = manifest.version.saturating_add(1);
-            manifest.owner = owner.clone();
+            if manifest.owner != *owner {
+                manifest.owner = owner.clone();
+                manifest.owned_since = manifest.generation;
+            }
             (manifest, Some(etag))
         }
     }

@@ -19,8 +19,8 @@ use crate::cache::{Durable, open, recovery, writer};
 use crate::clock::Entropy;
 use crate::ingest::Admitted;
 use crate::model::{
-    Bookmark, BookmarkId, BookmarkKind, Change, DiskIndex, Extent, MachineKey, Record, Sequence,
-    Timestamp,
+    Bookmark, BookmarkId, BookmarkKind, Change, DiskIndex, Extent, Generation, MachineKey, Record,
+    Sequence, Timestamp,
 };
 use crate::observe::Metrics;
 
@@ -239,6 +239,7 @@ impl World {
             self.oracle.admit(key, &record);
             let admitted = Admitted {
                 machine: key,
+                generation: Generation(1),
                 record,
                 permit: Permit::none(),
                 received_at: std::time::Duration::ZERO,

@@ -63,6 +63,7 @@ fn manifest(catching_up: bool, entries: Vec<DeltaEntry>) -> Option<Manifest> {
         machine: "web".parse().unwrap(),
         generation: Generation(1),
         owner: "ps-1".parse().unwrap(),
+        owned_since: Generation(1),
         version: 1,
         truncated: Sequence::ZERO,
         published: entries.last().map_or(Sequence::ZERO, |entry| entry.last),

@@ -31,6 +31,8 @@ impl Manifest {
     pub fn check(&self) -> Checked {
         let (g, v) = (self.generation.0, self.version);
         rule(g >= 1, "manifest.generation", g, "at least 1")?;
+        let since = self.owned_since.0;
+        rule((1..=g).contains(&since), "manifest.owned_since", since, format_args!("1 to {g}"))?;
         rule(v >= g, "manifest.version", v, format_args!("at least {g}"))?;
         list("manifest.epoch_count", self.epochs.len())?;
         list("manifest.page_count", self.pages.len())?;

@@ -45,7 +45,7 @@ impl Manifest {
         }
         w.put(MANIFEST_MAGIC).u16(Version::V1 as u16).u16(flags);
         w.text(self.machine.as_str()).text(self.owner.as_str());
-        w.u64(self.generation.0).u64(self.version);
+        w.u64(self.generation.0).u64(self.owned_since.0).u64(self.version);
         w.u64(self.truncated.0).u64(self.published.0);
         if let Some(id) = self.last_delta {
             w.put(&id.0);
@@ -81,6 +81,7 @@ impl Manifest {
         let machine = name::<MachineId>(&mut r, "manifest.machine")?;
         let owner = name::<ServerId>(&mut r, "manifest.owner")?;
         let generation = Generation(r.u64("manifest.generation")?);
+        let owned_since = Generation(r.u64("manifest.owned_since")?);
         let version = r.u64("manifest.version")?;
         let truncated = Sequence(r.u64("manifest.truncated")?);
         let published = Sequence(r.u64("manifest.published")?);
@@ -95,6 +96,7 @@ impl Manifest {
             machine,
             generation,
             owner,
+            owned_since,
             version,
             truncated,
             published,

@@ -69,6 +69,7 @@ fn full() -> Manifest {
         machine: "web-1".parse().unwrap(),
         generation: Generation(4),
         owner: "ps-b".parse().unwrap(),
+        owned_since: Generation(3),
         version: 77,
         truncated: Sequence(10),
         published: Sequence(90),

@@ -83,3 +83,16 @@ async fn two_lives_of_one_server_do_not_share_a_generation() {
     assert_eq!(other.manifest.generation.0, 2);
     assert_eq!(one.manifest.generation.0, 3);
 }
+
+/// What an owner may take up again from its own log is told by this number alone.
+#[tokio::test]
+async fn an_ownership_counts_from_the_last_change_of_owner() {
+    let rig = Rig::new(3);
+    let mut owned_since = Vec::new();
+    for name in ["ps-a", "ps-a", "ps-b", "ps-b", "ps-a", "ps-a"] {
+        let manifest = claim(&rig.plain(), &server(name)).await.unwrap().manifest;
+        owned_since.push((manifest.generation.0, manifest.owned_since.0));
+        assert_eq!(manifest, rig.manifest().await);
+    }
+    assert_eq!(owned_since, [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5)]);
+}
