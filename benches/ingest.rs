@@ -19,7 +19,7 @@ use holdfast::format::wire::{
     self, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello, encode_from_agent,
 };
 use holdfast::ingest::{
-    Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
+    Admitted, CreditTerms, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
     OpenError, StreamState, server_config,
 };
 use holdfast::model::{
@@ -126,7 +126,7 @@ impl Machines for Links {
 }
 
 fn links(load: Load, appends: &mpsc::Sender<Admitted>, metrics: &Arc<Metrics>) -> Links {
-    let (_credit, credit) = watch::channel(CreditShare::WHOLE);
+    let (_credit, credit) = watch::channel(CreditTerms::FREE);
     let link = |number| {
         let machine = machine(number);
         let link = MachineLink::new(LinkSetup {

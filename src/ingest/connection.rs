@@ -214,7 +214,8 @@ where
         return End::Refuse(refuse(Refusal::Busy, text));
     };
     let link = Arc::clone(&seat.link);
-    let window = ground.ingest.window(*link.credit().borrow());
+    let share = link.credit().borrow().share_of(link.backlog_bytes());
+    let window = ground.ingest.window(share);
     let begun = Session::begin(hello, &seat.stream, &link.standing(), window);
     let (session, welcome) = match begun {
         Ok(begun) => begun,
@@ -260,21 +261,21 @@ impl Live<'_> {
             return self.take_message(event);
         };
         let (payload, permit) = inbox.record(&header, patience, &*ingest.clock).await?;
+        let received_at = ingest.clock.monotonic();
         let room = self.link.reserve().await?;
         // From here nothing waits: the stream's state and the log's queue move together.
         let event = self.session().handle_frame(stream, &header, payload)?;
         if let Event::Admit(record) = event {
-            let admitted = self.admitted(record, permit);
+            let admitted = self.admitted(record, permit, received_at);
             let payload_bytes = admitted.record.change.payload_bytes();
-            let took = admitted.received_at.saturating_sub(begun_at);
+            let took = received_at.saturating_sub(begun_at);
             tally.count(header.frame_bytes(), payload_bytes, took);
             room.send(admitted);
         }
         Ok(())
     }
 
-    fn admitted(&self, record: Record, permit: Permit) -> Admitted {
-        let received_at = self.ground.ingest.clock.monotonic();
+    fn admitted(&self, record: Record, permit: Permit, received_at: Duration) -> Admitted {
         let metrics = self.link.metrics();
         metrics.received(record.sequence);
         metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
@@ -310,11 +311,12 @@ impl Live<'_> {
         let mut credit = self.link.credit();
         let mut settings = self.ground.ingest.settings.clone();
         loop {
-            let (durable_through, published_through, share) = (
+            let (durable_through, published_through, terms) = (
                 *durable.borrow_and_update(),
                 *published.borrow_and_update(),
                 *credit.borrow_and_update(),
             );
+            let share = terms.share_of(self.link.backlog_bytes());
             let window = share.of(settings.borrow_and_update().limits.credit_bytes);
             // Published is read after durable and may be ahead of it: an ack is never out of order.
             let published_through = published_through.min(durable_through);
@@ -375,6 +377,7 @@ fn show(link: &MachineLink, progress: &Progress, now: Timestamp) {
     let settled = metrics.watermarks().published >= progress.last;
     let has_point = metrics.recoverable_time.load(Ordering::Acquire) != 0;
     if progress.mode == TrackingMode::Ordered && settled && has_point {
-        metrics.recoverable_time.fetch_max(progress.time.0, Ordering::AcqRel);
+        // Never the future: an agent's clock that ran ahead once would hide every later delay.
+        metrics.recoverable_time.fetch_max(progress.time.min(now).0, Ordering::AcqRel);
     }
 }

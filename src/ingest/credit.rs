@@ -25,6 +25,7 @@ impl CreditShare {
     pub const WHOLE: Self = Self(Self::PARTS);
     /// Nothing more is granted.
     pub const NONE: Self = Self(0);
+    const LEAST: Self = Self(1);
     const PARTS: u8 = 16;
 
     /// The share that is left at `fill`, between the marks `slow` (the whole) and `stop` (nothing):
@@ -54,6 +55,29 @@ impl CreditShare {
             Self(parts) => {
                 (window / u64::from(Self::PARTS) * u64::from(parts)).max(WINDOW_BYTES_MIN)
             }
+        }
+    }
+}
+
+/// What a shard's cache lets its agents have in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditTerms {
+    /// The part of their windows that agents may use.
+    pub share: CreditShare,
+    /// A machine with at most this much that is not yet published keeps the smallest window when the
+    /// share is nothing: it is not who filled the cache.
+    pub small_backlog_bytes: u64,
+}
+
+impl CreditTerms {
+    /// The cache is empty enough.
+    pub const FREE: Self = Self { share: CreditShare::WHOLE, small_backlog_bytes: 0 };
+
+    /// The share of a machine with such a backlog.
+    pub(super) fn share_of(self, backlog_bytes: u64) -> CreditShare {
+        match backlog_bytes <= self.small_backlog_bytes && self.small_backlog_bytes > 0 {
+            true => self.share.max(CreditShare::LEAST),
+            false => self.share,
         }
     }
 }
@@ -169,6 +193,17 @@ mod tests {
         assert_eq!(CreditShare(4).of(16 << 20), 4 << 20);
         assert_eq!(CreditShare(1).of(16 << 20), WINDOW_BYTES_MIN, "or the largest frame is stuck");
         assert_eq!(CreditShare::WHOLE.of(16 << 20), 16 << 20);
+    }
+
+    #[test]
+    fn who_did_not_fill_the_cache_keeps_the_smallest_window() {
+        let terms = CreditTerms { share: CreditShare::NONE, small_backlog_bytes: 1000 };
+        assert_eq!(terms.share_of(1000).of(16 << 20), WINDOW_BYTES_MIN);
+        assert_eq!(terms.share_of(1001), CreditShare::NONE);
+        let slow = CreditTerms { share: CreditShare(9), ..terms };
+        assert_eq!(slow.share_of(0), CreditShare(9), "and no more than that");
+        let full = CreditTerms { share: CreditShare::NONE, small_backlog_bytes: 0 };
+        assert_eq!(full.share_of(0), CreditShare::NONE, "there is no room for anybody");
     }
 
     #[test]

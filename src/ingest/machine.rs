@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::admission::Admitted;
-use super::credit::CreditShare;
+use super::credit::CreditTerms;
 use super::session::{Standing, refuse};
 use super::stream::StreamState;
 use crate::cache::Durable;
@@ -40,7 +40,7 @@ pub struct LinkSetup {
     /// Where admitted records go: the log of the machine's shard.
     pub appends: mpsc::Sender<Admitted>,
     /// The share of their credit that agents get: shrinks while that log fills.
-    pub credit: watch::Receiver<CreditShare>,
+    pub credit: watch::Receiver<CreditTerms>,
     /// Where the machine's watermarks are shown.
     pub metrics: Arc<MachineMetrics>,
 }
@@ -55,7 +55,7 @@ pub struct MachineLink {
     generation: Generation,
     bookmark_interval_ms: AtomicU32,
     appends: mpsc::Sender<Admitted>,
-    credit: watch::Receiver<CreditShare>,
+    credit: watch::Receiver<CreditTerms>,
     progress: watch::Sender<Option<Progress>>,
     metrics: Arc<MachineMetrics>,
     durable: watch::Sender<Sequence>,
@@ -279,8 +279,13 @@ impl MachineLink {
         self.progress.send_replace(Some(progress));
     }
 
-    pub(super) fn credit(&self) -> watch::Receiver<CreditShare> {
+    pub(super) fn credit(&self) -> watch::Receiver<CreditTerms> {
         self.credit.clone()
+    }
+
+    /// Bytes of it that are durable and not yet published.
+    pub(super) fn backlog_bytes(&self) -> u64 {
+        self.metrics.backlog_bytes.load(Ordering::Relaxed)
     }
 
     /// Room for one record in the log's queue; waiting here is the back-pressure.

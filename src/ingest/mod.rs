@@ -40,7 +40,7 @@ mod tally;
 mod tls;
 
 pub use admission::Admitted;
-pub use credit::CreditShare;
+pub use credit::{CreditShare, CreditTerms};
 pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};

@@ -23,7 +23,7 @@ use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
 use crate::ingest::{
-    Admitted, CreditShare, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
+    Admitted, CreditTerms, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
 };
 use crate::model::{MachineId, MachineKey, ServerId};
 use crate::observe::{MachineMetrics, Metrics, error_chain};
@@ -75,7 +75,7 @@ impl Shared {
 pub(super) struct ShardQueue {
     /// Taken away when the server drains: then only links keep the log open.
     pub(super) appends: Mutex<Option<mpsc::Sender<Admitted>>>,
-    pub(super) credit: watch::Receiver<CreditShare>,
+    pub(super) credit: watch::Receiver<CreditTerms>,
 }
 
 impl ShardQueue {

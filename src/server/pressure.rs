@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::cache::Fill;
 use crate::clock::Clock;
-use crate::ingest::CreditShare;
+use crate::ingest::{CreditShare, CreditTerms};
 use crate::observe::{CacheOutlook, Metrics, Pressure};
 use crate::settings::{CacheSettings, ServerSettings};
 
@@ -50,6 +50,21 @@ pub(super) fn credit(pressure: Pressure, fill: f64, marks: &CacheSettings) -> Cr
     }
 }
 
+/// The terms of credit in a cache of `max_bytes` for so many machines. At stop each may still use
+/// its part of what lies above the mark: one that has less than that unpublished did not fill the
+/// cache, and its points must not age for it.
+fn terms(
+    share: CreditShare,
+    max_bytes: u64,
+    machines: usize,
+    marks: &CacheSettings,
+) -> CreditTerms {
+    let spare = max_bytes as f64 * (1.0 - marks.stop_fill);
+    let each = spare as u64 / machines.max(1) as u64;
+    let small_backlog_bytes = if share == CreditShare::NONE { each } else { 0 };
+    CreditTerms { share, small_backlog_bytes }
+}
+
 /// Where the backlog goes: bytes per second, smoothed.
 #[derive(Debug, Default)]
 struct Trend {
@@ -83,7 +98,7 @@ impl Trend {
 struct Watched {
     fill: Arc<Fill>,
     pressure: Pressure,
-    credit: watch::Sender<CreditShare>,
+    credit: watch::Sender<CreditTerms>,
 }
 
 /// Watches all shards' caches.
@@ -109,8 +124,8 @@ impl Pressures {
     }
 
     /// Adds the next shard's cache; gives the credit of its agents.
-    pub(super) fn watch(&mut self, fill: Arc<Fill>) -> watch::Receiver<CreditShare> {
-        let (credit, receiver) = watch::channel(CreditShare::WHOLE);
+    pub(super) fn watch(&mut self, fill: Arc<Fill>) -> watch::Receiver<CreditTerms> {
+        let (credit, receiver) = watch::channel(CreditTerms::FREE);
         self.shards.push(Watched { fill, pressure: Pressure::Free, credit });
         receiver
     }
@@ -150,7 +165,17 @@ impl Pressures {
                 self.metrics.pressure_changed(pressure);
                 say(shard, pressure, fill);
             }
-            watched.credit.send_if_modified(|now| std::mem::replace(now, share) != share);
+            // A connection listens beside its machine: they are counted twice rather than not at all.
+            let machines = watched.credit.receiver_count();
+            let room = if refused.is_none() { watched.fill.max_bytes() } else { 0 };
+            let terms = terms(share, room, machines, marks);
+            watched.credit.send_if_modified(|now| {
+                // Not for a machine more or less: thousands listen.
+                let said = |terms: &CreditTerms| (terms.share, terms.small_backlog_bytes > 0);
+                let news = said(now) != said(&terms);
+                *now = if news { terms } else { *now };
+                news
+            });
             (worst, least) = (worst.max(pressure), least.min(share));
             (used, max) = (used + watched.fill.used_bytes(), max + watched.fill.max_bytes());
             refusal = refusal.or(refused);
@@ -225,6 +250,16 @@ mod tests {
         assert_eq!([at(0.0), at(0.59), at(0.6), at(0.7)], [1.0, 1.0, 1.0, 0.5]);
         assert_eq!([at(0.8), at(1.2)], [0.0, 0.0]);
         assert_eq!(credit(Pressure::Stop, 0.75, &marks), CreditShare::NONE, "not left yet");
+    }
+
+    #[test]
+    fn at_stop_each_machine_keeps_its_part_of_what_lies_above_the_mark() {
+        let marks = marks();
+        let small =
+            |share, room, machines| terms(share, room, machines, &marks).small_backlog_bytes;
+        assert_eq!(small(CreditShare::NONE, 100_000, 10), 1_999);
+        assert_eq!(small(CreditShare::NONE, 0, 10), 0, "the disk is full: there is none");
+        assert_eq!(small(CreditShare::at(0.7, 0.6, 0.8), 100_000, 10), 0, "nobody needs it yet");
     }
 
     #[test]

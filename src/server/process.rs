@@ -370,7 +370,12 @@ impl Building {
 async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
     let mut drain = registry.shared().drain.clone();
     while !*drain.borrow_and_update() {
-        match registry.claim_kept().await {
+        // A claim waits as long as the store says "later": a server that drains does not.
+        let claimed = tokio::select! {
+            claimed = registry.claim_kept() => claimed,
+            _ = drain.changed() => return,
+        };
+        match claimed {
             Ok(true) => return,
             Ok(false) => {}
             Err(error) => {

@@ -6,7 +6,9 @@
 //! Fair Queueing, 1996), so a machine with a thousand wishes waits behind one that has just come.
 //!
 //! The order alone does not help who comes when everything is given out already. So the units are
-//! two pools: the reserve goes only to machines that have nothing.
+//! two pools: the reserve goes only to machines that have nothing. And while others are about, one
+//! machine gets at most half of the rest: with all of it in the hands of one, whose turns are long,
+//! the others would wait for those to end, however early their turn is.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -39,6 +41,8 @@ struct Share {
     /// Turns that it has.
     turns: u64,
     waiting: u64,
+    /// Common units that it has.
+    common: u64,
     /// Virtual time at which its next turn may begin.
     next: u64,
 }
@@ -115,6 +119,7 @@ impl<T> Order<T> {
         let share = self.shares.entry(wish.who).or_default();
         share.waiting = share.waiting.saturating_sub(1);
         share.turns += 1;
+        share.common += if pool == Pool::Common { units } else { 0 };
         *self.used(pool) += units;
         self.granted.insert(id, Granted { who: wish.who, pool, units });
         self.forget();
@@ -126,9 +131,15 @@ impl<T> Order<T> {
     fn next(&self) -> Option<((u64, u64), Pool, u64)> {
         let free = self.common.saturating_sub(self.common_used);
         let spare = self.reserve.saturating_sub(self.reserve_used);
+        let half = self.common.div_ceil(2);
         let mut common_open = true;
         for (&at, wish) in &self.wishes {
             let units = wish.units.min(self.common);
+            let share = self.shares.get(&wish.who);
+            let has = share.map_or(0, |share| share.common);
+            if has > 0 && has + units > half && self.shares.len() > 1 {
+                continue;
+            }
             if common_open && units <= free {
                 return Some((at, Pool::Common, units));
             }
@@ -136,10 +147,11 @@ impl<T> Order<T> {
             if spare == 0 {
                 return None;
             }
-            let has_nothing = self.shares.get(&wish.who).is_none_or(|share| share.turns == 0);
-            if has_nothing && wish.units <= self.reserve {
+            let has_nothing = share.is_none_or(|share| share.turns == 0);
+            if has_nothing {
                 // Nor does anybody overtake in the reserve.
-                return (wish.units <= spare).then_some((at, Pool::Reserve, wish.units));
+                let units = wish.units.min(self.reserve);
+                return (units <= spare).then_some((at, Pool::Reserve, units));
             }
         }
         None
@@ -167,8 +179,9 @@ impl<T> Order<T> {
     pub(super) fn give_back(&mut self, who: MachineKey, pool: Pool, units: u64, whole: bool) {
         let used = self.used(pool);
         *used = used.saturating_sub(units);
-        if whole && let Some(share) = self.shares.get_mut(&who) {
-            share.turns = share.turns.saturating_sub(1);
+        if let Some(share) = self.shares.get_mut(&who) {
+            share.turns = share.turns.saturating_sub(u64::from(whole));
+            share.common -= if pool == Pool::Common { units.min(share.common) } else { 0 };
         }
         self.forget();
     }

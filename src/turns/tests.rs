@@ -64,15 +64,50 @@ fn the_reserve_is_for_those_that_have_nothing() {
 #[test]
 fn who_needs_much_is_not_overtaken_for_ever() {
     let mut order = Order::new(10, 2);
-    let small = order.ask(machine(1), 6, 1, "small");
-    assert_eq!(served(&mut order), ["small"]);
-    order.ask(machine(1), 7, 1, "large");
+    let other = order.ask(machine(9), 6, 1, "other");
+    order.ask(machine(1), 1, 1, "small");
+    assert_eq!(served(&mut order), ["other", "small"]);
+    order.ask(machine(1), 3, 1, "large");
     order.ask(machine(2), 2, 1, "fits the reserve");
-    order.ask(machine(3), 2, 1, "would fit the common pool");
+    order.ask(machine(3), 1, 1, "would fit the common pool");
     assert_eq!(served(&mut order), ["fits the reserve"]);
-    let granted = order.collect(small);
+    let granted = order.collect(other);
     order.give_back(granted.who, granted.pool, granted.units, true);
-    assert_eq!(served(&mut order), ["large"]);
+    assert_eq!(served(&mut order), ["large", "would fit the common pool"]);
+}
+
+#[test]
+fn one_machine_has_half_while_others_are_about_and_all_of_it_alone() {
+    let mut order = Order::new(9, 1);
+    let loud = |order: &mut Order<_>| (0..8).map(|_| order.ask(machine(1), 1, 9, "loud")).collect();
+    let alone: Vec<u64> = loud(&mut order);
+    assert_eq!(served(&mut order).len(), 8);
+    order.ask(machine(2), 1, 1, "quiet");
+    assert_eq!(served(&mut order), ["quiet"], "from the reserve");
+    let more: Vec<u64> = loud(&mut order);
+    for (left, id) in alone.into_iter().enumerate() {
+        let granted = order.collect(id);
+        order.give_back(granted.who, granted.pool, granted.units, true);
+        // Down to half of the eight, and from then on one for one.
+        assert_eq!(
+            served(&mut order).len(),
+            usize::from(left >= 4),
+            "after {} came back",
+            left + 1
+        );
+    }
+    order.ask(machine(3), 1, 1, "third");
+    assert_eq!(served(&mut order), ["third"], "there is room in the other half");
+    assert_eq!(more.len(), 8);
+}
+
+#[test]
+fn who_has_nothing_and_needs_more_than_the_reserve_gets_all_of_it() {
+    let mut order = Order::new(10, 2);
+    order.ask(machine(1), 8, 1, "all");
+    order.ask(machine(2), 5, 1, "a full batch");
+    assert_eq!(served(&mut order), ["all", "a full batch"]);
+    assert_eq!(order.in_use(), 10);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, U
 pub async fn resume(context: &UploadContext, generation: Generation) -> Result<Claim, UploadError> {
     let mut patience = Patience::new(context);
     loop {
-        match owned(context, generation).await {
+        match context.ask(owned(context, generation)).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }

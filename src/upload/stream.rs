@@ -30,9 +30,13 @@ pub(super) async fn upload(
     let block_bytes =
         context.block_bytes.load(Ordering::Relaxed).clamp(1, BLOCK_BYTES_MAX) as usize;
     let bytes = body.len() as u64;
+    let mut paid = false;
     loop {
-        // Before a stream is taken: who waits for the rate must not keep streams from others.
-        context.uplink.send(context.who(), bytes).await;
+        // Before a stream is taken: who waits for the rate must not keep streams from others. What
+        // never left is not paid for again.
+        if !paid {
+            context.waited(context.uplink.send(context.who(), bytes)).await;
+        }
         // Held for the attempt only: who waits for a store that is away must not keep the
         // machines from it whose objects would get through.
         let stream = context.waited(context.uplink.stream(context.who(), bytes)).await;
@@ -45,6 +49,7 @@ pub(super) async fn upload(
         if error.class() != Class::Retry {
             return Err(error);
         }
+        paid = !matches!(error.store_error(), Some(StoreError::Ambiguous { .. }));
         patience.wait(&error).await;
     }
 }

@@ -117,10 +117,10 @@ impl Uplink {
         pacing.rate_bytes.store(rate.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Sealed objects that wait for a stream.
+    /// Sealed objects that wait for a stream, or for the rate.
     #[must_use]
     pub fn uploads_waiting(&self) -> usize {
-        self.streams.waiting()
+        self.streams.waiting() + self.bandwidth.waiting()
     }
 
     /// What keeps everybody from the store; `None` while it may be asked.
@@ -190,8 +190,10 @@ impl Uplink {
         }
     }
 
-    /// Waits until `bytes` may be sent at the present rate.
+    /// Waits until `bytes` may be sent at the present rate; while the breaker keeps `who` from the
+    /// store nothing of the rate is spent, or it would go beyond it all at once afterwards.
     pub(super) async fn send(&self, who: MachineKey, bytes: u64) {
+        self.open_for(who).await;
         self.bandwidth.send(self.clock.as_ref(), who, bytes).await;
     }
 

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use holdfast::cache::Durable;
 use holdfast::clock::System;
 use holdfast::ingest::{
-    Admitted, CreditShare, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
+    Admitted, CreditTerms, Fingerprint, Ingest, IngestSetup, LinkSetup, MachineLink, Machines,
     OpenError, QuicEnd, StreamState, quic_config, server_config,
 };
 use holdfast::model::{Change, Generation, MachineId, Record, Sequence};
@@ -31,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
-    pub(crate) credit: watch::Sender<CreditShare>,
+    pub(crate) credit: watch::Sender<CreditTerms>,
     /// While false the log makes nothing durable.
     pub(crate) running: watch::Sender<bool>,
     pub(crate) drain: watch::Sender<bool>,
@@ -146,7 +146,7 @@ impl Server {
         let tls = server_config(&files, clock.wall()).unwrap();
         let quic = quic_config(&tls, &limits).unwrap();
         let (metrics, log) = (Arc::new(Metrics::default()), Arc::new(Log::default()));
-        let (credit, running) = (watch::Sender::new(CreditShare::WHOLE), watch::Sender::new(true));
+        let (credit, running) = (watch::Sender::new(CreditTerms::FREE), watch::Sender::new(true));
         let appends = log_task(Arc::clone(&log), running.subscribe());
         for number in 1..=MACHINES {
             let machine: MachineId = format!("web-{number}").parse().unwrap();

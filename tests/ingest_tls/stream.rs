@@ -6,7 +6,7 @@ use holdfast::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
     encode_from_agent,
 };
-use holdfast::ingest::{BookmarkError, CreditShare};
+use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms};
 use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -150,11 +150,17 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
         let pair = server.ca.machine("web-1");
         let mut agent = Agent::tracking(&server, &pair, "web-1").await;
         agent.durable(3).await;
-        server.credit.send_replace(CreditShare::NONE);
+        let none = CreditTerms { share: CreditShare::NONE, small_backlog_bytes: 0 };
+        server.credit.send_replace(none);
         let sequence = agent.record(write(0, 1 << 20)).await;
         let ack = agent.acked(|ack| ack.durable.0 >= sequence).await;
         let granted = ack.credit_limit;
-        server.credit.send_replace(CreditShare::WHOLE);
+        // Somebody else filled it: this machine has nothing that is not published.
+        server.credit.send_replace(CreditTerms { small_backlog_bytes: 1, ..none });
+        let ack = agent.acked(|ack| ack.credit_limit > granted).await;
+        assert!(ack.credit_limit < granted + limits().credit_bytes, "the smallest window only");
+        let granted = ack.credit_limit;
+        server.credit.send_replace(CreditTerms::FREE);
         let ack = agent.acked(|ack| ack.credit_limit > granted).await;
         assert!(ack.credit_limit >= granted + (1 << 20));
         // What exceeds the credit is refused, not buffered.

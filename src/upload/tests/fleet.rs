@@ -28,7 +28,7 @@ use crate::store::{
     Properties, Result, SnapshotId, SnapshotInfo, Store, StoreError,
 };
 use crate::turns::Turns;
-use crate::upload::{Uplink, Upload, UploadContext, claim};
+use crate::upload::{Uplink, Upload, UploadContext, claim, resume};
 
 /// Time of an empty request.
 const LATENCY: Duration = Duration::from_millis(20);
@@ -341,11 +341,15 @@ impl<'a> Stream<'a> {
 const LOUD: Habit = Habit { bytes: 1 << 20, every: None };
 const QUIET: Habit = Habit { bytes: 8 << 10, every: Some(Duration::from_secs(1)) };
 
+/// After so long the number of streams fits the line.
+const FOUND: Duration = Duration::from_secs(5);
+
 /// The 99th percentile of how old the newest point of a machine was just before the next.
 fn rpo_p99(machines: &[Vec<Point>]) -> f64 {
     let mut ages: Vec<f64> = machines
         .iter()
         .flat_map(|points| points.windows(2))
+        .filter(|pair| pair[0].made >= FOUND)
         .map(|pair| (pair[1].published - pair[0].made).as_secs_f64())
         .collect();
     ages.sort_by(f64::total_cmp);
@@ -379,6 +383,46 @@ fn nor_under_a_rate_limit() {
     let (alone, beside, loud) = quiet_rpo(rate);
     assert!(beside <= 2.0 * alone, "p99 {beside:.3} s beside, {alone:.3} s without the loud one");
     assert!((1_200_000.0..2_000_000.0).contains(&loud), "{loud:.0} bytes/s");
+}
+
+/// Machines that had been idle and write in an outage: the breaker is for them, too.
+#[test]
+fn machines_that_wake_in_an_outage_make_no_storm() {
+    let fleet = Fleet::new(4_000_000, 10..310, RateSchedule::default(), 400);
+    let wake = |number: usize| {
+        let fleet = &fleet;
+        async move {
+            let machine: MachineId = format!("m-{number}").parse().unwrap();
+            let context = fleet.context(&machine, number);
+            let claimed = claim(&context, &"ps".parse().unwrap()).await.unwrap();
+            fleet.clock.sleep(Duration::from_secs(20)).await;
+            let resumed = resume(&context, claimed.manifest.generation).await.unwrap();
+            assert_eq!(resumed.manifest, claimed.manifest);
+        }
+    };
+    fleet.clock.run(join_all((0..50).map(wake)));
+    let (asked, usual) = (fleet.requests(), 50 * 3);
+    let probes = fleet.metrics.pacing.probes.load(Ordering::Relaxed);
+    assert!(asked <= usual + usual / 3 + probes, "{asked} requests, {probes} of them probes");
+    assert!(probes < 100, "{probes} probes");
+}
+
+/// What waits while the store is away has not used the line: afterwards the rate holds at once.
+#[test]
+fn a_rate_holds_right_after_an_outage() {
+    let (rate, back) = (200_000, 120);
+    let schedule = RateSchedule { default: Some(rate), windows: Vec::new() };
+    let fleet = Fleet::new(40_000_000, 10..back, schedule, 300);
+    let machines =
+        fleet.run(&[Habit { bytes: 400 << 10, every: Some(Duration::from_secs(15)) }; 6]);
+    let back = Duration::from_secs(back);
+    let soon = back..back + Duration::from_secs(30);
+    let points = machines.iter().flatten().filter(|point| soon.contains(&point.published));
+    let bytes: u64 = points.map(|point| point.bytes).sum();
+    // Beside the half minute's: objects that were under way when the store went, one a stream.
+    let most = 30 * rate + 8 * (400 << 10);
+    assert!(bytes <= most, "{bytes} bytes in half a minute after the outage, {most} allowed");
+    assert!(bytes >= 10 * rate, "{bytes} bytes: it went on");
 }
 
 /// Ten minutes without a store, at 0.4 of what the line carries.

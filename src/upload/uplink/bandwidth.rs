@@ -39,6 +39,11 @@ impl Bandwidth {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner).at(clock.wall())
     }
 
+    /// Objects that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.turns.waiting() + usize::try_from(self.turns.in_use()).unwrap_or(usize::MAX)
+    }
+
     /// Waits until `bytes` of `who` may be sent.
     pub(super) async fn send(&self, clock: &dyn Clock, who: MachineKey, bytes: u64) {
         let mut left = bytes;
