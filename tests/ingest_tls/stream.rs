@@ -155,11 +155,6 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
         let sequence = agent.record(write(0, 1 << 20)).await;
         let ack = agent.acked(|ack| ack.durable.0 >= sequence).await;
         let granted = ack.credit_limit;
-        // Somebody else filled it: this machine has nothing that is not published.
-        server.credit.send_replace(CreditTerms { small_backlog_bytes: 1, ..none });
-        let ack = agent.acked(|ack| ack.credit_limit > granted).await;
-        assert!(ack.credit_limit < granted + limits().credit_bytes, "the smallest window only");
-        let granted = ack.credit_limit;
         server.credit.send_replace(CreditTerms::FREE);
         let ack = agent.acked(|ack| ack.credit_limit > granted).await;
         assert!(ack.credit_limit >= granted + (1 << 20));
@@ -171,6 +166,22 @@ async fn a_full_cache_withholds_credit_until_there_is_room() {
         let refuse = agent.refused().await;
         assert_eq!(refuse.code, Refusal::Protocol);
         assert!(refuse.text.contains("credit"), "{}", refuse.text);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_did_not_fill_the_cache_goes_on_at_stop() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let stop = CreditTerms { share: CreditShare::NONE, small_backlog_bytes: 1 };
+        server.credit.send_replace(stop);
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        let sequence = agent.record(write(0, 1 << 20)).await;
+        let ack = agent.acked(|ack| ack.durable.0 >= sequence).await;
+        let window = ack.credit_limit - (1 << 20);
+        assert!(window > 1 << 20 && window < limits().credit_bytes, "the smallest, not {window}");
     })
     .await;
 }
