@@ -78,6 +78,12 @@ impl Durable {
         self.received_at
     }
 
+    /// How many hold its segment, all its records together.
+    #[cfg(test)]
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.segment)
+    }
+
     /// The proof itself: called by `flush` only, after the sync. `body` is where the record's body
     /// lies; of a mark it is decoded already.
     pub(super) fn proven(

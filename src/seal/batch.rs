@@ -75,6 +75,7 @@ pub struct Batcher {
     state: StreamState,
     open: Option<Batch>,
     closed: VecDeque<Batch>,
+    refused: Option<Durable>,
 }
 
 impl StreamState {
@@ -96,8 +97,8 @@ impl Batcher {
     /// A batcher that goes on where the stream stands.
     #[must_use]
     pub fn new(machine: MachineKey, state: StreamState, settings: BatchSettings) -> Self {
-        let (open, closed) = (None, VecDeque::new());
-        Self { machine, settings, keep_every_write: false, state, open, closed }
+        let (open, closed, refused) = (None, VecDeque::new(), None);
+        Self { machine, settings, keep_every_write: false, state, open, closed, refused }
     }
 
     /// Whether writes from now on are all kept, or folded where they overlap.
@@ -123,9 +124,16 @@ impl Batcher {
     ///
     /// # Errors
     /// When it is another machine's, not the next of its stream, or may not stand where it does;
-    /// the batcher is as before.
+    /// the batcher is as before. The newest such record is held with the others: it may be the only
+    /// copy.
     pub fn push(&mut self, item: Durable, now: Duration) -> Result<(), SealError> {
-        let state = self.state_after(&item)?;
+        let state = match self.state_after(&item) {
+            Ok(state) => state,
+            Err(error) => {
+                self.refused = Some(item);
+                return Err(error);
+            }
+        };
         let payload_bytes = item.payload_bytes();
         if state.epoch != self.state.epoch {
             self.close(ClosedBy::EpochBegin);

@@ -317,7 +317,6 @@ impl Registry {
             keep_every_write: Arc::clone(&keep_every_write),
             link: Arc::downgrade(&link),
             metrics,
-            drain: shared.drain.clone(),
             news: Arc::clone(&shared.news),
         };
         // The owner before us may have left something to apply.
