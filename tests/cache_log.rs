@@ -83,7 +83,7 @@ fn assert_same(found: &Durable, machine_number: u64) {
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             assert_eq!((*disk, *extent), (d, e));
         }
-        (DurableChange::Mark(mark), expected) => assert_eq!(*mark, expected),
+        (DurableChange::Mark(mark), expected) => assert_eq!(**mark, expected),
         other => panic!("record {sequence} is {other:?}"),
     }
 }

@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::durable::{Durable, DurableChange};
 use super::error::CacheError;
@@ -66,7 +65,6 @@ impl Open {
                 entry.sequence,
                 entry.change,
                 payload,
-                entry.received_at,
                 Arc::clone(&self.segment),
             )
         });
@@ -83,5 +81,5 @@ pub(super) fn recovered(
     payload: Range<usize>,
     segment: Arc<Segment>,
 ) -> Durable {
-    Durable::proven(machine, sequence, change, payload, Duration::ZERO, segment)
+    Durable::proven(machine, sequence, change, payload, segment)
 }

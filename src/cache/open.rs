@@ -29,7 +29,7 @@ const SEGMENTS_MIN: u64 = 2 + RESERVE as u64;
 const SEGMENT_BYTES_MIN: u64 =
     SEGMENT_HEADER_BYTES + record_bytes(WRITE_BYTES_MAX) + record_bytes(0);
 /// Largest segment: recovery reads one into memory.
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// A log that is open.
 pub struct Opened {

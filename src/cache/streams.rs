@@ -204,7 +204,7 @@ mod tests {
                 Record(sequence) => streams.record(Found {
                     machine: MACHINE,
                     sequence: Sequence(sequence),
-                    change: DurableChange::Mark(Change::CatchUpEnd),
+                    change: DurableChange::mark(Change::CatchUpEnd),
                     payload: 0..0,
                     segment: 0,
                     position: at as u64,

@@ -13,7 +13,7 @@ use super::admission::Admitted;
 use super::credit::CreditShare;
 use super::session::{Standing, refuse};
 use super::stream::StreamState;
-use crate::cache::Durable;
+use crate::cache::DurableThrough;
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::format::wire::{BookmarkOutcome, BookmarkRequest, Progress, Refusal, Refuse};
 use crate::model::{BookmarkId, Generation, MachineId, MachineKey, Sequence, ServerId, Watermarks};
@@ -171,13 +171,13 @@ impl MachineLink {
 
     /// Its stream is durable through this record: the only source of durable acks. Records come in
     /// any number at a time; the last of a commit is enough.
-    pub fn made_durable(&self, record: &Durable) {
+    pub fn made_durable(&self, through: DurableThrough) {
         assert!(
-            record.machine() == self.key,
+            through.machine() == self.key,
             "a record of another machine was routed to the link of {}",
             self.machine
         );
-        let durable = record.sequence();
+        let durable = through.sequence();
         raise(&self.durable, durable);
         self.metrics.raise(Watermarks { durable, ..Watermarks::default() });
     }

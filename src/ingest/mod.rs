@@ -7,7 +7,7 @@
 //!  Machines::open ──▶ MachineLink          made by the pipeline when a machine's agent comes first
 //!
 //!  agent ──▶ session ──▶ LinkSetup::appends ──▶ cache log          Admitted, in order, one sender
-//!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
+//!  agent ◀── session ◀── MachineLink::made_durable(DurableThrough) the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
 //!                    ◀── LinkSetup::credit                         shrinks, withholds credit
 //!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
