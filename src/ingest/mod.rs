@@ -44,7 +44,7 @@ pub use credit::CreditShare;
 pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};
-pub use machine::{BookmarkError, LinkSetup, MachineLink};
+pub use machine::{BookmarkError, LinkSetup, MachineLink, PlacedBookmark};
 pub use machines::{Fingerprint, Machines, OpenError};
 pub use quic::{QuicConfig, QuicEnd, QuicError, quic_config};
 pub use session::{Event, Session, Standing, greet};
