@@ -152,7 +152,7 @@ fn tell(links: &HashMap<MachineKey, Arc<MachineLink>>, durable: Vec<Durable>) {
         newest.insert(record.machine(), record);
     }
     for (machine, record) in newest {
-        links[&machine].made_durable(&record);
+        links[&machine].made_durable(record.through());
         links[&machine].published_through(record.sequence());
     }
 }

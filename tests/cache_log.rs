@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::budget::{Budget, Permit};
-use holdfast::cache::{CacheError, Durable, DurableChange, Opened, open};
+use holdfast::cache::{CacheError, Durable, DurableChange, Opened, Survivor, open};
 use holdfast::clock::System;
 use holdfast::ingest::Admitted;
 use holdfast::model::{
@@ -80,7 +80,6 @@ fn admitted(machine_number: u64, sequence: u64, permit: Permit) -> Admitted {
 
 fn assert_same(found: &Durable, machine_number: u64) {
     let sequence = found.sequence().0;
-    assert_eq!(found.generation(), generation(sequence), "of record {sequence}");
     match (found.change(), change(machine_number, sequence)) {
         (DurableChange::Write { disk, extent }, Change::Write { disk: d, extent: e, payload }) => {
             assert_eq!((*disk, *extent), (d, e));
@@ -89,15 +88,24 @@ fn assert_same(found: &Durable, machine_number: u64) {
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             assert_eq!((*disk, *extent), (d, e));
         }
-        (DurableChange::Mark(mark), expected) => assert_eq!(*mark, expected),
+        (DurableChange::Mark(mark), expected) => assert_eq!(**mark, expected),
         other => panic!("record {sequence} is {other:?}"),
     }
 }
 
+/// The records, each with the ownership that it was admitted under.
+fn survived(survivors: &[Survivor]) -> Vec<Durable> {
+    let of = |one: &Survivor| {
+        assert_eq!(one.generation, generation(one.record.sequence().0));
+        one.record.clone()
+    };
+    survivors.iter().map(of).collect()
+}
+
 /// Checks content and gaplessness; the last sequence of each machine.
-fn check(recovered: &[Durable], machines: u64) -> BTreeMap<u64, u64> {
+fn check(records: &[Durable], machines: u64) -> BTreeMap<u64, u64> {
     let mut last = BTreeMap::new();
-    for found in recovered {
+    for found in records {
         let number = (0..machines).find(|n| machine(*n) == found.machine()).unwrap();
         assert_same(found, number);
         let sequence = found.sequence().0;
@@ -137,7 +145,7 @@ fn everything_comes_back_after_a_stop_and_slots_are_reused() {
     for round in 0..4 {
         let (mut opened, metrics) = try_open(directory.path(), 24).unwrap();
         assert!(opened.damage.is_empty(), "{:?}", opened.damage);
-        let found = check(&opened.recovered, 3);
+        let found = check(&survived(&opened.recovered), 3);
         if round > 0 {
             assert_eq!(found, last);
         }
@@ -207,7 +215,7 @@ fn a_flipped_bit_on_the_disk_is_named_and_not_served() {
     let named = opened.damage.iter().any(|damage| Some(&damage.path) == hit.as_ref());
     assert!(named, "{:?}", opened.damage);
     assert!(metrics.cache_damage.load(std::sync::atomic::Ordering::Relaxed) > 0);
-    assert_eq!(check(&opened.recovered, 1)[&0], sequence - 1);
+    assert_eq!(check(&survived(&opened.recovered), 1)[&0], sequence - 1);
 }
 
 /// A tmpfs of this size, or why there is none.
@@ -287,7 +295,7 @@ fn a_full_disk_is_back_pressure_and_then_everything_goes_on() {
     assert_eq!(check(&all, 1)[&0], 120);
     drop(all);
     let (opened, _) = try_open(&disk.0, 1000).unwrap();
-    assert_eq!(check(&opened.recovered, 1)[&0], 120);
+    assert_eq!(check(&survived(&opened.recovered), 1)[&0], 120);
 }
 
 const CHILD: &str = "HOLDFAST_TEST_CACHE_CHILD";
@@ -299,7 +307,7 @@ fn child_that_is_killed() {
         return;
     };
     let (opened, _) = try_open(Path::new(&directory), 200).unwrap();
-    let last = check(&opened.recovered, 3);
+    let last = check(&survived(&opened.recovered), 3);
     println!("recovered {}", last.values().map(u64::to_string).collect::<Vec<_>>().join(" "));
     let held = std::cell::RefCell::new(Vec::new());
     let writer = opened.writer;
@@ -356,7 +364,7 @@ fn killed_at_any_moment_loses_nothing_that_was_acknowledged() {
         child.wait().unwrap();
         let (opened, _) = try_open(directory.path(), 200).unwrap();
         assert!(opened.damage.is_empty(), "round {round}: {:?}", opened.damage);
-        let found = check(&opened.recovered, 3);
+        let found = check(&survived(&opened.recovered), 3);
         for (machine, sequence) in &acked {
             assert!(found[machine] >= *sequence, "round {round}: machine {machine}");
         }

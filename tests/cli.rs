@@ -94,7 +94,8 @@ fn json_is_one_document_and_nothing_else() {
     let protected = protect();
     let site = &protected.site;
     let bookmark = ["bookmark", "web-1", "--name", "four", "--wait", "recoverable", "--json"];
-    assert_eq!(document(site, &bookmark, 0)["name"], "four");
+    let four = document(site, &bookmark, 0);
+    assert_eq!((&four["name"], &four["time"]), (&"four".into(), &named(site)["four"]["time"]));
     let all = document(site, &["status", "--json"], 0);
     assert_eq!(all["machines"].as_array().unwrap().len(), 1, "{all}");
     let one = document(site, &["status", "web-1", "--json"], 0);
@@ -108,6 +109,27 @@ fn json_is_one_document_and_nothing_else() {
     let verified = document(site, &["verify", "web-1", "--json"], 0);
     assert_eq!(verified["failures"], Value::Array(Vec::new()), "{verified}");
     drop(protected);
+}
+
+/// Without `--json` it is run in tests/real_tools.rs, on the disk that it makes itself.
+#[test]
+fn the_demo_of_a_disk_of_ones_own_prints_one_json_document() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("own.img");
+    fs::write(&disk, vec![7; 8 << 20]).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    let output = command.args(["demo", "--json", "--disk", text(&disk)]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["disk_bytes"], 8 << 20, "{report}");
+    assert!(report["live_bytes"].as_u64().unwrap() > 0, "{report}");
+    let points = report["points"].as_array().unwrap();
+    let read: Vec<_> = points.iter().map(|point| [&point["name"], &point["read_by"]]).collect();
+    assert_eq!(read, [["first", "export"], ["second", "export"], ["first", "mount"]]);
+    let hash = |point: usize| points[point]["sha256"].as_str().unwrap();
+    assert_eq!(hash(0), hash(2), "{report}");
+    assert_ne!(hash(0), hash(1), "{report}");
+    assert!(fs::read(&disk).unwrap().iter().all(|byte| *byte == 7), "only its copy is written");
 }
 
 #[test]

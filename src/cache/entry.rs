@@ -23,7 +23,7 @@ pub(super) fn split(change: Change) -> (DurableChange, Payload) {
         mark => {
             let mut body = Writer::new();
             encode_mark(&mark, &mut body);
-            (DurableChange::Mark(mark), body.0.into())
+            (DurableChange::mark(mark), body.0.into())
         }
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn decode(header: &RecordHeader, payload: &[u8]) -> Result<DurableCha
             Ok(DurableChange::Zero { disk, extent })
         }
         ChangeKind::Zero => Err(FormatError::value("payload_bytes", payload.len(), "0 for a zero")),
-        mark => decode_mark(mark, payload).map(DurableChange::Mark),
+        mark => decode_mark(mark, payload).map(DurableChange::mark),
     }
 }
 

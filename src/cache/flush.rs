@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::durable::{Durable, DurableChange};
 use super::error::CacheError;
@@ -13,7 +12,7 @@ use super::file::{Appender, Slot};
 use super::log::{Batch, Layout};
 use super::segment::Segment;
 use crate::format::segment::SegmentHeader;
-use crate::model::{Generation, MachineKey, Sequence};
+use crate::model::{MachineKey, Sequence};
 
 /// The segment that is being written.
 pub(super) struct Open {
@@ -62,11 +61,10 @@ impl Open {
         let durable = batch.entries.drain(..).map(|(entry, payload)| {
             drop(entry.permit); // its bytes are on the disk
             Durable::proven(
-                (entry.machine, entry.generation),
+                entry.machine,
                 entry.sequence,
                 entry.change,
                 payload,
-                entry.received_at,
                 Arc::clone(&self.segment),
             )
         });
@@ -77,11 +75,11 @@ impl Open {
 /// A record that recovery found valid in a segment that was synced: by this process (a rewritten
 /// tail), or before something later was written that proves it (an end record, the clean marker).
 pub(super) fn recovered(
-    whose: (MachineKey, Generation),
+    machine: MachineKey,
     sequence: Sequence,
     change: DurableChange,
     payload: Range<usize>,
     segment: Arc<Segment>,
 ) -> Durable {
-    Durable::proven(whose, sequence, change, payload, Duration::ZERO, segment)
+    Durable::proven(machine, sequence, change, payload, segment)
 }

@@ -17,6 +17,7 @@ use crate::format::segment::{
 };
 use crate::ingest::Admitted;
 use crate::model::{Checksum, DiskIndex, Generation, Incarnation, MachineKey, Payload, Sequence};
+use crate::settings::RECORDS_MEMORY_PART;
 
 /// Most buffers of one append: the kernel's limit on vectors (UIO_MAXIOV).
 pub(super) const APPEND_BUFFERS_MAX: usize = 1024;
@@ -24,6 +25,9 @@ pub(super) const APPEND_BUFFERS_MAX: usize = 1024;
 const GLUE_BUFFERS: usize = 2;
 /// Bytes after which an append takes no further record.
 pub(super) const APPEND_BYTES: u64 = 4 << 20;
+
+/// The part of the smallest segment that settings allow; tests have smaller ones.
+const MEMORY_BYTES_MIN: u64 = (4 << 20) / RECORDS_MEMORY_PART;
 
 /// An admitted record on its way into the log.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub(super) struct Layout {
     at: u64,
     durable: u64,
     previous_crc: u32,
+    /// Memory that its records take while they are held.
+    memory_bytes: u64,
 }
 
 impl Layout {
@@ -71,6 +77,7 @@ impl Layout {
             at: SEGMENT_HEADER_BYTES,
             durable: SEGMENT_HEADER_BYTES,
             previous_crc: 0,
+            memory_bytes: 0,
         }
     }
 
@@ -89,6 +96,14 @@ impl Layout {
         self.at + record_bytes(payload_bytes) + record_bytes(0) <= self.segment_bytes
     }
 
+    /// Whether a record belongs here: it fits, and what the segment's records take in memory stays
+    /// within the segment's part. So segments, which are counted, bound the records that are not.
+    pub(super) fn takes(&self, entry: &Entry) -> bool {
+        let memory_max = (self.segment_bytes / RECORDS_MEMORY_PART).max(MEMORY_BYTES_MIN);
+        let memory = self.memory_bytes + entry.change.memory_bytes();
+        self.fits(entry.payload.len()) && (self.is_empty() || memory <= memory_max)
+    }
+
     /// Everything laid out so far is on the disk.
     pub(super) fn synced(&mut self) {
         self.durable = self.at;
@@ -102,6 +117,7 @@ impl Layout {
         change: &DurableChange,
         payload: Checksum,
     ) -> ([u8; RECORD_HEADER_BYTES], Range<usize>) {
+        self.memory_bytes += change.memory_bytes();
         let (kind, disk, offset, extent_bytes) = header_fields(change);
         let header = RecordHeader {
             kind,

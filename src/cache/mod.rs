@@ -32,7 +32,7 @@ mod tests;
 mod writer;
 
 pub use damage::{Damage, Finding};
-pub use durable::{Durable, DurableChange};
+pub use durable::{Durable, DurableChange, DurableThrough, Survivor};
 pub use error::CacheError;
 pub use fill::Fill;
 pub use open::{Opened, open, shards_found};

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::damage::Damage;
 use super::disk::DiskDirectory;
-use super::durable::Durable;
+use super::durable::Survivor;
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
 use super::fill::Fill;
@@ -29,7 +29,7 @@ const SEGMENTS_MIN: u64 = 2 + RESERVE as u64;
 const SEGMENT_BYTES_MIN: u64 =
     SEGMENT_HEADER_BYTES + record_bytes(WRITE_BYTES_MAX) + record_bytes(0);
 /// Largest segment: recovery reads one into memory.
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// A log that is open.
 pub struct Opened {
@@ -38,9 +38,9 @@ pub struct Opened {
     /// What was durable before, in log order; gapless for each machine.
     ///
     /// Whoever takes them over compares with the machine's manifest first: records at or below
-    /// `published` are not needed; if the first one is above `published + 1`, or if another server
-    /// has owned the machine since, none of the machine's records may be used.
-    pub recovered: Vec<Durable>,
+    /// `published` are not needed; if the first one is above `published + 1`, none may be used, and
+    /// of those that were admitted before another server owned the machine, neither.
+    pub recovered: Vec<Survivor>,
     /// What was found damaged; logged and counted already.
     pub damage: Vec<Damage>,
     /// How full it is.
@@ -103,7 +103,7 @@ pub(super) fn start(
 pub(super) fn durable(
     recovered: &mut Recovered,
     freed: &mpsc::UnboundedSender<Slot>,
-) -> Result<(Vec<Durable>, Lineage), CacheError> {
+) -> Result<(Vec<Survivor>, Lineage), CacheError> {
     let mut lineage = Lineage::default();
     let mut segments = Vec::new();
     for slot in recovered.segments.drain(..) {
@@ -124,8 +124,8 @@ pub(super) fn durable(
         let segment = Arc::clone(&segments[found.segment]);
         let (machine, sequence) = (found.machine, found.sequence);
         lineage.remember(machine, sequence);
-        let whose = (machine, found.generation);
-        flush::recovered(whose, sequence, found.change, found.payload, segment)
+        let record = flush::recovered(machine, sequence, found.change, found.payload, segment);
+        Survivor { record, generation: found.generation }
     });
     let durable = durable.collect();
     Ok((durable, lineage))

@@ -177,7 +177,7 @@ mod tests {
         for &records in appends {
             for _ in 0..records {
                 let (at, sequence) = (layout.at(), Sequence(starts.len() as u64 + 1));
-                let mark = DurableChange::Mark(Change::CatchUpEnd);
+                let mark = DurableChange::mark(Change::CatchUpEnd);
                 let (header, _) = layout.add(
                     (MachineKey([1; 16]), Generation(1)),
                     sequence,

@@ -207,7 +207,7 @@ mod tests {
                     machine: MACHINE,
                     generation: Generation(1),
                     sequence: Sequence(sequence),
-                    change: DurableChange::Mark(Change::CatchUpEnd),
+                    change: DurableChange::mark(Change::CatchUpEnd),
                     payload: 0..0,
                     segment: 0,
                     position: at as u64,

@@ -9,13 +9,17 @@ use super::error::CacheError;
 use super::file::SegmentDirectory;
 use super::model::{Computer, GEOMETRY, Shared};
 use super::open::{Opened, start};
-use super::pool::{Keeper, Prepared};
+use super::pool::{Geometry, Keeper, Prepared};
 use super::recovery::recover;
 use crate::budget::Budget;
 use crate::clock::System;
 use crate::ingest::Admitted;
-use crate::model::{Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence};
+use crate::model::{
+    Change, DiskIndex, DiskSpec, Epoch, EpochBegin, Extent, Generation, MachineKey, Record,
+    Sequence,
+};
 use crate::observe::Metrics;
+use crate::settings::RECORDS_MEMORY_PART;
 use crate::store::Class;
 
 fn open(computer: &Shared) -> Opened {
@@ -104,6 +108,41 @@ async fn permits_come_back_when_durable_and_segments_when_released() {
     ended.unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 200);
     assert!(fill.used_bytes() <= fill.max_bytes());
+}
+
+/// Whatever is in them: what lies in memory for the records of the log stays a part of the log.
+#[tokio::test]
+async fn records_without_bytes_fill_the_cache_by_the_memory_they_take() {
+    let geometry = Geometry { segment_bytes: 4 << 20, segments_max: 8 };
+    let disks = (0..64).map(|index| DiskSpec {
+        index: DiskIndex(index),
+        name: format!("disk{index}").parse().unwrap(),
+        size_bytes: 1 << 20,
+    });
+    let begin = EpochBegin { epoch: Epoch(1), disks: disks.collect() };
+    let zero = Change::Zero { disk: DiskIndex(0), extent: Extent::new(0, 4096, 4096).unwrap() };
+    for (change, count, in_memory) in [(zero, 3000, 64), (Change::EpochBegin(begin), 40, 4600)] {
+        let computer = Computer::shared(1);
+        let metrics = Arc::new(Metrics::default());
+        let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
+        let found = recover(directory, geometry, 0, System::entropy(), &metrics).unwrap();
+        let opened = start(found, geometry, System::clock(), metrics).unwrap();
+        let (sender, admitted) = mpsc::channel(count);
+        for sequence in 1..=count as u64 {
+            let record = Record { sequence: Sequence(sequence), change: change.clone() };
+            let mut admitted = write(sequence, &Budget::new(512));
+            admitted.record = record;
+            sender.try_send(admitted).unwrap();
+        }
+        drop(sender);
+        let mut held = Vec::new();
+        let ended = opened.writer.run(admitted, |durable| held.extend(durable)).await;
+        ended.unwrap();
+        assert_eq!(held.len(), count, "nothing is refused for it");
+        let (memory, used) = (in_memory * count as u64, opened.fill.used_bytes());
+        assert!(memory <= used / RECORDS_MEMORY_PART, "{memory} bytes beside {used} of segments");
+        assert!(used <= 2 * RECORDS_MEMORY_PART * memory, "and not much more is taken for it");
+    }
 }
 
 #[test]

@@ -112,10 +112,11 @@ impl Writer {
     ) -> Result<Vec<Durable>, CacheError> {
         self.lineage.append(batch);
         let appended = segment.layout.at() - batch.start;
+        let received: Vec<_> = batch.entries.iter().map(|(entry, _)| entry.received_at).collect();
         let durable = segment.commit(batch).await?;
         let now = self.clock.monotonic();
         let payload_bytes = durable.iter().map(Durable::payload_bytes).sum();
-        let waited = durable.iter().map(|record| now.saturating_sub(record.received_at()));
+        let waited = received.into_iter().map(|at| now.saturating_sub(at));
         self.metrics.latencies(Stage::Cache, waited);
         self.metrics.moved(Stage::Cache, payload_bytes, appended);
         self.metrics.cache_commits.fetch_add(1, Ordering::Relaxed);
@@ -131,13 +132,13 @@ pub(super) fn gather(
     admitted: &mut mpsc::Receiver<Admitted>,
 ) -> (Batch, Option<Entry>) {
     let layout = &mut segment.layout;
-    if !layout.fits(first.payload.len()) {
+    if !layout.takes(&first) {
         return (Batch::end(layout), Some(first));
     }
     let mut batch = Batch::new(layout);
     batch.add(layout, first);
     while let Some(entry) = admitted.try_recv().ok().map(Entry::from) {
-        if batch.is_full_for(&entry, layout) || !layout.fits(entry.payload.len()) {
+        if batch.is_full_for(&entry, layout) || !layout.takes(&entry) {
             return (batch, Some(entry));
         }
         batch.add(layout, entry);

@@ -45,7 +45,8 @@ pub struct BookmarkAnswer {
     pub kind: BookmarkKind,
     /// Where it stands in the machine's stream.
     pub sequence: u64,
-    /// When it was placed.
+    /// When it was placed, as its record says: the point's time, unless the agent's clock is ahead of
+    /// the process server's.
     pub time: Timestamp,
     /// How far it has come.
     pub reached: BookmarkWait,

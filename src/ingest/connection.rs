@@ -30,7 +30,9 @@ use crate::format::wire::{
     BookmarkOutcome, FrameHeader, FrameKind, FromServer, HEADER_BYTES, Hello, Progress, Refusal,
     Refuse,
 };
-use crate::model::{BookmarkId, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode};
+use crate::model::{
+    BookmarkId, Change, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode,
+};
 
 /// How long the last words may take to reach the peer.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -278,6 +280,9 @@ impl Live<'_> {
     fn admitted(&self, record: Record, permit: Permit, received_at: Duration) -> Admitted {
         let metrics = self.link.metrics();
         metrics.received(record.sequence);
+        if let Change::Bookmark(bookmark) = &record.change {
+            self.link.admitted_bookmark(bookmark);
+        }
         metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
         let (machine, generation) = (self.link.key(), self.link.generation());
         Admitted { machine, generation, record, permit, received_at }

@@ -4,6 +4,7 @@
 //! the watermarks that go back to the agent. Does not own: the log behind `appends`, the manifest,
 //! the policy; whoever runs the pipeline makes the link and tells it how far things came.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,10 +14,13 @@ use super::admission::Admitted;
 use super::credit::CreditTerms;
 use super::session::{Standing, refuse};
 use super::stream::StreamState;
-use crate::cache::Durable;
+use crate::cache::DurableThrough;
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::format::wire::{BookmarkOutcome, BookmarkRequest, Progress, Refusal, Refuse};
-use crate::model::{BookmarkId, Generation, MachineId, MachineKey, Sequence, ServerId, Watermarks};
+use crate::model::{
+    Bookmark, BookmarkId, Generation, MachineId, MachineKey, Sequence, ServerId, Timestamp,
+    Watermarks,
+};
 use crate::observe::MachineMetrics;
 
 /// Bookmark requests that may wait for one agent.
@@ -68,6 +72,17 @@ pub struct MachineLink {
     stream: Arc<tokio::sync::Mutex<StreamState>>,
     /// Way to the agent that sits now.
     requests: Mutex<Option<mpsc::Sender<Asked>>>,
+    /// Who waits for bookmarks that are not admitted yet, and wants their time.
+    awaited: Mutex<HashMap<BookmarkId, oneshot::Sender<Timestamp>>>,
+}
+
+/// Where a bookmark stands in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedBookmark {
+    /// Its record.
+    pub sequence: Sequence,
+    /// When it was made, as its record says.
+    pub time: Timestamp,
 }
 
 /// Why a bookmark was not placed.
@@ -148,6 +163,7 @@ impl MachineLink {
             newest: watch::Sender::new(Newest::default()),
             stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
             requests: Mutex::new(None),
+            awaited: Mutex::default(),
         })
     }
 
@@ -176,13 +192,13 @@ impl MachineLink {
 
     /// Its stream is durable through this record: the only source of durable acks. Records come in
     /// any number at a time; the last of a commit is enough.
-    pub fn made_durable(&self, record: &Durable) {
+    pub fn made_durable(&self, through: DurableThrough) {
         assert!(
-            record.machine() == self.key,
+            through.machine() == self.key,
             "a record of another machine was routed to the link of {}",
             self.machine
         );
-        let durable = record.sequence();
+        let durable = through.sequence();
         raise(&self.durable, durable);
         self.metrics.raise(Watermarks { durable, ..Watermarks::default() });
     }
@@ -234,12 +250,15 @@ impl MachineLink {
         drop(published.wait_for(|published| *published >= sequence).await); // we hold the sender
     }
 
-    /// Asks the agent to put a bookmark into the stream; the sequence it got. It is recoverable
-    /// when the stream is published through there. Callers bound the wait.
+    /// Asks the agent to put a bookmark into the stream; returns once its record was admitted. It is
+    /// recoverable when the stream is published through there. Callers bound the wait.
     ///
     /// # Errors
     /// When no agent answers, or it refuses.
-    pub async fn bookmark(&self, request: BookmarkRequest) -> Result<Sequence, BookmarkError> {
+    pub async fn bookmark(
+        &self,
+        request: BookmarkRequest,
+    ) -> Result<PlacedBookmark, BookmarkError> {
         let (machine, id) = (|| self.machine.clone(), request.id);
         if request.name.len() > BOOKMARK_NAME_BYTES_MAX {
             let found = request.name.len();
@@ -250,6 +269,12 @@ impl MachineLink {
             return Err(BookmarkError::NotConnected { machine: machine(), id });
         };
         let (answer, outcome) = oneshot::channel();
+        let (tell, time) = oneshot::channel();
+        {
+            let mut awaited = self.awaited();
+            awaited.retain(|_, tell| !tell.is_closed()); // their askers went
+            awaited.insert(id, tell);
+        }
         way.try_send(Asked { request, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BookmarkError::Busy { machine: machine() },
             mpsc::error::TrySendError::Closed(_) => {
@@ -257,12 +282,29 @@ impl MachineLink {
             }
         })?;
         match outcome.await {
-            Ok(BookmarkOutcome::Placed(at)) => Ok(at),
+            Ok(BookmarkOutcome::Placed(sequence)) => match time.await {
+                Ok(time) => Ok(PlacedBookmark { sequence, time }),
+                // Another request has the same id: nobody can tell them apart.
+                Err(_) => Err(BookmarkError::NotConnected { machine: machine(), id }),
+            },
             Ok(BookmarkOutcome::Refused(reason)) => {
                 Err(BookmarkError::Refused { machine: machine(), id, reason })
             }
             Err(_) => Err(BookmarkError::NotConnected { machine: machine(), id }),
         }
+    }
+
+    /// A bookmark was admitted.
+    pub(super) fn admitted_bookmark(&self, bookmark: &Bookmark) {
+        if let Some(tell) = self.awaited().remove(&bookmark.id) {
+            let _asker_may_be_gone = tell.send(bookmark.time);
+        }
+    }
+
+    fn awaited(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<BookmarkId, oneshot::Sender<Timestamp>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a welcome says beside the stream's state.

@@ -7,7 +7,7 @@
 //!  Machines::open ──▶ MachineLink          made by the pipeline when a machine's agent comes first
 //!
 //!  agent ──▶ session ──▶ LinkSetup::appends ──▶ cache log          Admitted, in order, one sender
-//!  agent ◀── session ◀── MachineLink::made_durable(&Durable)       the only source of durable acks
+//!  agent ◀── session ◀── MachineLink::made_durable(DurableThrough) the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
 //!                    ◀── LinkSetup::credit                         shrinks, withholds credit
 //!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
@@ -44,7 +44,7 @@ pub use credit::{CreditShare, CreditTerms};
 pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};
-pub use machine::{BookmarkError, LinkSetup, MachineLink};
+pub use machine::{BookmarkError, LinkSetup, MachineLink, PlacedBookmark};
 pub use machines::{Fingerprint, Machines, OpenError};
 pub use quic::{QuicConfig, QuicEnd, QuicError, quic_config};
 pub use session::{Event, Session, Standing, greet};

@@ -132,7 +132,7 @@ impl<'a> From<&'a DurableChange> for Step<'a> {
             DurableChange::Write { disk, extent } | DurableChange::Zero { disk, extent } => {
                 Self::Touch(*disk, *extent)
             }
-            DurableChange::Mark(mark) => mark.into(),
+            DurableChange::Mark(mark) => (&**mark).into(),
         }
     }
 }
@@ -276,9 +276,9 @@ mod tests {
         let extent = Extent::new(0, 4096, 4096).unwrap();
         let disk = DiskIndex(1);
         let found = [
-            DurableChange::Mark(copy),
+            DurableChange::mark(copy),
             DurableChange::Write { disk, extent },
-            DurableChange::Mark(Change::CatchUpEnd),
+            DurableChange::mark(Change::CatchUpEnd),
         ];
         for (sequence, change) in (10..).zip(&found) {
             assert_eq!(stream.follow(Sequence(sequence), change), Ok(()));

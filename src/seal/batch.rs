@@ -75,6 +75,7 @@ pub struct Batcher {
     state: StreamState,
     open: Option<Batch>,
     closed: VecDeque<Batch>,
+    refused: Option<Durable>,
 }
 
 impl StreamState {
@@ -96,8 +97,8 @@ impl Batcher {
     /// A batcher that goes on where the stream stands.
     #[must_use]
     pub fn new(machine: MachineKey, state: StreamState, settings: BatchSettings) -> Self {
-        let (open, closed) = (None, VecDeque::new());
-        Self { machine, settings, keep_every_write: false, state, open, closed }
+        let (open, closed, refused) = (None, VecDeque::new(), None);
+        Self { machine, settings, keep_every_write: false, state, open, closed, refused }
     }
 
     /// Whether writes from now on are all kept, or folded where they overlap.
@@ -123,9 +124,16 @@ impl Batcher {
     ///
     /// # Errors
     /// When it is another machine's, not the next of its stream, or may not stand where it does;
-    /// the batcher is as before.
+    /// the batcher is as before. The newest such record is held with the others: it may be the only
+    /// copy.
     pub fn push(&mut self, item: Durable, now: Duration) -> Result<(), SealError> {
-        let state = self.state_after(&item)?;
+        let state = match self.state_after(&item) {
+            Ok(state) => state,
+            Err(error) => {
+                self.refused = Some(item);
+                return Err(error);
+            }
+        };
         let payload_bytes = item.payload_bytes();
         if state.epoch != self.state.epoch {
             self.close(ClosedBy::EpochBegin);
@@ -139,7 +147,7 @@ impl Batcher {
         if self.open.as_ref().is_some_and(over) {
             self.close(ClosedBy::Bytes);
         }
-        let bookmark = matches!(item.change(), DurableChange::Mark(Change::Bookmark(_)));
+        let bookmark = matches!(mark_of(&item), Some(Change::Bookmark(_)));
         let open = self.open.get_or_insert_with(|| Batch {
             machine: self.machine,
             epoch: state.epoch,
@@ -205,23 +213,23 @@ impl Batcher {
         if found != expected {
             return Err(SealError::Gap { machine, expected, found });
         }
-        match item.change() {
-            DurableChange::Mark(Change::EpochBegin(begin)) => {
+        match mark_of(item) {
+            Some(Change::EpochBegin(begin)) => {
                 if begin.epoch <= epoch {
                     return Err(order("an epoch begin must be of a later epoch"));
                 }
                 (epoch, catching_up) = (begin.epoch, false);
             }
             _ if epoch == Epoch(0) => return Err(order("the first record must begin an epoch")),
-            DurableChange::Mark(Change::Bookmark(_)) if catching_up => {
+            Some(Change::Bookmark(_)) if catching_up => {
                 return Err(order("a bookmark may not stand inside a catch-up"));
             }
-            DurableChange::Mark(Change::CatchUpEnd) if !catching_up => {
+            Some(Change::CatchUpEnd) if !catching_up => {
                 return Err(order("a catch-up ends that did not begin"));
             }
-            DurableChange::Mark(Change::CatchUpEnd) => catching_up = false,
-            DurableChange::Mark(Change::CatchUpBegin(_)) => catching_up = true,
-            DurableChange::Mark(_) | DurableChange::Write { .. } | DurableChange::Zero { .. } => {}
+            Some(Change::CatchUpEnd) => catching_up = false,
+            Some(Change::CatchUpBegin(_)) => catching_up = true,
+            Some(_) | None => {}
         }
         Ok(StreamState { next: expected.next(), epoch, catching_up })
     }
@@ -317,6 +325,13 @@ impl Batch {
     #[must_use]
     pub fn closed_by(&self) -> ClosedBy {
         self.closed_by
+    }
+}
+
+fn mark_of(item: &Durable) -> Option<&Change> {
+    match item.change() {
+        DurableChange::Mark(mark) => Some(mark),
+        DurableChange::Write { .. } | DurableChange::Zero { .. } => None,
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn coalesce(batch: &Batch, keep_every_write: bool) -> (Vec<Piece<'_>>
     for item in batch.items() {
         match item.change() {
             DurableChange::Mark(change) => {
-                marks.push(Mark { sequence: item.sequence(), change: change.clone() })
+                marks.push(Mark { sequence: item.sequence(), change: (**change).clone() })
             }
             DurableChange::Write { disk, extent } => {
                 written.push(piece(item, *disk, *extent, Some(item.payload())));

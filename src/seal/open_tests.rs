@@ -118,7 +118,8 @@ proptest! {
             prop_assert_eq!(delta.index().marks.len(), marks.count());
             prop_assert_eq!(made.entry().bookmarks.len(), usize::from(
                 matches!(records.last().unwrap().change(),
-                    DurableChange::Mark(crate::model::Change::Bookmark(_)))));
+                    DurableChange::Mark(mark)
+                        if matches!(**mark, crate::model::Change::Bookmark(_)))));
             previous = Some(n as u8 + 1);
         }
     }

@@ -1,11 +1,11 @@
 //! The machines of this process server: claimed when their agent comes or their records are found.
 //!
-//! Owns: who is served, the route of a durable record to its machine's pipeline. Does not own:
-//! sessions (ingest), publishing (pipeline).
+//! Owns: who is served, and how many are claimed at once. Does not own: sessions (ingest), the way of
+//! a durable record (`routes`), publishing (pipeline).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +18,8 @@ use tokio::task::JoinSet;
 use super::applying::News;
 use super::pipeline::Pipeline;
 use super::recovered::Kept;
+use super::routes::{Route, Routes};
+use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -26,7 +28,7 @@ use crate::ingest::{
     Admitted, CreditTerms, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
 };
 use crate::model::{MachineId, MachineKey, ServerId};
-use crate::observe::{MachineMetrics, Metrics, error_chain};
+use crate::observe::{Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
 use crate::settings::Tuning;
 use crate::store::StoreError;
@@ -36,6 +38,13 @@ use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 /// How long an agent waits for its machine to be claimed before it is told to come again: less
 /// than it waits itself for an answer to its hello.
 const OPEN_MAX: Duration = Duration::from_secs(20);
+/// Machines that are claimed at once. A claim is two reads and a write of the store: when ten
+/// thousand agents come back together, more of them at once would each take longer, and the uploads
+/// of those that are served already would wait behind all of them.
+const CLAIMS_MAX: u32 = 64;
+/// How long a claim counts. One that waits for its own broken corner of the store must not keep the
+/// others out; what it still asks is bounded by the uplink's budget for retries.
+const CLAIM_COUNTS_MAX: Duration = Duration::from_secs(5);
 
 /// What all machines share.
 pub(super) struct Shared {
@@ -99,14 +108,6 @@ impl Served {
     }
 }
 
-/// Where a machine's durable records go.
-#[derive(Clone)]
-struct Route {
-    link: Weak<MachineLink>,
-    pipeline: mpsc::UnboundedSender<Durable>,
-    metrics: Arc<MachineMetrics>,
-}
-
 /// A claim under way, or what became of it. It runs as a task of its own: once begun it ends,
 /// whoever stops waiting for it, so that records it took from the cache are never let go half-way.
 type Claimed = Claiming<BoxFuture<'static, Result<Arc<Served>, OpenError>>>;
@@ -119,34 +120,10 @@ pub(super) struct Registry {
     shared: Arc<Shared>,
     kept: Mutex<Kept>,
     served: Mutex<HashMap<MachineId, Claimed>>,
-    routes: Arc<RwLock<HashMap<MachineKey, Route>>>,
+    routes: Routes,
     pipelines: tokio::sync::Mutex<JoinSet<()>>,
-}
-
-/// The routes alone: what a shard's log holds. It must hold no link, or no log would ever close.
-#[derive(Clone)]
-pub(super) struct Routes(Arc<RwLock<HashMap<MachineKey, Route>>>);
-
-impl Routes {
-    /// Hands records on, in order, then lets the agents know.
-    pub(super) fn durable(&self, records: Vec<Durable>) {
-        let routes = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut newest: HashMap<MachineKey, Durable> = HashMap::new();
-        for record in records {
-            let Some(route) = routes.get(&record.machine()) else { continue };
-            let bytes = record.payload().len() as u64;
-            route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
-            newest.insert(record.machine(), record.clone());
-            // A pipeline that has ended was fenced: the record is another server's to take.
-            drop(route.pipeline.send(record));
-        }
-        for record in newest.into_values() {
-            let link = routes.get(&record.machine()).and_then(|route| route.link.upgrade());
-            if let Some(link) = link {
-                link.made_durable(&record);
-            }
-        }
-    }
+    /// First come, first served.
+    claiming: Slots,
 }
 
 impl Registry {
@@ -158,13 +135,14 @@ impl Registry {
             shared: Arc::new(shared),
             kept: Mutex::new(kept),
             served: Mutex::default(),
-            routes: Arc::default(),
+            routes: Routes::default(),
             pipelines: tokio::sync::Mutex::default(),
+            claiming: Slots::new(CLAIMS_MAX),
         })
     }
 
     pub(super) fn routes(&self) -> Routes {
-        Routes(Arc::clone(&self.routes))
+        self.routes.clone()
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -206,7 +184,7 @@ impl Registry {
 
     /// Waits until every pipeline has published what it has.
     pub(super) async fn finish(&self) {
-        self.routes.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.routes.clear();
         let mut pipelines = self.pipelines.lock().await;
         while pipelines.join_next().await.is_some() {}
     }
@@ -234,13 +212,31 @@ impl Registry {
         let this = self.this.upgrade().expect("whoever calls holds it");
         let (machine, document) = (machine.clone(), document.clone());
         let name = machine.clone();
-        let task = self.runtime.spawn(async move { this.claim(&machine, &document).await });
+        let task = self.runtime.spawn(async move { this.claim_in_turn(&machine, &document).await });
         let ended = async move {
             task.await.unwrap_or_else(|gone| {
                 Err(OpenError::NotOwner { machine: name, reason: gone.to_string() })
             })
         };
         ended.boxed().shared()
+    }
+
+    async fn claim_in_turn(
+        &self,
+        machine: &MachineId,
+        document: &MachineDocument,
+    ) -> Result<Arc<Served>, OpenError> {
+        let turn = self.claiming.acquire(1).await;
+        // Who waited until the server drained must not take the machine from its next owner.
+        if *self.shared.drain.borrow() {
+            return Err(draining(machine));
+        }
+        let mut claim = std::pin::pin!(self.claim(machine, document));
+        tokio::select! {
+            claimed = &mut claim => return claimed,
+            () = self.shared.clock.sleep(CLAIM_COUNTS_MAX) => drop(turn),
+        }
+        claim.await
     }
 
     /// Where the machine's stream goes on: behind what is published and what the cache log kept.
@@ -290,10 +286,9 @@ impl Registry {
         });
         let keep_every_write = Arc::new(AtomicBool::new(document.policy.keep_every_write));
         let (pipeline, durable) = mpsc::unbounded_channel();
-        let routes = Routes(Arc::clone(&self.routes));
         let route = Route { link: Arc::downgrade(&link), pipeline, metrics: Arc::clone(&metrics) };
-        self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(machine_key, route);
-        routes.durable(records);
+        self.routes.add(machine_key, route);
+        self.routes.durable(records);
         let work = Pipeline {
             context,
             generation: claim.manifest.generation,
@@ -304,7 +299,6 @@ impl Registry {
             keep_every_write: Arc::clone(&keep_every_write),
             link: Arc::downgrade(&link),
             metrics,
-            drain: shared.drain.clone(),
             news: Arc::clone(&shared.news),
         };
         // The owner before us may have left something to apply.
@@ -373,3 +367,7 @@ fn unreadable(machine: &MachineId, error: VaultError) -> OpenError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "machines_tests.rs"]
+mod tests;

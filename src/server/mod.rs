@@ -23,6 +23,8 @@ mod process;
 mod quic;
 mod recovered;
 mod retune;
+mod routes;
+mod sealing;
 mod shard;
 mod standalone;
 #[cfg(test)]

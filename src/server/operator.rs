@@ -13,7 +13,7 @@ use super::machines::Registry;
 use crate::clock::random16;
 use crate::control::{BookmarkAnswer, BookmarkQuestion, BookmarkWait};
 use crate::format::wire::BookmarkRequest;
-use crate::ingest::BookmarkError;
+use crate::ingest::{BookmarkError, PlacedBookmark};
 use crate::model::{BookmarkId, MachineId};
 use crate::observe;
 use crate::observe::endpoint::{Door, Observed};
@@ -61,13 +61,13 @@ async fn bookmark(
     let id = BookmarkId(random16(shared.entropy.as_ref()));
     let request = BookmarkRequest { id, kind: order.kind, name: order.name.clone() };
     let placed = async {
-        let sequence = served.link.bookmark(request).await?;
-        served.link.durable_at(sequence).await;
-        Ok::<_, BookmarkError>(sequence)
+        let placed = served.link.bookmark(request).await?;
+        served.link.durable_at(placed.sequence).await;
+        Ok::<_, BookmarkError>(placed)
     };
-    let sequence = tokio::select! {
+    let PlacedBookmark { sequence, time } = tokio::select! {
         placed = placed => match placed {
-            Ok(sequence) => sequence,
+            Ok(placed) => placed,
             Err(error) => return not_placed(&error),
         },
         () = shared.clock.sleep(DURABLE_WAIT) => {
@@ -87,7 +87,7 @@ async fn bookmark(
         }
     }
     let BookmarkQuestion { name, kind, wait: reached } = order;
-    let (bookmark, sequence, time) = (id.to_string(), sequence.0, shared.clock.wall());
+    let (bookmark, sequence) = (id.to_string(), sequence.0);
     Json(BookmarkAnswer { bookmark, name, kind, sequence, time, reached }).into_response()
 }
 

@@ -1,7 +1,7 @@
-//! One machine's way from `Durable` to `Published`: batch, seal on the CPU threads, upload.
+//! One machine's way from `Durable` to `Published`: batch and seal (`sealing`), upload.
 //!
-//! Owns: the chain of delta ids, and what becomes of records that could not be published. Does not
-//! own: order of publishing (upload), when a batch closes (the batcher).
+//! Owns: when the machine is let go from memory, and what becomes of records that could not be
+//! published. Does not own: the chain of deltas (`sealing`), order of publishing (upload).
 //!
 //! A machine on which nothing happens keeps nothing here but its queue and its generation: the
 //! manifest is up to some hundred KiB, and thousands of machines are idle. The first record after a
@@ -12,26 +12,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
 use super::applying::News;
+use super::sealing::Sealing;
 use crate::cache::Durable;
-use crate::clock::random16;
-use crate::format::manifest::Manifest;
 use crate::format::wire::{Refusal, Refuse};
 use crate::ingest::MachineLink;
-use crate::model::{DeltaId, Generation, MachineKey, Sequence};
+use crate::model::Generation;
 use crate::observe::{MachineMetrics, Meter, Stage, error_chain};
-use crate::seal::{Batcher, DataKey, Lineage, SealError, SealPool, Sealed, StreamState, Unsealed};
+use crate::seal::{DataKey, SealError, SealPool, Sealed, Unsealed};
 use crate::settings::ServerSettings;
 use crate::store::Class;
 use crate::upload::{self, Published, Upload, UploadContext, UploadError};
 
-/// Batches of one machine that are sealed at once.
-const SEALING_MAX: usize = 4;
 /// A machine that was quiet for so long, with all of it published, is let go from memory.
 pub(super) const QUIET: Duration = Duration::from_secs(60);
 
@@ -50,13 +44,9 @@ pub(super) struct Pipeline {
     /// Dropped with the registry when the server drains.
     pub(super) link: Weak<MachineLink>,
     pub(super) metrics: Arc<MachineMetrics>,
-    /// Turns true when the server drains: a pipeline that cannot go on ends then.
-    pub(super) drain: watch::Receiver<bool>,
     /// Tells the applier.
     pub(super) news: Arc<News>,
 }
-
-type Sealing = BoxFuture<'static, Result<Sealed, Box<Unsealed>>>;
 
 /// How a time of being awake ended.
 enum Woken {
@@ -66,21 +56,9 @@ enum Woken {
     Stopped,
 }
 
-/// Where the stream goes on.
-struct Position {
-    state: StreamState,
-    last_delta: Option<DeltaId>,
-}
-
-impl Position {
-    fn after(manifest: &Manifest) -> Self {
-        Self { state: StreamState::after(manifest), last_delta: manifest.last_delta }
-    }
-}
-
 /// Why a pipeline stopped before its queue was closed.
 #[derive(Debug, thiserror::Error)]
-enum Stop {
+pub(super) enum Stop {
     /// Holds the batch: its records lie in the cache log as long as it does.
     #[error("a batch could not be sealed")]
     Seal(#[source] Box<Unsealed>),
@@ -98,12 +76,17 @@ impl Stop {
             Self::Upload(source) => source.class(),
         }
     }
+
+    /// Another process server has the machine: its records are that one's to know.
+    fn is_fenced(&self) -> bool {
+        self.class() == Class::Fence
+    }
 }
 
 impl Pipeline {
     /// Runs until `durable` is closed and everything is published, or this server is fenced.
     /// Whatever else stops it keeps every record in the cache log and says so: after a restart they
-    /// are sealed and published again.
+    /// are sealed and published again. Nothing that other machines could use is kept meanwhile.
     pub(super) async fn run(self, mut durable: mpsc::UnboundedReceiver<Durable>) {
         while let Some(first) = durable.recv().await {
             // Boxed, so that the task of an idle machine is small.
@@ -119,115 +102,60 @@ impl Pipeline {
         let claim = match upload::resume(&self.context, self.generation).await {
             Ok(claim) => claim,
             Err(error) => {
-                self.stopped(&Stop::from(error)).await;
+                let stop = Stop::from(error);
+                self.tell(&stop);
+                if !stop.is_fenced() {
+                    until_closed(durable).await;
+                }
                 drop(first); // held until then: it may be the only copy
                 return Woken::Stopped;
             }
         };
         let (to_upload, mut sealed) = mpsc::channel(1);
-        let stream = Position::after(&claim.manifest);
+        let mut seals = Sealing::after(&claim.manifest, self);
         let upload = Upload::new(self.context.clone(), claim);
         let uploading = async {
             let ended = upload.run(&mut sealed, |published| self.published(&published)).await;
-            match ended {
-                Ok(_) => Ok(()),
-                Err(stopped) => Err((Stop::from(stopped.error), stopped.unpublished)),
-            }
+            let Err(stopped) = ended else { return Ok(()) };
+            let mut held = stopped.unpublished;
+            held.extend(std::iter::from_fn(|| sealed.try_recv().ok()));
+            // The records are what must be held; the objects' memory belongs to the other machines.
+            held.iter_mut().for_each(Sealed::forget_object);
+            Err((Stop::from(stopped.error), held))
         };
         let meter = |stage| Meter::new(&self.context.metrics, stage);
-        let sealing = meter(Stage::Seal).run(self.seal_all(stream, first, durable, to_upload));
-        let mut sealing = std::pin::pin!(sealing);
         let mut uploading = std::pin::pin!(meter(Stage::Upload).run(uploading));
-        let mut sealing_done = false;
-        let (stop, mut held) = loop {
-            tokio::select! {
-                ended = &mut uploading => match ended {
-                    Ok(()) => return Woken::Quiet,
-                    Err(stopped) => break stopped,
-                },
-                ended = &mut sealing, if !sealing_done => match ended {
-                    Ok(()) => sealing_done = true,
-                    Err(stop) => break (stop, Vec::new()),
-                },
+        let (stop, held) = {
+            let sealing = meter(Stage::Seal).run(seals.run(first, durable, to_upload));
+            let mut sealing = std::pin::pin!(sealing);
+            let mut sealing_done = false;
+            loop {
+                tokio::select! {
+                    ended = &mut uploading => match ended {
+                        Ok(()) => return Woken::Quiet,
+                        Err((stop, held)) => break (stop, Some(held)),
+                    },
+                    ended = &mut sealing, if !sealing_done => match ended {
+                        Ok(()) => sealing_done = true,
+                        Err(stop) => break (stop, None),
+                    },
+                }
             }
         };
-        // The records are what must be held; the objects' memory belongs to the other machines.
-        held.iter_mut().for_each(Sealed::forget_object);
-        self.stopped(&stop).await;
-        drop(held);
+        self.tell(&stop);
+        let (then, held) = match held {
+            Some(held) => (None, held),
+            // Sealing stopped: what was sealed before can be published yet.
+            None => match tokio::join!(uploading, seals.settle()).0 {
+                Ok(()) => (None, Vec::new()),
+                Err((stop, held)) => (Some(stop), held),
+            },
+        };
+        if !stop.is_fenced() && !then.as_ref().is_some_and(Stop::is_fenced) {
+            tokio::join!(seals.settle(), until_closed(durable));
+        }
+        drop((stop, then, held, seals)); // the records are in all of them
         Woken::Stopped
-    }
-
-    /// Seals batch after batch, each chained to the one before; deltas leave in any order.
-    async fn seal_all(
-        &self,
-        stream: Position,
-        first: Durable,
-        durable: &mut mpsc::UnboundedReceiver<Durable>,
-        to_upload: mpsc::Sender<Sealed>,
-    ) -> Result<(), Stop> {
-        let clock = &self.context.clock;
-        let machine = MachineKey::of(self.context.log.machine());
-        let mut settings = self.settings.clone();
-        let batch = settings.borrow_and_update().batch.clone();
-        let mut batcher = Batcher::new(machine, stream.state, batch);
-        let mut previous = stream.last_delta;
-        batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
-        batcher.push(first, clock.monotonic()).map_err(Stop::Batch)?;
-        let mut sealing = FuturesUnordered::<Sealing>::new();
-        let mut open = true;
-        loop {
-            batcher.keep_every_write(self.keep_every_write.load(Ordering::Relaxed));
-            while sealing.len() < SEALING_MAX
-                && let Some(batch) = batcher.poll(clock.monotonic())
-            {
-                let lineage = self.lineage(&mut previous);
-                let (pool, key) = (Arc::clone(&self.pool), self.key.clone());
-                sealing.push(Box::pin(async move { pool.run(batch, lineage, key).await }));
-            }
-            if !open && sealing.is_empty() {
-                return Ok(());
-            }
-            let room = sealing.len() < SEALING_MAX;
-            let quiet = open && sealing.is_empty() && batcher.deadline().is_none();
-            let deadline = batcher.deadline().filter(|_| room);
-            let wait = deadline.map(|at| at.saturating_sub(clock.monotonic()));
-            tokio::select! {
-                biased;
-                Some(sealed) = sealing.next() => {
-                    // A closed channel: the upload has stopped and says why itself.
-                    drop(to_upload.send(sealed.map_err(Stop::Seal)?).await);
-                }
-                item = durable.recv(), if open && room => match item {
-                    Some(item) => batcher.push(item, clock.monotonic()).map_err(Stop::Batch)?,
-                    None => {
-                        open = false;
-                        batcher.drain();
-                    }
-                },
-                Ok(()) = settings.changed() => {
-                    batcher.tune(settings.borrow_and_update().batch.clone());
-                }
-                () = clock.sleep(wait.unwrap_or_default()), if wait.is_some() => {}
-                () = clock.sleep(QUIET), if quiet => {
-                    let published = self.published.load(Ordering::Relaxed);
-                    if Sequence(published).next() == batcher.state().next {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    fn lineage(&self, previous: &mut Option<DeltaId>) -> Lineage {
-        let id = DeltaId(random16(self.context.entropy.as_ref()));
-        Lineage {
-            machine: self.context.log.machine().clone(),
-            generation: self.generation,
-            id,
-            previous: previous.replace(id),
-            created: self.context.clock.wall(),
-        }
     }
 
     fn published(&self, published: &Published) {
@@ -240,12 +168,12 @@ impl Pipeline {
         self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    async fn stopped(&self, stop: &Stop) {
+    /// Says what it is, here and to the agent.
+    fn tell(&self, stop: &Stop) {
         let machine = self.context.log.machine();
         let text = error_chain(stop);
         self.metrics.set_trouble(Some(text.clone()));
-        let fenced = stop.class() == Class::Fence;
-        let (code, why) = if fenced {
+        let (code, why) = if stop.is_fenced() {
             tracing::warn!(%machine, %text, "fenced: another process server has the machine");
             (Refusal::NotOwner, "another process server has the machine")
         } else {
@@ -255,11 +183,15 @@ impl Pipeline {
         if let Some(link) = self.link.upgrade() {
             link.end(Refuse { code, text: why.to_owned() });
         }
-        if !fenced {
-            // Dropping records would free cache segments that hold their only copy.
-            let mut drain = self.drain.clone();
-            drop(drain.wait_for(|drain| *drain).await);
-        }
+    }
+}
+
+/// Holds what still comes until the queue is closed, which is after the cache log has: before, to
+/// drop records is to free the segments that hold their only copy.
+async fn until_closed(durable: &mut mpsc::UnboundedReceiver<Durable>) {
+    let mut held = Vec::new();
+    while let Some(record) = durable.recv().await {
+        held.push(record);
     }
 }
 

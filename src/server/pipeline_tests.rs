@@ -3,19 +3,54 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::clock::System;
+use crate::clock::{Clock, System};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
+use crate::format::names;
 use crate::model::{
-    CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin, Extent, MachineId, Record, Timestamp,
+    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
+    Extent, MachineId, MachineKey, Record, Sequence, Timestamp,
 };
 use crate::observe::Metrics;
 use crate::seal::{KeyEncryptionKey, KeyRing};
 use crate::server::testing::{Hands, settings, uplink};
 use crate::settings::Tuning;
-use crate::store::faulty::Op;
-use crate::store::{Faulty, Memory, Store};
+use crate::store::faulty::{Fault, Gate, Op, Rule};
+use crate::store::{Condition, Faulty, Memory, Store};
 use crate::turns::Turns;
-use crate::upload::claim;
+use crate::upload::{Uplink, claim};
+
+/// What the machines of a server share.
+struct Ground {
+    faulty: Arc<Faulty>,
+    clock: Arc<Hands>,
+    metrics: Arc<Metrics>,
+    uplink: Arc<Uplink>,
+    pool: Arc<SealPool>,
+    room: Turns,
+    settings: watch::Receiver<Arc<ServerSettings>>,
+}
+
+impl Ground {
+    /// `room` bytes for objects.
+    fn new(room: u64) -> Self {
+        let clock = Arc::new(Hands::default());
+        let memory: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
+        let metrics = Arc::new(Metrics::default());
+        let (settings, room) = (settings(), Turns::new(room, 0));
+        let (pool_clock, shared) = (Arc::clone(&clock) as _, Arc::clone(&metrics));
+        let (seal, entropy) = (settings.seal.clone(), System::entropy());
+        let pool = SealPool::new(seal, room.clone(), shared, pool_clock, entropy);
+        Self {
+            faulty: Arc::new(Faulty::new(memory)),
+            uplink: uplink(&clock, &metrics),
+            pool: Arc::new(pool.unwrap()),
+            settings: Tuning::from(settings).subscribe(),
+            clock,
+            metrics,
+            room,
+        }
+    }
+}
 
 struct Rig {
     faulty: Arc<Faulty>,
@@ -23,6 +58,8 @@ struct Rig {
     context: UploadContext,
     metrics: Arc<MachineMetrics>,
     records: mpsc::UnboundedSender<Durable>,
+    /// A handle on each: it tells who else has one.
+    pushed: Vec<Durable>,
     task: tokio::task::JoinHandle<()>,
     next: u64,
     looks: Cell<u64>,
@@ -30,45 +67,42 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
-        let clock = Arc::new(Hands::default());
-        let memory: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
-        let faulty = Arc::new(Faulty::new(memory));
-        let machine: MachineId = "web".parse().unwrap();
+        Self::on(&Ground::new(64 << 20), "web").await
+    }
+
+    async fn on(ground: &Ground, machine: &str) -> Self {
+        let machine: MachineId = machine.parse().unwrap();
         let kek = KeyEncryptionKey::of([7; 32].into());
         let (key, _) = kek.make_data_key(&machine, 1, &System, Timestamp(0));
-        let all = Arc::new(Metrics::default());
-        let metrics = all.machine(&machine);
+        let metrics = ground.metrics.machine(&machine);
         let keys = KeyRing::of(machine.clone(), key.clone());
+        let (faulty, clock) = (Arc::clone(&ground.faulty), Arc::clone(&ground.clock));
         let context = UploadContext {
             log: Arc::new(LogStore::new(Arc::clone(&faulty) as _, machine, keys)),
             clock: Arc::clone(&clock) as _,
             entropy: System::entropy(),
-            metrics: Arc::clone(&all),
-            uplink: uplink(&clock, &all),
+            metrics: Arc::clone(&ground.metrics),
+            uplink: Arc::clone(&ground.uplink),
             block_bytes: Arc::new((1 << 20).into()),
             entries_max: ENTRIES_MAX,
         };
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();
-        let settings = settings();
-        let (pool_clock, room) = (Arc::clone(&clock) as _, Turns::new(64 << 20, 0));
-        let (seal, entropy) = (settings.seal.clone(), System::entropy());
-        let pool = SealPool::new(seal, room, all, pool_clock, entropy);
         let pipeline = Pipeline {
             context: context.clone(),
             generation: claimed.manifest.generation,
             published: AtomicU64::new(0),
             key,
-            pool: Arc::new(pool.unwrap()),
-            settings: Tuning::from(settings).subscribe(),
+            pool: Arc::clone(&ground.pool),
+            settings: ground.settings.clone(),
             keep_every_write: Arc::default(),
             link: Weak::new(),
             metrics: Arc::clone(&metrics),
-            drain: watch::Sender::new(true).subscribe(),
             news: Arc::default(),
         };
         let (records, durable) = mpsc::unbounded_channel();
         let task = tokio::spawn(pipeline.run(durable));
-        Self { faulty, clock, context, metrics, records, task, next: 1, looks: Cell::new(1) }
+        let (pushed, looks) = (Vec::new(), Cell::new(1));
+        Self { faulty, clock, context, metrics, records, pushed, task, next: 1, looks }
     }
 
     fn push(&mut self, change: Change) {
@@ -77,6 +111,7 @@ impl Rig {
         let machine = MachineKey::of(self.context.log.machine());
         let durable = Durable::never_written(machine, Record { sequence, change });
         self.metrics.backlog_bytes.fetch_add(durable.payload().len() as u64, Ordering::Relaxed);
+        self.pushed.push(durable.clone());
         self.records.send(durable).unwrap();
     }
 
@@ -92,6 +127,17 @@ impl Rig {
         let extent = Extent::new(self.next * 512, 512, 1 << 20).unwrap();
         let payload = vec![self.next as u8; 512].into();
         self.push(Change::Write { disk: DiskIndex(0), extent, payload });
+    }
+
+    /// A batch of its own.
+    fn bookmark(&mut self) {
+        let (id, time) = (BookmarkId([1; 16]), self.clock.wall());
+        let (kind, name) = (BookmarkKind::CrashConsistent, String::new());
+        self.push(Change::Bookmark(Bookmark { id, kind, time, name }));
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.metrics.trouble.lock().unwrap().is_some()
     }
 
     /// Lets the batch grow old, and waits until the seal threads and the upload are through.
@@ -154,4 +200,57 @@ async fn a_machine_that_was_taken_while_it_was_quiet_publishes_nothing() {
     task.await.unwrap(); // it ends although its queue is open
     let manifest = context.log.manifest().await.unwrap().unwrap().0;
     assert_eq!(manifest, theirs.manifest);
+}
+
+/// Three machines have uploads under way and more to seal; then their manifests are gone, which no
+/// waiting cures. What they have begun to seal must not keep the others from memory and threads, and
+/// their records must stay in the cache log until that has closed.
+#[tokio::test]
+async fn machines_that_stopped_hold_their_records_and_nothing_else() {
+    let room = 600_000; // one batch while it is sealed
+    let ground = Ground::new(room);
+    let gate = Gate::new();
+    ground.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/log/"));
+    let mut stopping = Vec::new();
+    for nth in 0..3 {
+        let mut rig = Rig::on(&ground, &format!("stops-{nth}")).await;
+        rig.begin();
+        rig.bookmark();
+        stopping.push(rig);
+    }
+    gate.arrived(3).await;
+    // What they begin to seal now waits for room.
+    let rest = room - ground.room.in_use();
+    let taken = ground.room.take(MachineKey([9; 16]), rest, rest).await;
+    stopping.iter_mut().for_each(|rig| (0..9).for_each(|_| rig.bookmark()));
+    while ground.room.waiting() < 12 {
+        ground.clock.advance(Duration::from_millis(1)).await;
+    }
+    for rig in &stopping {
+        let manifest = names::manifest(rig.context.log.machine());
+        ground.faulty.delete(&manifest, Condition::Always).await.unwrap();
+    }
+    gate.open();
+    while !stopping.iter().all(Rig::is_stopped) {
+        ground.clock.advance(Duration::from_secs(1)).await;
+    }
+    drop(taken);
+    let mut web = Rig::on(&ground, "web").await;
+    web.begin();
+    web.write();
+    let others_go_on = async {
+        web.published().await;
+        while ground.room.in_use() > 0 || ground.pool.waiting() > 0 {
+            ground.clock.advance(Duration::from_millis(1)).await;
+        }
+    };
+    let hang = Duration::from_secs(60);
+    tokio::time::timeout(hang, others_go_on).await.expect("what stopped keeps room from others");
+    assert_eq!(ground.uplink.uploads_waiting(), 0);
+    for Rig { records, pushed, task, .. } in stopping {
+        assert!(pushed.iter().all(|record| record.holders() > 1), "their segments may be recycled");
+        drop(records);
+        task.await.unwrap();
+        assert!(pushed.iter().all(|record| record.holders() == 1), "let go when the log is closed");
+    }
 }

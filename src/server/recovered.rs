@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::cache::Durable;
+use crate::cache::{Durable, Survivor};
 use crate::format::manifest::Manifest;
 use crate::ingest::{StreamError, StreamState};
 use crate::model::{Generation, MachineKey, Sequence};
@@ -32,13 +32,13 @@ pub(super) enum GivenUp {
 /// Unpublished records by machine, each machine's in stream order.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    by_machine: HashMap<MachineKey, VecDeque<Durable>>,
+    by_machine: HashMap<MachineKey, VecDeque<Survivor>>,
 }
 
 impl Kept {
-    pub(super) fn add(&mut self, records: Vec<Durable>) {
-        for record in records {
-            self.by_machine.entry(record.machine()).or_default().push_back(record);
+    pub(super) fn add(&mut self, survivors: Vec<Survivor>) {
+        for one in survivors {
+            self.by_machine.entry(one.record.machine()).or_default().push_back(one);
         }
     }
 
@@ -58,8 +58,8 @@ impl Kept {
     ) -> (Vec<Durable>, Option<GivenUp>) {
         let mut follow = Vec::new();
         let kept = self.by_machine.remove(&MachineKey::of(&claimed.machine)).unwrap_or_default();
-        for record in kept {
-            let (sequence, generation) = (record.sequence(), record.generation());
+        for Survivor { record, generation } in kept {
+            let sequence = record.sequence();
             if sequence <= state.sequence {
                 continue;
             }
@@ -104,7 +104,8 @@ mod tests {
         let records = changes.into_iter().zip(generations).zip(1..);
         let durable = records.map(|((change, generation), sequence)| {
             let record = Record { sequence: Sequence(sequence), change };
-            Durable::never_written(MachineKey::of(&machine()), record).under(Generation(generation))
+            let record = Durable::never_written(MachineKey::of(&machine()), record);
+            Survivor { record, generation: Generation(generation) }
         });
         let mut kept = Kept::default();
         kept.add(durable.collect());

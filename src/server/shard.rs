@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::ServerError;
-use super::machines::Routes;
+use super::routes::Routes;
 use crate::cache::{CacheError, Writer};
 use crate::ingest::{Admitted, Ingest};
 

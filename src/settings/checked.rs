@@ -195,7 +195,18 @@ pub struct SidecarSettings {
     pub snapshot_interval_min_s: u32,
 }
 
+/// Records in the cache log take at most this part of `cache.bytes_max` in memory: with it a record
+/// of 4 KiB takes as much of the one as of the other.
+pub const RECORDS_MEMORY_PART: u64 = 64;
+
 impl ServerSettings {
+    /// Most memory that the records of a full cache log take, bytes; part of
+    /// [`ServerSettings::memory_bytes_max`].
+    #[must_use]
+    pub fn records_bytes_max(&self) -> u64 {
+        self.cache.bytes_max / RECORDS_MEMORY_PART
+    }
+
     /// Most memory that a process server takes with these settings, bytes. The formula stands in
     /// `docs/configuration.md`.
     #[must_use]
@@ -213,6 +224,7 @@ impl ServerSettings {
             + limits.handshakes_max as u64 * HANDSHAKE
             + self.seal.threads as u64 * seal
             + streams * self.batch.bytes_max
+            + self.records_bytes_max()
             + APPLYING * 2 * RUN.max(self.batch.bytes_max) // frames, and bodies joined from them
     }
 }

@@ -19,8 +19,9 @@ use std::path::Path;
 
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
-    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, SealSettings, ServerSettings,
-    SidecarSettings, StoreUrl, StreamBounds, TlsFiles, TransportChoice, UploadSettings,
+    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, RECORDS_MEMORY_PART,
+    SealSettings, ServerSettings, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
+    TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
 pub use rate::{Rate, RateSchedule, RateWindow};

@@ -70,7 +70,7 @@ impl Log {
             let records = records.entry(link.machine().clone()).or_default();
             records.push(Record { sequence, change: apart(&admitted.record.change) });
         }
-        link.made_durable(&Durable::never_written(admitted.machine, admitted.record));
+        link.made_durable(Durable::never_written(admitted.machine, admitted.record).through());
         link.published_through(sequence);
     }
 }

@@ -6,8 +6,8 @@ use holdfast::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
     encode_from_agent,
 };
-use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms};
-use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence};
+use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms, PlacedBookmark};
+use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{Agent, bookmark, hello, write};
@@ -125,7 +125,8 @@ async fn a_bookmark_travels_to_the_agent_and_back() {
             agent.say(&FromAgent::Bookmark(BookmarkReply { id, outcome })).await;
             agent.durable(at.0).await;
         });
-        assert_eq!(placed, Ok(Sequence(4)));
+        let (sequence, time) = (Sequence(4), Timestamp(1));
+        assert_eq!(placed, Ok(PlacedBookmark { sequence, time }), "as its record says");
         let (refused, ()) = tokio::join!(link.bookmark(request()), async {
             agent.hear_request().await;
             let outcome = BookmarkOutcome::Refused("catching up".into());

@@ -199,6 +199,7 @@ impl World {
         };
         let (durable, lineage) = open::durable(&mut recovered, &freed).unwrap();
         let reported = self.reported();
+        let durable = durable.into_iter().map(|survivor| survivor.record).collect();
         let checked = self.oracle.check(durable, reported, &recovered.damage);
         let mut keeper = recovered.keeper;
         for slot in recovered.stale {

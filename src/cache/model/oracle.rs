@@ -150,7 +150,7 @@ fn same(record: &Durable, change: &Change) -> bool {
         (DurableChange::Zero { disk, extent }, Change::Zero { disk: d, extent: e }) => {
             disk == d && extent == e
         }
-        (DurableChange::Mark(mark), change) => mark == change && record.payload().is_empty(),
+        (DurableChange::Mark(mark), change) => **mark == *change && record.payload().is_empty(),
         _ => false,
     }
 }

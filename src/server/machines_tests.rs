@@ -1,0 +1,258 @@
+//! Claims, over a store that counts and can be held, under a clock that the test moves.
+
+use super::*;
+use crate::cache::Survivor;
+use crate::clock::System;
+use crate::model::{
+    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
+    Generation, Record, Sequence, Timestamp,
+};
+use crate::server::testing::{Hands, settings, uplink};
+use crate::store::faulty::{Fault, Gate, Op, Rule};
+use crate::store::{Faulty, Memory, Store};
+use crate::turns::Turns;
+use crate::vault::CertificateEntry;
+
+const CERTIFICATE: Fingerprint = Fingerprint([7; 32]);
+
+struct Site {
+    registry: Arc<Registry>,
+    faulty: Arc<Faulty>,
+    clock: Arc<Hands>,
+    metrics: Arc<Metrics>,
+    drain: watch::Sender<bool>,
+    _admitted: mpsc::Receiver<Admitted>,
+}
+
+fn id(name: &str) -> MachineId {
+    name.parse().unwrap()
+}
+
+impl Site {
+    /// The registry of `ps-1`, which has no machine yet.
+    fn new(kept: Kept) -> Self {
+        let clock = Arc::new(Hands::default());
+        let memory: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
+        let faulty = Arc::new(Faulty::new(memory));
+        let kek = Arc::new(KeyEncryptionKey::of([7; 32].into()));
+        let metrics = Arc::new(Metrics::default());
+        let (drain, settings) = (watch::Sender::new(false), settings());
+        let (appends, admitted) = mpsc::channel(1);
+        let credit = watch::channel(CreditTerms::FREE).1;
+        let (room, entropy) = (Turns::new(64 << 20, 0), System::entropy());
+        let (pool_clock, shared) = (Arc::clone(&clock) as _, Arc::clone(&metrics));
+        let pool = SealPool::new(settings.seal.clone(), room, shared, pool_clock, entropy);
+        let shared = Shared {
+            server: "ps-1".parse().unwrap(),
+            vault: Vault::new(Arc::clone(&faulty) as _, kek.derive("holdfast vault 1")),
+            kek,
+            clock: Arc::clone(&clock) as _,
+            entropy: System::entropy(),
+            metrics: Arc::clone(&metrics),
+            pool: Arc::new(pool.unwrap()),
+            uplink: uplink(&clock, &metrics),
+            block_bytes: Arc::new((1 << 20).into()),
+            tuning: Tuning::from(settings),
+            drain: drain.subscribe(),
+            shards: vec![ShardQueue { appends: Some(appends).into(), credit }],
+            news: Arc::default(),
+        };
+        let registry = Registry::new(shared, kept);
+        Self { registry, faulty, clock, metrics, drain, _admitted: admitted }
+    }
+
+    async fn enroll(&self, machine: &MachineId) -> MachineDocument {
+        let shared = self.registry.shared();
+        let (_, wrapped) = shared.kek.make_data_key(machine, 1, &System, Timestamp(0));
+        let certificate = CertificateEntry {
+            fingerprint: CERTIFICATE.to_string(),
+            not_after: Timestamp(i64::MAX),
+            revoked: false,
+        };
+        let document = MachineDocument {
+            machine: machine.clone(),
+            created: Timestamp(0),
+            data_keys: vec![wrapped],
+            certificates: vec![certificate],
+            policy: Policy::default(),
+        };
+        shared.vault.create_machine(&document).await.unwrap();
+        document
+    }
+
+    /// An opener that somebody waits for.
+    fn opener(
+        &self,
+        document: &MachineDocument,
+    ) -> tokio::task::JoinHandle<Result<Arc<Served>, OpenError>> {
+        let (registry, document) = (Arc::clone(&self.registry), document.clone());
+        tokio::spawn(async move { registry.claimed(&document.machine, &document).await })
+    }
+
+    /// The machine is `owner`'s, as of some earlier time.
+    async fn owned_by(&self, owner: &str, document: &MachineDocument) {
+        let shared = self.registry.shared();
+        let keys = KeyRing::unwrap(&shared.kek, document).unwrap();
+        let context = shared.upload_context(&document.machine, keys);
+        upload::claim(&context, &owner.parse().unwrap()).await.unwrap();
+    }
+
+    /// Lets everything that needs no time happen.
+    async fn settle(&self) {
+        self.clock.advance(Duration::ZERO).await;
+    }
+
+    fn reads(&self) -> u64 {
+        self.faulty.calls(Op::Read, "/manifest")
+    }
+
+    fn claims(&self) -> u64 {
+        self.faulty.calls(Op::Put, "/manifest")
+    }
+
+    fn hold_claims(&self) -> Gate {
+        let gate = Gate::new();
+        self.faulty.add(Rule::on(Op::Read, Fault::Hold(gate.clone())).named("/manifest"));
+        gate
+    }
+}
+
+#[tokio::test]
+async fn many_openers_at_once_share_one_claim() {
+    let site = Site::new(Kept::default());
+    let document = site.enroll(&id("web")).await;
+    let gate = site.hold_claims();
+    let openers: Vec<_> = (0..20).map(|_| site.opener(&document)).collect();
+    gate.arrived(1).await;
+    gate.open();
+    let first = site.registry.claimed(&document.machine, &document).await.unwrap();
+    for opener in openers {
+        assert!(Arc::ptr_eq(&first, &opener.await.unwrap().unwrap()));
+    }
+    let again = site.registry.open(&document.machine, &CERTIFICATE).await.unwrap();
+    assert!(Arc::ptr_eq(&first.link, &again));
+    assert_eq!(site.claims(), 1);
+}
+
+#[tokio::test]
+async fn a_claim_that_failed_is_made_anew_for_the_next_opener() {
+    let site = Site::new(Kept::default());
+    let document = site.enroll(&id("web")).await;
+    site.faulty.add(Rule::on(Op::Read, Fault::Io).named("/manifest").times(1));
+    let refused = site.registry.open(&document.machine, &CERTIFICATE).await.unwrap_err();
+    assert!(matches!(refused, OpenError::NotOwner { .. }), "{refused}");
+    assert!(site.registry.served(&document.machine).is_none());
+    site.registry.open(&document.machine, &CERTIFICATE).await.unwrap();
+    assert!(site.registry.served(&document.machine).is_some());
+    assert_eq!(site.claims(), 1);
+}
+
+#[tokio::test]
+async fn a_claim_goes_on_when_whoever_wanted_it_has_gone() {
+    let site = Site::new(Kept::default());
+    let document = site.enroll(&id("web")).await;
+    let gate = site.hold_claims();
+    let opener = site.opener(&document);
+    gate.arrived(1).await;
+    opener.abort();
+    assert!(opener.await.is_err_and(|gone| gone.is_cancelled()));
+    gate.open();
+    while site.claims() == 0 {
+        site.settle().await;
+    }
+    site.registry.claimed(&document.machine, &document).await.unwrap();
+    assert_eq!(site.claims(), 1, "it was not begun anew");
+}
+
+/// The stream's first records and a bookmark, as the cache log kept them.
+fn kept(machine: &MachineId) -> Vec<Durable> {
+    let disk = DiskSpec { index: DiskIndex(0), name: "root".parse().unwrap(), size_bytes: 4096 };
+    let changes = [
+        Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: vec![disk] }),
+        Change::CatchUpBegin(CatchUp::InitialReplication),
+        Change::CatchUpEnd,
+        Change::Bookmark(Bookmark {
+            id: BookmarkId([1; 16]),
+            kind: BookmarkKind::CrashConsistent,
+            time: Timestamp(1),
+            name: String::new(),
+        }),
+    ];
+    let key = MachineKey::of(machine);
+    let records = (1..).map(Sequence).zip(changes);
+    let records = records.map(|(sequence, change)| Record { sequence, change });
+    records.map(|record| Durable::never_written(key, record)).collect()
+}
+
+#[tokio::test]
+async fn kept_records_are_published_unless_another_server_had_the_machine() {
+    for (before, published) in [("ps-1", 4), ("ps-2", 0)] {
+        let machine = id("web");
+        let records = kept(&machine);
+        let mut found = Kept::default();
+        let survived =
+            |record: &Durable| Survivor { record: record.clone(), generation: Generation(1) };
+        found.add(records.iter().map(survived).collect());
+        let site = Site::new(found);
+        let document = site.enroll(&machine).await;
+        site.owned_by(before, &document).await;
+        assert!(site.registry.claim_kept().await.unwrap());
+        let metrics = site.metrics.machine(&machine);
+        assert_eq!(metrics.watermarks().durable, Sequence(published), "after {before}");
+        while metrics.watermarks().published < Sequence(published) {
+            site.clock.advance(Duration::from_secs(1)).await;
+        }
+        while records.iter().any(|record| record.holders() > 1) {
+            site.settle().await; // published, or given up: then nobody holds them
+        }
+        assert_eq!(metrics.watermarks().published, Sequence(published), "after {before}");
+        assert!(site.registry.claim_kept().await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn so_many_claims_at_once_and_a_stuck_one_counts_for_a_while_only() {
+    let site = Site::new(Kept::default());
+    let gate = site.hold_claims();
+    let mut openers = Vec::new();
+    for number in 0..u64::from(CLAIMS_MAX) + 40 {
+        let document = site.enroll(&id(&format!("m-{number}"))).await;
+        openers.push(site.opener(&document));
+    }
+    let late = site.enroll(&id("late")).await;
+    let registry = Arc::clone(&site.registry);
+    let late = tokio::spawn(async move { registry.open(&late.machine, &CERTIFICATE).await });
+    site.settle().await;
+    assert_eq!(site.reads(), u64::from(CLAIMS_MAX));
+    site.clock.advance(CLAIM_COUNTS_MAX - Duration::from_millis(1)).await;
+    assert_eq!(site.reads(), u64::from(CLAIMS_MAX));
+    site.clock.advance(Duration::from_millis(1)).await;
+    assert_eq!(site.reads(), u64::from(CLAIMS_MAX) + 41, "nobody is kept out by who is stuck");
+    site.clock.advance(OPEN_MAX - CLAIM_COUNTS_MAX).await;
+    let told = late.await.unwrap().unwrap_err();
+    assert!(matches!(told, OpenError::Late { .. }), "its wait for a turn counts: {told}");
+    gate.open();
+    for opener in openers {
+        opener.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_claim_whose_turn_comes_when_the_server_drains_takes_no_machine() {
+    let site = Site::new(Kept::default());
+    let gate = site.hold_claims();
+    let mut openers = Vec::new();
+    for number in 0..=CLAIMS_MAX {
+        let document = site.enroll(&id(&format!("m-{number}"))).await;
+        openers.push(site.opener(&document));
+        site.settle().await;
+    }
+    site.drain.send_replace(true);
+    gate.open();
+    let last = openers.pop().unwrap().await.unwrap();
+    assert!(matches!(last, Err(OpenError::NotOwner { .. })));
+    for opener in openers {
+        opener.await.unwrap().unwrap();
+    }
+    assert_eq!(site.claims(), u64::from(CLAIMS_MAX));
+}
