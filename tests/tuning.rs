@@ -9,6 +9,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
+use holdfast::observe::samples;
 use serde_json::{Value, json};
 use support::workload::{Target, Workload};
 use support::{Site, curl, eventually, have};
@@ -33,10 +34,7 @@ fn setting(site: &Site, key: &str) -> Value {
 
 fn sample(site: &Site, series: &str) -> Option<f64> {
     let page = site.metrics();
-    let line = page
-        .lines()
-        .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit(' ').next()?.parse().ok()
+    samples(&page).flatten().find(|sample| sample.series == series).map(|sample| sample.value)
 }
 
 #[test]
