@@ -97,3 +97,77 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::clock::System;
+    use crate::model::Timestamp;
+
+    /// What is made of a server that answers with these bytes and closes.
+    async fn asked(answer: &'static str) -> Result<Reading, TopError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = socket.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            socket.write_all(answer.as_bytes()).await.unwrap();
+            request
+        };
+        let source = Source { address, clock: System::clock() };
+        let (request, reading) = tokio::join!(serving, source.reading());
+        assert!(request.starts_with("GET /metrics HTTP/1.1"), "{request}");
+        assert!(request.contains("application/openmetrics-text"), "{request}");
+        reading
+    }
+
+    #[tokio::test]
+    async fn a_page_is_read_and_everything_else_is_named() {
+        let page = "HTTP/1.1 200 OK\r\ncontent-length: 39\r\n\r\nholdfast_build_info{version=\"1.2.3\"} 1\n";
+        assert_eq!(asked(page).await.unwrap().version.as_deref(), Some("1.2.3"));
+        for (answer, said) in [
+            ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "answered with status 404"),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nother 1\n",
+                "without holdfast_build_info",
+            ),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", "not understood"),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 600\r\n\r\nother 1\n", "broke off"),
+            ("SSH-2.0-OpenSSH_9.2\r\n", "broke off"),
+            ("", "broke off"),
+        ] {
+            let error = asked(answer).await.unwrap_err();
+            let told = error.to_string();
+            assert!(told.contains(said) && told.contains("http://127.0.0.1:"), "{answer}: {told}");
+        }
+    }
+
+    /// A clock by which every wait is over.
+    struct Hasty;
+
+    #[async_trait::async_trait]
+    impl Clock for Hasty {
+        fn wall(&self) -> Timestamp {
+            Timestamp(0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        async fn sleep(&self, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let source = Source { address, clock: Arc::new(Hasty) };
+        assert!(matches!(source.reading().await, Err(TopError::Late { seconds: 5, .. })));
+    }
+}
