@@ -77,7 +77,7 @@ fn at(seconds: u64) -> Duration {
 
 /// After two readings, two seconds apart.
 fn model(machines: &[&str]) -> Model {
-    let mut model = Model::new("ps:9445".to_owned(), NOW);
+    let mut model = Model::new("ps:9445".to_owned(), NOW.plus_seconds(-60));
     for step in [1, 3] {
         model.take(Reading::of(&page(step, machines)).unwrap(), at(step), NOW);
     }
