@@ -1,6 +1,9 @@
 //! Admitted → durable on a real disk: append, sync, mint. Says bytes per second by record size; the
 //! queue is as deep as a busy shard's.
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +17,15 @@ use holdfast::model::{
 };
 use holdfast::observe::Metrics;
 use holdfast::settings::CacheSettings;
+use scale::scaled;
 use tokio::sync::mpsc;
 
 /// Time for `count` records of `bytes` to become durable, in segments that were used before.
 fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -> Duration {
     let settings = CacheSettings {
         directory: directory.to_owned(),
-        segment_bytes: 64 << 20,
-        bytes_max: 8 * (64 << 20),
+        segment_bytes: scaled(64 << 20, 4 << 20),
+        bytes_max: 8 * scaled(64 << 20, 4 << 20),
         warn_fill: 0.5,
         slow_fill: 0.65,
         stop_fill: 0.85,
@@ -64,7 +68,8 @@ fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache_append");
     group.sample_size(10).measurement_time(Duration::from_secs(4));
     let directory = tempfile::tempdir().expect("a temporary directory");
-    append(directory.path(), 1 << 20, 600, 64); // every segment was zero-filled and used once
+    // Every segment was zero-filled and used once.
+    append(directory.path(), 1 << 20, scaled(600, 8), 64);
     // Records of an iteration: enough that preparing the first segment and closing do not count.
     let cases = [
         (4 << 10, 1, 1 << 10),
@@ -75,6 +80,7 @@ fn benches(criterion: &mut Criterion) {
         (64 << 10, 256, 1 << 12),
     ];
     for (bytes, queue, records) in cases {
+        let records = scaled(records, 64);
         group.throughput(Throughput::Bytes(bytes as u64 * records));
         let id = BenchmarkId::new(format!("{}KiB", bytes >> 10), format!("queue {queue}"));
         group.bench_function(id, |bencher| {

@@ -1,5 +1,8 @@
 //! Opening a log of 256 MiB after a clean stop: every byte is read and checked once.
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +14,21 @@ use holdfast::ingest::Admitted;
 use holdfast::model::{Change, DiskIndex, Extent, Generation, MachineKey, Record, Sequence};
 use holdfast::observe::Metrics;
 use holdfast::settings::CacheSettings;
+use scale::scaled;
 use tokio::sync::mpsc;
 
 const RECORD: u64 = 64 << 10;
-const RECORDS: u64 = 4096;
+
+/// 256 MiB of them when it is measured.
+fn records() -> u64 {
+    scaled(4096, 128)
+}
 
 fn opened(directory: &std::path::Path) -> Opened {
     let settings = CacheSettings {
         directory: directory.to_owned(),
-        segment_bytes: 64 << 20,
-        bytes_max: 8 * (64 << 20),
+        segment_bytes: scaled(64 << 20, 4 << 20),
+        bytes_max: 8 * scaled(64 << 20, 4 << 20),
         warn_fill: 0.5,
         slow_fill: 0.65,
         stop_fill: 0.85,
@@ -35,7 +43,7 @@ fn write(directory: &std::path::Path) {
     tokio_uring::start(async move {
         let (sender, receiver) = mpsc::channel(256);
         tokio_uring::spawn(async move {
-            for sequence in 1..=RECORDS {
+            for sequence in 1..=records() {
                 let change = Change::Write {
                     disk: DiskIndex(0),
                     extent: Extent::new(sequence * RECORD, RECORD, 1 << 20).expect("aligned"),
@@ -63,13 +71,13 @@ fn write(directory: &std::path::Path) {
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache_recover");
     group.sample_size(10).measurement_time(Duration::from_secs(4));
-    group.throughput(Throughput::Bytes(RECORD * RECORDS));
+    group.throughput(Throughput::Bytes(RECORD * records()));
     let directory = tempfile::tempdir().expect("a temporary directory");
     write(directory.path());
     group.bench_function("256MiB", |bencher| {
         bencher.iter_with_large_drop(|| {
             let opened = opened(directory.path());
-            assert_eq!(opened.recovered.len() as u64, RECORDS);
+            assert_eq!(opened.recovered.len() as u64, records());
             let Opened { writer, recovered, .. } = opened;
             drop(writer); // the pool ends first, so the records stay in the log
             drop(recovered);

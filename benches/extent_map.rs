@@ -1,5 +1,8 @@
 //! Looking up which source answers for a read, in maps as large as those of many deltas.
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use holdfast::model::{ExtentMap, Slice};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -31,7 +34,7 @@ fn map(writes: u64, random: &mut StdRng) -> ExtentMap<At> {
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("extent_map");
     let mut random = StdRng::seed_from_u64(1);
-    for writes in [1_000, 100_000] {
+    for writes in scale::scaled([1_000, 100_000], [100, 1_000]) {
         let map = map(writes, &mut random);
         for read_bytes in [4 << 10, 1 << 20] {
             group.throughput(Throughput::Elements(LOOKUPS));

@@ -5,6 +5,9 @@
 //! connection costs for the same bytes. CPU is the process's less that of the client threads.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on shall say where")]
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
@@ -341,6 +344,9 @@ fn measure(site: &Site, port: u16, load: Load) -> (f64, f64) {
 }
 
 fn report(what: &str, load: Load, took: f64, cpu: f64, copied: u64) {
+    if !scale::measured() {
+        return;
+    }
     let gib = load.bytes as f64 / f64::from(1 << 30);
     println!(
         "{what:<22} {:>4} x {:>7} B  {:>8.0} MB/s  {:>8.0} writes/s  {:>6.3} s/GiB  {copied} B copied",
@@ -396,9 +402,8 @@ fn buffered(site: &Site, load: Load) -> (f64, f64) {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let test = arguments.iter().any(|argument| argument == "--test");
     let gib: f64 = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(2.0);
-    let bytes = if test { 8 << 20 } else { (gib * f64::from(1 << 30)) as u64 };
+    let bytes = scale::scaled((gib * f64::from(1 << 30)) as u64, 4 << 20);
     let directory = tempfile::tempdir_in(std::env::current_dir().unwrap().join("target"));
     let directory = directory.unwrap();
     let site = Site::new(directory.path());

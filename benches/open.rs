@@ -5,6 +5,9 @@
 #[path = "seal_support/mod.rs"]
 mod support;
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use holdfast::clock::System;
 use holdfast::format::names;
@@ -12,7 +15,7 @@ use holdfast::seal::{Expected, OpenDelta, seal};
 use holdfast::store::{Condition, Memory, Store};
 
 fn bench(c: &mut Criterion) {
-    let content = support::content(64 << 20);
+    let content = support::content(scale::scaled(64 << 20, 1 << 20));
     let machine = support::machine();
     let keys = support::ring(&machine);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

@@ -7,13 +7,16 @@
 #[path = "seal_support/mod.rs"]
 mod support;
 
+#[path = "scale/mod.rs"]
+mod scale;
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast::clock::System;
 use holdfast::observe::CpuTimer;
 use holdfast::seal::seal;
 
 fn bench(c: &mut Criterion) {
-    let content = support::content(128 << 20);
+    let content = support::content(scale::scaled(128 << 20, 1 << 20));
     let machine = support::machine();
     let keys = support::ring(&machine);
     let mut group = c.benchmark_group("seal");
@@ -48,7 +51,9 @@ fn bench(c: &mut Criterion) {
             );
         });
         let (gib, ratio) = (source as f64 / f64::from(1 << 30), source as f64 / object as f64);
-        println!("{name}: {:.2} CPU s/GiB, ratio {ratio:.2}", cpu / gib);
+        if scale::measured() {
+            println!("{name}: {:.2} CPU s/GiB, ratio {ratio:.2}", cpu / gib);
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub mod seal;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod top;
 pub mod turns;
 pub mod upload;
 pub mod vault;

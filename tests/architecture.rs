@@ -45,6 +45,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("apply", &["model", "clock", "format", "observe", "store", "vault", "seal", "cloud_log"]),
     ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
+    // Nothing but the page and words: it runs beside any server.
+    ("top", &["model", "clock", "observe", "control"]),
     ("agent", &["model", "clock", "format", "settings", "observe", "store", "nbd"]),
     (
         "control",
@@ -83,6 +85,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
     ("indicatif", &["src/cli/"]),
     ("comfy_table", &["src/cli/"]),
+    ("ratatui", &["src/top/"]),
 ];
 
 /// Expressions that make a proof, and the one file each may stand in.

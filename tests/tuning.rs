@@ -9,6 +9,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
+use holdfast::observe::samples;
 use serde_json::{Value, json};
 use support::workload::{Target, Workload};
 use support::{Site, curl, eventually, have};
@@ -33,10 +34,7 @@ fn setting(site: &Site, key: &str) -> Value {
 
 fn sample(site: &Site, series: &str) -> Option<f64> {
     let page = site.metrics();
-    let line = page
-        .lines()
-        .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit(' ').next()?.parse().ok()
+    samples(&page).flatten().find(|sample| sample.series == series).map(|sample| sample.value)
 }
 
 #[test]
@@ -49,6 +47,13 @@ fn a_kept_change_survives_a_restart_and_a_broken_one_stops_it() {
     let (status, answer) =
         patch(&site, &json!({ "set": { "seal.level": 3, "apply.streams": 2 }, "keep": true }));
     assert_eq!((status, answer["changed"].as_array().unwrap().len()), (200, 2), "{answer}");
+    let window = json!([{ "days": "daily", "hours": "00:00-24:00", "bytes_per_s": 70_000 }]);
+    let (status, answer) = patch(&site, &json!({ "set": { "upload.window": window } }));
+    assert_eq!((status, &answer["changed"][0]["new"]), (200, &window), "{answer}");
+    let limit = "holdfast_upload_rate_limit_bytes_per_second";
+    eventually("uploads keep the rate of the window", 30, || {
+        (sample(&site, limit)? == 70_000.0).then_some(())
+    });
     let (status, _) = patch(&site, &json!({ "set": { "batch.age_max_ms": 77 } }));
     assert_eq!(status, 200);
     let (status, answer) = patch(&site, &json!({ "set": { "seal.level": 99, "shards": 2 } }));

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use holdfast::observe::{ServerFacts, Stage};
+use holdfast::observe::{ServerFacts, Stage, samples};
 
 use crate::error::LoadError;
 
@@ -22,13 +22,8 @@ impl Page {
     }
 
     fn parse(text: &str) -> Self {
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let samples = lines.filter_map(|line| line.rsplit_once(' '));
-        Self(
-            samples
-                .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-                .collect(),
-        )
+        let samples = samples(text).flatten();
+        Self(samples.map(|sample| (sample.series.to_owned(), sample.value)).collect())
     }
 
     /// CPU seconds of a stage.

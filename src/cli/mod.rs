@@ -19,6 +19,7 @@ pub mod serve;
 pub mod sidecar;
 pub mod site;
 pub mod status;
+pub mod top;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ enum Command {
     Agent(agent::Args),
     Bookmark(bookmark::Args),
     Status(status::Args),
+    Top(top::Args),
     Points(points::Args),
     Export(export::Args),
     Mount(mount::Args),
@@ -57,8 +59,9 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse(); // leaves with 2 by itself when the usage is wrong
-    // The demo tells its own story; what the parts log would be in its way.
-    let filter = if matches!(cli.command, Command::Demo(_)) { "error" } else { "info" };
+    // The demo tells its own story, and a screen is drawn on: what is logged would be in their way.
+    let quiet = matches!(cli.command, Command::Demo(_) | Command::Top(_));
+    let filter = if quiet { "error" } else { "info" };
     let log = crate::observe::start_log(filter).map_err(Failure::from);
     let ended = log.and_then(|()| run(cli.command));
     match ended {
@@ -78,6 +81,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Agent(args) => agent::run(&args),
         Command::Bookmark(args) => bookmark::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Points(args) => points::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(&args),

@@ -86,7 +86,7 @@ async fn metrics_page(
     let shape = Shape { openmetrics, machines: wanted.machines };
     let now = observed.clock.wall();
     // With thousands of machines a page is megabytes: not on a thread that others wait for.
-    let rendering = move || render(&observed.metrics, now, shape);
+    let rendering = move || render(&observed.metrics, &observed.tuning.now().cache, now, shape);
     match tokio::task::spawn_blocking(rendering).await {
         Ok(page) => {
             let kind = if openmetrics { OPENMETRICS } else { PLAIN };

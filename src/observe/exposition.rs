@@ -8,6 +8,7 @@ use super::facts::{AgentTracking, MachineFacts, ServerFacts};
 use super::requests::StoreRequest;
 use super::{Metrics, Pressure, Stage, pacing, process};
 use crate::model::Timestamp;
+use crate::settings::CacheSettings;
 
 /// What a page is to be.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +19,20 @@ pub(super) struct Shape {
     pub(super) machines: bool,
 }
 
-/// All metrics at `now`.
-pub(super) fn render(metrics: &Metrics, now: Timestamp, shape: Shape) -> String {
+/// All metrics at `now`; the settings give the marks of the cache.
+pub(super) fn render(
+    metrics: &Metrics,
+    settings: &CacheSettings,
+    now: Timestamp,
+    shape: Shape,
+) -> String {
     let facts = ServerFacts::of(metrics, now);
     let text = String::with_capacity(32_768 + facts.machines.len() * 1_024);
     let mut page = Page { text, openmetrics: shape.openmetrics };
     process::render(&mut page);
     server(&mut page, metrics, &facts);
     cache(&mut page, metrics, &facts);
+    marks(&mut page, settings);
     store(&mut page, metrics);
     pacing::render(&mut page, &metrics.pacing);
     stages(&mut page, metrics);
@@ -102,6 +109,22 @@ fn cache(page: &mut Page, metrics: &Metrics, facts: &ServerFacts) {
     page.family(name, "gauge", "Time until the backlog is published; absent while it grows.");
     if let Some(seconds) = outlook.drained_in_seconds {
         page.sample(name, &[], seconds);
+    }
+}
+
+fn marks(page: &mut Page, settings: &CacheSettings) {
+    let name = "holdfast_cache_mark_ratio";
+    page.family(
+        name,
+        "gauge",
+        "Fill of the cache at which a level begins, by the settings in force.",
+    );
+    for (level, fill) in [
+        (Pressure::Warn, settings.warn_fill),
+        (Pressure::Slow, settings.slow_fill),
+        (Pressure::Stop, settings.stop_fill),
+    ] {
+        page.sample(name, &[("level", level.as_str())], fill);
     }
 }
 
@@ -305,6 +328,14 @@ impl Page {
             self.text.push('}');
         }
         self.line(format_args!(" {value}"));
+    }
+
+    /// What `write` writes, for tests.
+    #[cfg(test)]
+    pub(super) fn of(write: impl FnOnce(&mut Self)) -> String {
+        let mut page = Self { text: String::new(), openmetrics: true };
+        write(&mut page);
+        page.text
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {

@@ -9,6 +9,17 @@ use crate::observe::{CacheOutlook, Queue};
 const PLAIN: Shape = Shape { openmetrics: false, machines: true };
 const OPEN: Shape = Shape { openmetrics: true, machines: true };
 
+fn cache_settings() -> CacheSettings {
+    CacheSettings {
+        directory: "cache".into(),
+        segment_bytes: 1,
+        bytes_max: 4,
+        warn_fill: 0.5,
+        slow_fill: 0.65,
+        stop_fill: 0.85,
+    }
+}
+
 /// Metrics in which every family has a sample.
 fn everything() -> Metrics {
     let metrics = Metrics::default();
@@ -35,7 +46,7 @@ fn everything() -> Metrics {
 
 #[test]
 fn the_page_says_what_was_measured() {
-    let page = render(&everything(), Timestamp(7_500_000), PLAIN);
+    let page = render(&everything(), &cache_settings(), Timestamp(7_500_000), PLAIN);
     for line in [
         "holdfast_watermark_sequence{machine=\"web\",watermark=\"received\"} 9",
         "holdfast_watermark_sequence{machine=\"web\",watermark=\"durable\"} 8",
@@ -57,6 +68,7 @@ fn the_page_says_what_was_measured() {
         "holdfast_queue_max_items{queue=\"appends\"} 1024",
         "holdfast_cache_pressure{level=\"slow\"} 1",
         "holdfast_cache_pressure{level=\"stop\"} 0",
+        "holdfast_cache_mark_ratio{level=\"slow\"} 0.65",
         "holdfast_cache_pressure_changes_total{level=\"slow\"} 1",
         "holdfast_credit_share_ratio 0.25",
         "holdfast_cache_full_seconds 60",
@@ -101,8 +113,8 @@ fn families(page: &str, openmetrics: bool) -> BTreeMap<String, (String, usize)> 
 #[test]
 fn both_formats_hold_their_rules_and_say_the_same() {
     let metrics = everything();
-    let plain = render(&metrics, Timestamp(1), PLAIN);
-    let open = render(&metrics, Timestamp(1), OPEN);
+    let plain = render(&metrics, &cache_settings(), Timestamp(1), PLAIN);
+    let open = render(&metrics, &cache_settings(), Timestamp(1), OPEN);
     assert!(open.ends_with("\n# EOF\n") && !plain.contains("# EOF"));
     let plain = families(&plain, false);
     let open = families(&open, true);
@@ -118,7 +130,10 @@ fn both_formats_hold_their_rules_and_say_the_same() {
 fn the_series_of_machines_can_be_left_out_and_are_few() {
     let metrics = everything();
     let count = |shape| {
-        render(&metrics, Timestamp(1), shape).lines().filter(|l| !l.starts_with('#')).count()
+        render(&metrics, &cache_settings(), Timestamp(1), shape)
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .count()
     };
     let without = count(Shape { machines: false, ..PLAIN });
     let one = count(PLAIN);
@@ -145,7 +160,7 @@ fn every_metric_stands_in_its_page_with_its_kind_and_no_other_does() {
             Some((name.to_owned(), rest.split(' ').next()?.to_owned()))
         })
         .collect();
-    let rendered = families(&render(&everything(), Timestamp(1), PLAIN), false);
+    let rendered = families(&render(&everything(), &cache_settings(), Timestamp(1), PLAIN), false);
     let exposed: BTreeSet<_> = rendered.into_iter().map(|(name, (kind, _))| (name, kind)).collect();
     assert_eq!(told, exposed);
 }

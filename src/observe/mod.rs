@@ -13,6 +13,7 @@ mod pressure;
 mod process;
 mod queues;
 mod requests;
+mod samples;
 mod stage;
 mod tuning;
 
@@ -26,4 +27,5 @@ pub use pacing::{PacingMetrics, RetryReason};
 pub use pressure::{CacheOutlook, OutlookCell, Pressure};
 pub use queues::{Queue, QueueFacts};
 pub use requests::{StoreMetrics, StoreRequest};
+pub use samples::{Sample, SampleError, samples};
 pub use stage::Stage;

@@ -32,6 +32,11 @@ impl Check {
         Self { file: PathBuf::new(), base: PathBuf::new(), violations: Vec::new() }
     }
 
+    /// How many were collected so far.
+    pub(super) fn count(&self) -> usize {
+        self.violations.len()
+    }
+
     /// What was collected.
     pub(super) fn violations(self) -> Vec<Violation> {
         self.violations

@@ -62,6 +62,35 @@ impl RateWindow {
     }
 }
 
+impl RateWindow {
+    /// Its days as the file has them: runs as ranges.
+    #[must_use]
+    pub fn days_text(&self) -> String {
+        if self.days == [true; 7] {
+            return "daily".to_owned();
+        }
+        let mut parts = Vec::new();
+        let mut day = 0;
+        while day < DAYS.len() {
+            let run = self.days[day..].iter().take_while(|on| **on).count();
+            match run {
+                0 => {}
+                1 => parts.push(DAYS[day].to_owned()),
+                _ => parts.push(format!("{}-{}", DAYS[day], DAYS[day + run - 1])),
+            }
+            day += run.max(1);
+        }
+        parts.join(",")
+    }
+
+    /// Its hours as the file has them.
+    #[must_use]
+    pub fn hours_text(&self) -> String {
+        let (from, to) = (self.from, self.to);
+        format!("{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
 /// Reads `mon-fri`, `sat,sun`, `daily`.
 pub(super) fn days(text: &str) -> Option<[bool; 7]> {
     if text == "daily" {
@@ -96,11 +125,11 @@ pub(super) fn hours(text: &str) -> Option<(u16, u16)> {
 
 impl fmt::Display for RateWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let days: Vec<_> =
-            DAYS.iter().zip(self.days).filter(|(_, on)| *on).map(|(day, _)| *day).collect();
-        let (from, to) = (self.from, self.to);
-        let days = days.join(",");
-        write!(f, "{days} {:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+        write!(f, "{} {}", self.days_text(), self.hours_text())?;
+        match self.rate {
+            Some(rate) => write!(f, " {rate} bytes/s"),
+            None => f.write_str(" without limit"),
+        }
     }
 }
 
@@ -163,6 +192,21 @@ mod tests {
         {
             assert_eq!(hours(text), None, "{text:?}");
         }
-        assert_eq!(window("mon-wed", "22:00-06:00", 1).to_string(), "mon,tue,wed 22:00-06:00");
+        let shown = window("mon-wed", "22:00-06:00", 1).to_string();
+        assert_eq!(shown, "mon-wed 22:00-06:00 1 bytes/s");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for bits in 1_u8..128 {
+            let days_on = std::array::from_fn(|day| bits & (1 << day) != 0);
+            for (from, to) in [(0, 1440), (0, 1), (1439, 1440), (1350, 360), (480, 1080)] {
+                let window = RateWindow { days: days_on, from, to, rate: None };
+                assert_eq!(days(&window.days_text()), Some(days_on), "{window}");
+                assert_eq!(hours(&window.hours_text()), Some((from, to)), "{window}");
+            }
+        }
+        assert_eq!(window("mon,tue,wed,fri", "00:00-24:00", 1).days_text(), "mon-wed,fri");
+        assert_eq!(window("sat-mon", "00:00-24:00", 1).days_text(), "mon,sat-sun");
     }
 }

@@ -76,7 +76,7 @@ pub(super) struct RawUpload {
     pub(super) orphan_grace_s: Option<i64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWindow {
     pub(super) days: Option<String>,

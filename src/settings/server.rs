@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
-use super::tuning::{Row, TABLE};
+use super::tuning::{Bounds, Row, TABLE};
 use super::{
     ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
     SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
@@ -48,7 +48,10 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         levels: LevelBounds { min: 0, max: 0 },
         upload: UploadSettings {
             streams: StreamBounds { min: 0, max: 0 },
-            rate: RateSchedule { default: None, windows: uplink::windows(&mut c, &raw.upload) },
+            rate: RateSchedule {
+                default: None,
+                windows: uplink::windows(&mut c, &raw.upload.window),
+            },
             block_bytes: 0,
             orphan_grace: Duration::ZERO,
         },
@@ -70,9 +73,12 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
 
 /// A setting that can change at run time, by its row.
 fn tunable(c: &mut Check, row: &Row, raw: &RawServer, settings: &mut ServerSettings) {
+    if matches!(row.bounds, Bounds::Windows { .. }) {
+        return; // filled in already: what is wrong within a list has names of its own
+    }
     let default = row.bounds.default();
-    let value = (row.raw)(raw).map_or(Some(default), |value| {
-        let taken = row.bounds.take(value);
+    let value = (row.raw)(raw).map_or(Some(default.clone()), |value| {
+        let taken = row.bounds.take(&value);
         if taken.is_none() {
             let cure = format!("leave it out for the default, {default}");
             c.violation(row.key, value, &row.bounds.rule(), &cure);

@@ -3,21 +3,21 @@
 use super::ServerSettings;
 use super::check::Check;
 use super::rate::{self, RateWindow};
-use super::raw::{RawUpload, RawWindow};
+use super::raw::RawWindow;
 
 /// Slowest rate: below it a batch would take longer than people wait.
-const RATE_MIN: u64 = 64 << 10;
+pub(super) const RATE_MIN: u64 = 64 << 10;
 /// Fastest rate that can be meant.
 pub(super) const RATE_MAX: u64 = 1 << 40;
 /// Windows of a schedule: one for every hour of a week.
-const WINDOWS_MAX: usize = 168;
+pub(super) const WINDOWS_MAX: usize = 168;
 
-/// The windows of the rate, as the file has them.
-pub(super) fn windows(c: &mut Check, raw: &RawUpload) -> Vec<RateWindow> {
-    let count = raw.window.len();
+/// The windows of the rate, as the file or a change has them.
+pub(super) fn windows(c: &mut Check, raw: &[RawWindow]) -> Vec<RateWindow> {
+    let count = raw.len();
     let rule = format!("must be at most {WINDOWS_MAX} windows");
     c.relation(count <= WINDOWS_MAX, "upload.window", count, &rule, "join some");
-    let windows = raw.window.iter().take(WINDOWS_MAX).enumerate();
+    let windows = raw.iter().take(WINDOWS_MAX).enumerate();
     windows.map(|(n, window)| one(c, n, window)).collect()
 }
 

@@ -48,7 +48,6 @@ pub(super) const FIXED: &[Fixed] = &[
     fixed!("cache.bytes_max", CACHE, |s| s.cache.bytes_max),
     fixed!("seal.threads", ARENA, |s| s.seal.threads),
     fixed!("seal.frame_bytes", ARENA, |s| s.seal.frame_bytes),
-    fixed!("upload.window", FILES, |s| s.upload.rate.windows.iter().map(|w| format!("{w}: {} bytes/s", w.rate.unwrap_or(0))).collect::<Vec<_>>()),
     fixed!("limits.connections_max", ARENA, |s| s.limits.connections_max),
     fixed!("limits.handshakes_max", ARENA, |s| s.limits.handshakes_max),
     fixed!("limits.handshake_timeout_ms", ARENA, |s| s.limits.handshake_timeout.as_millis() as u64),

@@ -15,7 +15,7 @@ use super::super::{ServerSettings, SettingsError};
 use super::fixed::FIXED;
 use super::overlay;
 use super::value::{Bounds, Unit, Value};
-use super::{Row, TABLE, row};
+use super::{TABLE, row};
 
 /// The settings of a running server. Clones share them.
 #[derive(Clone, Debug)]
@@ -237,23 +237,13 @@ fn alter(
             (row.put)(settings, (row.shown)(file));
             continue;
         }
-        if let Some(value) = taken(row, json, check) {
-            (row.put)(settings, value);
+        if let Some(value) = row.bounds.read(row.key, json, check) {
+            (row.put)(settings, value.clone());
             set.insert(row.key, value);
         }
     }
     relations(check, settings);
     set
-}
-
-fn taken(row: &Row, json: &Json, check: &mut Check) -> Option<Value> {
-    let value = serde_json::from_value::<Value>(json.clone()).ok();
-    let taken = value.and_then(|value| row.bounds.take(value));
-    if taken.is_none() {
-        let cure = format!("the default is {}", row.bounds.default());
-        check.violation(row.key, json, &row.bounds.rule(), &cure);
-    }
-    taken
 }
 
 fn unknown(key: &str, json: &Json, check: &mut Check) {

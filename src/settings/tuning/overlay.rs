@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::super::SettingsError;
+use super::super::rate::RateWindow;
 use super::value::Value;
 
 const HEAD: &str = "# Written by PATCH /v1/tuning with \"keep\": true. What stands here wins over the settings file\n\
@@ -45,6 +46,22 @@ pub(super) fn read(place: &Path) -> Result<BTreeMap<String, Json>, SettingsError
     Ok(flat)
 }
 
+/// As TOML on one line.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Fraction(number) => format!("{number:?}"), // 1.0 stays a fraction
+        Value::Windows(windows) => {
+            let one = |window: &RateWindow| {
+                let (days, hours) = (window.days_text(), window.hours_text());
+                let rate = window.rate.unwrap_or(0);
+                format!("{{ days = \"{days}\", hours = \"{hours}\", bytes_per_s = {rate} }}")
+            };
+            format!("[{}]", windows.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+        Value::Switch(_) | Value::Whole(_) => value.to_string(),
+    }
+}
+
 /// Replaces the file, whole or not at all, and durably.
 pub(super) fn write(place: &Path, kept: &BTreeMap<&'static str, Value>) -> io::Result<()> {
     let mut text = HEAD.to_owned();
@@ -55,11 +72,7 @@ pub(super) fn write(place: &Path, kept: &BTreeMap<&'static str, Value>) -> io::R
             text.push_str(&format!("\n[{table}]\n"));
             open = table;
         }
-        let value = match value {
-            Value::Fraction(number) => format!("{number:?}"), // 1.0 stays a fraction
-            other => other.to_string(),
-        };
-        text.push_str(&format!("{name} = {value}\n"));
+        text.push_str(&format!("{name} = {}\n", written(value)));
     }
     let fresh = place.with_extension("toml.new");
     let mut file = File::create(&fresh)?;

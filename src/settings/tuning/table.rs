@@ -5,7 +5,7 @@
 use super::super::ServerSettings;
 use super::super::raw::RawServer;
 use super::super::server::{BLOCK_BYTES_MAX, GIB, KIB, MIB};
-use super::super::uplink::RATE_MAX;
+use super::super::uplink::{RATE_MAX, RATE_MIN, WINDOWS_MAX};
 use super::value::{Bounds, Field, Unit, Value};
 use crate::model::WRITE_BYTES_MAX;
 
@@ -22,7 +22,7 @@ pub(in super::super) struct Row {
     pub(super) shown: fn(&ServerSettings) -> Value,
     /// Puts a value within its bounds.
     pub(in super::super) put: fn(&mut ServerSettings, Value),
-    /// As the file has it.
+    /// As the file has it; windows are read by `uplink`.
     pub(in super::super) raw: fn(&RawServer) -> Option<Value>,
 }
 
@@ -90,6 +90,15 @@ pub(in super::super) const TABLE: &[Row] = &[
         "most objects in flight at once; memory: this × batch.bytes_max"),
     row_at!(upload.bytes_per_s => upload.rate.default: BytesPerSecond, whole(0, 0, RATE_MAX),
         "rate of all uploads together outside upload.window; 0 is no limit; RPO once machines write more than that"),
+    Row {
+        key: "upload.window",
+        unit: Unit::BytesPerSecond,
+        bounds: Bounds::Windows { most: WINDOWS_MAX, rate_least: RATE_MIN, rate_most: RATE_MAX },
+        cost: "other rates at other hours of the week, UTC; the first window that contains the moment decides; a change replaces the whole list; RPO while machines write more than the rate",
+        shown: |settings| Field::shown(&settings.upload.rate.windows, Unit::BytesPerSecond),
+        put: |settings, value| Field::put(&mut settings.upload.rate.windows, value, Unit::BytesPerSecond),
+        raw: |_| None,
+    },
     row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(4 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
         "one request to the store for each block"),
     row!(upload.orphan_grace_s => orphan_grace: Seconds, Whole, whole(3_600, 1, 30 * 86_400),

@@ -6,7 +6,9 @@ use serde_json::{Value as Json, json};
 use super::fixed::FIXED;
 use super::table::TABLE;
 use super::*;
-use crate::settings::{SettingsError, load_server, load_tuning};
+use crate::model::Timestamp;
+use crate::settings::uplink::{RATE_MIN, WINDOWS_MAX};
+use crate::settings::{RateWindow, SettingsError, load_server, load_tuning};
 
 const FILE: &str = "site = \"s\"\nserver = \"ps\"\nstore = \"dir:store\"\nadvertise = \"h:1\"\n\
     [batch]\nage_max_ms = 700\n";
@@ -70,7 +72,7 @@ fn a_change_is_in_force_at_once_and_said_to_subscribers() {
         ],
         "streams were 8 already"
     );
-    assert_eq!((changed[1].old, changed[1].new), (Value::Whole(700), Value::Whole(50)));
+    assert_eq!((&changed[1].old, &changed[1].new), (&Value::Whole(700), &Value::Whole(50)));
     assert!(heard.has_changed().unwrap());
     let now = heard.borrow_and_update().clone();
     assert_eq!((now.batch.age_max.as_millis(), now.seal.level), (50, -3));
@@ -178,6 +180,80 @@ fn a_change_that_cannot_be_kept_is_not_made() {
     assert!(matches!(error, TuningError::NoPlace), "{error}");
 }
 
+fn listed(tuning: &Tuning, key: &str) -> Json {
+    let all = serde_json::to_value(tuning.list()).unwrap();
+    all.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap().clone()
+}
+
+#[test]
+fn windows_are_listed_changed_kept_and_taken_back() {
+    let window = |days: &str, hours: &str, rate: u64| json!({ "days": days, "hours": hours, "bytes_per_s": rate });
+    let site = Site::new();
+    let file = format!(
+        "{FILE}[[upload.window]]\ndays = \"mon,tue,wed\"\nhours = \"08:00-18:00\"\nbytes_per_s = 70000\n"
+    );
+    std::fs::write(site.path(), &file).unwrap();
+    let tuning = site.tuning();
+    let of_file = json!([window("mon-wed", "08:00-18:00", 70_000)]);
+    let row = listed(&tuning, "upload.window");
+    assert_eq!((&row["value"], &row["file"], &row["live"]), (&of_file, &of_file, &json!(true)));
+    assert_eq!((&row["bounds"]["most"], &row["unit"]), (&json!(168), &json!("bytes-per-second")));
+
+    let fresh =
+        json!([window("daily", "22:00-06:00", 0), window("sat-sun", "00:00-24:00", 90_000)]);
+    let set = [("upload.window", fresh.clone()), ("upload.bytes_per_s", json!(80_000))];
+    let changed = tuning.change(&changes(&set), true, "test").unwrap();
+    let said = serde_json::to_value(&changed).unwrap();
+    assert_eq!((&said[1]["old"], &said[1]["new"]), (&of_file, &fresh), "{said}");
+    // 1970-01-01 was a Thursday, 1970-01-03 a Saturday.
+    let hour =
+        |tuning: &Tuning, hour: i64| tuning.now().upload.rate.at(Timestamp(hour * 3_600_000_000));
+    let rates = |tuning: &Tuning| [hour(tuning, 12), hour(tuning, 23), hour(tuning, 60)];
+    assert_eq!(rates(&tuning), [Some(80_000), None, Some(90_000)]);
+
+    let again = site.tuning();
+    assert_eq!(
+        (rates(&again), &listed(&again, "upload.window")["value"]),
+        (rates(&tuning), &fresh)
+    );
+    assert_eq!(listed(&again, "upload.window")["kept"], true);
+    again.change(&changes(&[("upload.window", json!([]))]), true, "test").unwrap();
+    assert_eq!(
+        listed(&site.tuning(), "upload.window")["value"],
+        json!([]),
+        "none instead of the file's"
+    );
+    again.change(&changes(&[("upload.window", Json::Null)]), true, "test").unwrap();
+    assert_eq!(listed(&site.tuning(), "upload.window")["value"], of_file);
+}
+
+#[test]
+fn every_rule_that_a_window_breaks_is_named_and_no_window_changes() {
+    let tuning = Site::new().tuning();
+    let good = json!({ "days": "daily", "hours": "00:00-24:00", "bytes_per_s": 70_000 });
+    let set = |window: Json| [("upload.window", window), ("seal.level", json!(99))];
+    let bad = json!([good, { "days": "monday", "hours": "8-9", "bytes_per_s": 1 }]);
+    let said = refused(&tuning, &set(bad));
+    for (line, start) in said.iter().zip([
+        "seal.level = 99: must be",
+        "upload.window[1].days = \"monday\": must name days",
+        "upload.window[1].hours = \"8-9\": must be HH:MM-HH:MM",
+        "upload.window[1].bytes_per_s = 1: must be 0 (no limit) or 65536 to",
+    ]) {
+        assert!(line.starts_with(start), "{line}\n{start}");
+    }
+    assert_eq!(said.len(), 4, "{said:?}");
+    let many = Json::Array(vec![good.clone(); WINDOWS_MAX + 1]);
+    assert!(refused(&tuning, &set(many))[1].contains("upload.window = 169: must be at most 168"));
+    for odd in [json!(5), json!("daily"), good, json!([{ "day": "mon" }]), json!([[1]])] {
+        let said = refused(&tuning, &[("upload.window", odd)]);
+        assert!(
+            said[0].contains("must be a list of at most 168 windows like {\"days\""),
+            "{said:?}"
+        );
+    }
+}
+
 /// Every key of the settings file, from its documentation; its completeness is a test of its own.
 fn documented() -> BTreeSet<(String, bool)> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
@@ -213,13 +289,18 @@ fn every_row_holds_its_bounds() {
             Bounds::Whole { least, most, .. } => [Value::Whole(least), Value::Whole(most)],
             Bounds::Fraction { least, most, .. } => [Value::Fraction(least), Value::Fraction(most)],
             Bounds::Switch { .. } => [Value::Switch(false), Value::Switch(true)],
+            Bounds::Windows { most, .. } => {
+                let window = RateWindow { days: [true; 7], from: 0, to: 60, rate: Some(RATE_MIN) };
+                [Value::Windows(Vec::new()), Value::Windows(vec![window; most])]
+            }
         };
         let mut settings = load_server(&site.path()).unwrap();
         for value in ends {
-            (row.put)(&mut settings, value);
+            assert_eq!(row.bounds.take(&value).as_ref(), Some(&value), "{}", row.key);
+            (row.put)(&mut settings, value.clone());
             assert_eq!((row.shown)(&settings), value, "{}", row.key);
         }
-        assert_eq!(row.bounds.take(row.bounds.default()), Some(row.bounds.default()));
+        assert_eq!(row.bounds.take(&row.bounds.default()), Some(row.bounds.default()));
         assert!(!row.cost.is_empty());
     }
 }

@@ -3,10 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
+
+use super::super::check::Check;
+use super::super::rate::RateWindow;
+use super::super::raw::RawWindow;
+use super::super::uplink;
 
 /// What a run-time setting can hold, as it stands in TOML and JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Value {
     /// `true` or `false`.
@@ -15,6 +21,20 @@ pub enum Value {
     Whole(i64),
     /// A number that need not be whole.
     Fraction(f64),
+    /// Hours of the week and their rates.
+    #[serde(serialize_with = "windows_json")]
+    Windows(Vec<RateWindow>),
+}
+
+/// Each as it is written: days, hours, rate.
+fn windows_json<S: Serializer>(windows: &[RateWindow], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(windows.iter().map(|window| {
+        json!({
+            "days": window.days_text(),
+            "hours": window.hours_text(),
+            "bytes_per_s": window.rate.unwrap_or(0),
+        })
+    }))
 }
 
 impl fmt::Display for Value {
@@ -23,6 +43,11 @@ impl fmt::Display for Value {
             Self::Switch(value) => value.fmt(f),
             Self::Whole(value) => value.fmt(f),
             Self::Fraction(value) => value.fmt(f),
+            Self::Windows(windows) if windows.is_empty() => f.write_str("none"),
+            Self::Windows(windows) => {
+                let words: Vec<_> = windows.iter().map(ToString::to_string).collect();
+                f.write_str(&words.join("; "))
+            }
         }
     }
 }
@@ -76,6 +101,15 @@ pub enum Bounds {
         /// When the file does not say.
         default: bool,
     },
+    /// A list of hours of the week; none when the file does not say.
+    Windows {
+        /// Most of them.
+        most: usize,
+        /// Slowest rate of one; 0 is no limit.
+        rate_least: u64,
+        /// Fastest.
+        rate_most: u64,
+    },
 }
 
 impl Bounds {
@@ -86,25 +120,53 @@ impl Bounds {
             Self::Whole { default, .. } => Value::Whole(default),
             Self::Fraction { default, .. } => Value::Fraction(default),
             Self::Switch { default } => Value::Switch(default),
+            Self::Windows { .. } => Value::Windows(Vec::new()),
         }
     }
 
     /// `value` as this setting takes it; `None` outside the bounds or of another kind.
-    pub(in super::super) fn take(self, value: Value) -> Option<Value> {
+    pub(in super::super) fn take(self, value: &Value) -> Option<Value> {
         match (self, value) {
             (Self::Whole { least, most, .. }, Value::Whole(number)) => {
-                (least..=most).contains(&number).then_some(value)
+                (least..=most).contains(number).then(|| value.clone())
             }
             (Self::Fraction { least, most, .. }, Value::Fraction(number)) => {
-                (least..=most).contains(&number).then_some(value)
+                (least..=most).contains(number).then(|| value.clone())
             }
             // 1 stands for 1.0.
             (Self::Fraction { .. }, Value::Whole(number)) => {
-                self.take(Value::Fraction(number as f64))
+                self.take(&Value::Fraction(*number as f64))
             }
-            (Self::Switch { .. }, Value::Switch(_)) => Some(value),
+            (Self::Switch { .. }, Value::Switch(_)) => Some(value.clone()),
+            (Self::Windows { most, .. }, Value::Windows(windows)) => {
+                (windows.len() <= most).then(|| value.clone())
+            }
             _ => None,
         }
+    }
+
+    /// What a change or a kept file says for `key`, checked; what is wrong goes to `check`.
+    pub(super) fn read(self, key: &str, json: &Json, check: &mut Check) -> Option<Value> {
+        let cure = || format!("the default is {}", self.default());
+        let value = match self {
+            Self::Windows { .. } => match serde_json::from_value::<Vec<RawWindow>>(json.clone()) {
+                Ok(raw) => {
+                    let before = check.count();
+                    let windows = uplink::windows(check, &raw);
+                    return (check.count() == before).then_some(Value::Windows(windows));
+                }
+                Err(error) => {
+                    let rule = format!("{}: {error}", self.rule());
+                    check.violation(key, json, &rule, &cure());
+                    return None;
+                }
+            },
+            _ => scalar(json).and_then(|value| self.take(&value)),
+        };
+        if value.is_none() {
+            check.violation(key, json, &self.rule(), &cure());
+        }
+        value
     }
 
     /// In words: the rule.
@@ -113,7 +175,22 @@ impl Bounds {
             Self::Whole { least, most, .. } => format!("must be a whole number, {least} to {most}"),
             Self::Fraction { least, most, .. } => format!("must be {least} to {most}"),
             Self::Switch { .. } => "must be true or false".to_owned(),
+            Self::Windows { most, .. } => format!(
+                "must be a list of at most {most} windows like \
+                 {{\"days\": \"mon-fri\", \"hours\": \"08:00-18:00\", \"bytes_per_s\": 2000000}}"
+            ),
         }
+    }
+}
+
+fn scalar(json: &Json) -> Option<Value> {
+    match json {
+        Json::Bool(on) => Some(Value::Switch(*on)),
+        Json::Number(number) => {
+            let whole = number.as_i64().map(Value::Whole);
+            whole.or_else(|| number.as_f64().map(Value::Fraction))
+        }
+        _ => None,
     }
 }
 
@@ -176,6 +253,18 @@ impl Field for bool {
     fn put(&mut self, value: Value, _: Unit) {
         if let Value::Switch(on) = value {
             *self = on;
+        }
+    }
+}
+
+impl Field for Vec<RateWindow> {
+    fn shown(&self, _: Unit) -> Value {
+        Value::Windows(self.clone())
+    }
+
+    fn put(&mut self, value: Value, _: Unit) {
+        if let Value::Windows(windows) = value {
+            *self = windows;
         }
     }
 }
