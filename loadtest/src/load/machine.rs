@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use holdfast::agent::Pulse;
 use holdfast::clock::{Clock, System, random16};
 use holdfast::format::wire::{
     Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, Frame, FromAgent, FromServer,
@@ -22,9 +23,6 @@ use super::ledger::{Held, Ledger};
 use super::pace::Schedule;
 use super::pattern::{Op, Pattern};
 use super::tally::Tally;
-
-/// Pause between two words about how the machine is; the server expects one every 5 s.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(4);
 
 /// What a machine is made from.
 pub(crate) struct Setup {
@@ -61,7 +59,8 @@ pub(crate) struct Machine {
     written_since: bool,
     bookmark_interval: Duration,
     bookmark_at: Duration,
-    progress_at: Duration,
+    /// It says how it is as often as the product's agent does.
+    pulse: Pulse,
     asked: VecDeque<BookmarkRequest>,
     replies: VecDeque<BookmarkReply>,
     /// The bookmark that is audited: its name until it is placed, then its sequence.
@@ -128,7 +127,7 @@ impl Machine {
             written_since: true, // the first bookmark follows the initial replication at once
             bookmark_interval: Duration::from_secs(5),
             bookmark_at: Duration::ZERO,
-            progress_at: Duration::ZERO,
+            pulse: Pulse::new(Duration::ZERO),
             asked: VecDeque::new(),
             replies: VecDeque::new(),
             last_name: None,
@@ -252,9 +251,11 @@ impl Machine {
 
     /// What to do at `now`.
     pub(crate) fn poll(&mut self, now: Duration, tally: &mut Tally) -> Poll {
-        if now >= self.progress_at {
-            self.progress_at = now + PROGRESS_INTERVAL;
-            return Poll::Frame(encode_from_agent(&FromAgent::Progress(self.progress())));
+        if now >= self.pulse.look_at() {
+            let progress = self.progress();
+            if self.pulse.tells(now, &progress, self.published) {
+                return Poll::Frame(encode_from_agent(&FromAgent::Progress(progress)));
+            }
         }
         if let Some(reply) = self.replies.pop_front() {
             return Poll::Frame(encode_from_agent(&FromAgent::Bookmark(reply)));
@@ -262,7 +263,7 @@ impl Machine {
         if let Some(frame) = self.mark(now) {
             return Poll::Frame(frame);
         }
-        let mut wake = self.progress_at;
+        let mut wake = self.pulse.look_at();
         if self.written_since {
             wake = wake.min(self.bookmark_at.max(now + Duration::from_millis(1)));
         }

@@ -16,6 +16,7 @@ mod machine;
 mod pace;
 mod pattern;
 mod plot;
+mod quic_crew;
 mod report;
 mod scenario;
 mod tally;
@@ -42,7 +43,7 @@ use crate::error::LoadError;
 use crate::process::Memory;
 use crate::progress::Progress;
 use crate::site::Setting;
-use args::{Granularity, Transport};
+use args::Granularity;
 pub(crate) use content::Content;
 use crew::Phase;
 use dial::Dialer;
@@ -75,10 +76,6 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
 
 /// Runs it.
 pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> {
-    if args.transport == Transport::Quic {
-        let text = "--transport quic: this build has no QUIC; use tcp".to_owned();
-        return Err(LoadError::Usage(text));
-    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(LoadError::file("tokio", "starting the runtime"))?;
@@ -221,7 +218,9 @@ impl<'a> Run<'a> {
         let machines = (0..).zip(ids).map(|(number, id)| self.machine(number, id));
         let machines: Vec<_> = machines.zip(enrolled.certificates).collect();
         let progress = Progress::counting("connecting machines", machines.len() as u64);
-        Fleet::connect(&dialer, machines, self.args.threads, || progress.step(1))
+        Fleet::connect(&dialer, self.args.transport, machines, self.args.threads, || {
+            progress.step(1)
+        })
     }
 
     /// Names that no other run has: a given server knows its machines for ever.
