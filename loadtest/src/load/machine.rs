@@ -24,6 +24,9 @@ use super::pace::Schedule;
 use super::pattern::{Op, Pattern};
 use super::tally::Tally;
 
+/// What a mark is long.
+const SECTOR: u64 = 512;
+
 /// What a machine is made from.
 pub(crate) struct Setup {
     pub(crate) id: MachineId,
@@ -33,6 +36,9 @@ pub(crate) struct Setup {
     /// Whether what the disks must hold is remembered.
     pub(crate) audited: bool,
     pub(crate) loud: bool,
+    /// Every so many bytes of its disks a sector with content comes first, so that a zero that gets
+    /// lost does not look like one that arrived.
+    pub(crate) marked_every: Option<u64>,
 }
 
 /// A machine.
@@ -101,13 +107,26 @@ pub(crate) enum Nonsense {
 impl Machine {
     pub(crate) fn new(setup: Setup) -> Self {
         let disks = setup.disks.clone();
-        let ledger = setup.audited.then(|| Ledger::new(disks.len()));
-        let opening = VecDeque::from([
-            Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks }),
+        let mut ledger = setup.audited.then(|| Ledger::new(disks.len()));
+        let mut opening = VecDeque::from([
+            Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: disks.clone() }),
             // The disks are blank: there is nothing to copy.
             Change::CatchUpBegin(CatchUp::InitialReplication),
             Change::CatchUpEnd,
         ]);
+        if let Some((every, place)) = setup.marked_every.zip(setup.content.not_zero()) {
+            for (number, disk) in disks.iter().enumerate() {
+                for offset in (0..disk.size_bytes).step_by(every as usize) {
+                    if let Some(ledger) = &mut ledger {
+                        ledger.note(number, offset, SECTOR, Held::Content(place));
+                    }
+                    let extent = Extent::new(offset, SECTOR, ZERO_BYTES_MAX)
+                        .expect("a sector of a disk of whole MiB");
+                    let payload = setup.content.shared(place, SECTOR as u32).into();
+                    opening.push_back(Change::Write { disk: disk.index, extent, payload });
+                }
+            }
+        }
         Self {
             setup,
             schedule: None,
@@ -227,7 +246,7 @@ impl Machine {
         while let Some(sent) = self.sent.front()
             && sent.sequence <= ack.published
         {
-            tally.published(sent.due, now, sent.bytes.into());
+            tally.published(sent.due, now, sent.bytes.into(), self.setup.loud);
             self.sent.pop_front();
             self.durable_count -= 1;
         }

@@ -40,7 +40,7 @@ pub(crate) use dial::DialError;
 pub(crate) use trace::TraceError;
 
 use crate::error::LoadError;
-use crate::process::Memory;
+use crate::process::{self, Memory};
 use crate::progress::Progress;
 use crate::site::Setting;
 use args::Granularity;
@@ -62,6 +62,8 @@ use trace::Trace;
 pub(crate) const CONTENT_BYTES: usize = 256 << 20;
 /// An image up to this size is used whole.
 pub(crate) const IMAGE_BYTES: usize = 2 << 30;
+/// Files beside the sockets of machines: segments, objects, logs.
+const OTHER_FILES: u64 = 512;
 /// The name of the bookmark that is audited.
 const LAST: &str = "loadtest-last";
 
@@ -76,6 +78,8 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
 
 /// Runs it.
 pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> {
+    let sockets = u64::from(args.machines) + OTHER_FILES;
+    process::open_files(sockets, &format!("{} machines", args.machines))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(LoadError::file("tokio", "starting the runtime"))?;
@@ -205,8 +209,8 @@ impl<'a> Run<'a> {
         let site = Site::open(self.target.config());
         let site = site.map_err(LoadError::site("opening the site"))?;
         let policy = Policy {
-            bookmark_interval_s: self.args.bookmark_interval,
-            snapshot_interval_s: self.args.bookmark_interval.max(300),
+            bookmark_interval_s: self.args.bookmark_interval_s(),
+            snapshot_interval_s: self.args.bookmark_interval_s().max(300),
             keep_every_write: self.args.granularity == Granularity::Write,
             ..Policy::default()
         };
@@ -255,6 +259,10 @@ impl<'a> Run<'a> {
             content: self.content.clone(),
             audited: args.audit,
             loud: args.loud && number == 0,
+            marked_every: match &self.trace {
+                None if args.audit => args.profile.zeroes(args.block.map(|kib| kib << 10)),
+                _ => None,
+            },
         })
     }
 
@@ -329,6 +337,7 @@ impl<'a> Run<'a> {
             trace: args.trace.as_ref().map(|path| path.display().to_string()),
             transport: args.transport,
             granularity: args.granularity,
+            bookmark_interval_seconds: args.bookmark_interval_s(),
             threads: args.threads,
             connect_seconds,
             phases,
