@@ -20,19 +20,17 @@ const LOAD: &[&str] = &[
     "--set=cache.bytes_max=268435456",
 ];
 
-/// A short load against a process server of its own.
 fn load(more: &[&str]) -> Output {
+    run(&[LOAD, more].concat())
+}
+
+/// Runs it against a process server of its own.
+fn run(words: &[&str]) -> Output {
     let program = Path::new(env!("CARGO_BIN_EXE_holdfast-loadtest"));
     let server = program.with_file_name("holdfast");
     assert!(server.is_file(), "{} is missing: cargo build --workspace", server.display());
     let directory = tempfile::tempdir().unwrap();
-    Command::new(program)
-        .args(LOAD)
-        .args(more)
-        .arg("--directory")
-        .arg(directory.path())
-        .output()
-        .unwrap()
+    Command::new(program).args(words).arg("--directory").arg(directory.path()).output().unwrap()
 }
 
 #[test]
@@ -46,6 +44,33 @@ fn a_load_over_quic_is_audited() {
     let (sent, audited) = (&phase["bytes"], &report["audited_bytes"]);
     assert!(sent.as_u64().unwrap() > 1 << 20, "{report}");
     assert!(audited.as_u64().unwrap() > 1 << 20, "{report}");
+}
+
+/// What the server says of the connections at the end of a second in which nobody writes.
+fn standing(transport: &str) -> serde_json::Value {
+    let output = run(&[
+        "--any-build",
+        "--machines=3",
+        "--profile=idle-many",
+        "--seconds=1",
+        "--json",
+        "--set=cache.bytes_max=268435456",
+        transport,
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    report["phases"][0]["standing"].clone()
+}
+
+#[test]
+fn machines_are_connected_as_asked_for_and_stay_so() {
+    let windows = |transport| {
+        let standing = standing(transport);
+        assert_eq!(standing["connections"], 3, "{standing}");
+        standing["quic_window_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(windows("--transport=tcp"), 0);
+    assert!(windows("--transport=quic") > 0);
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub(crate) struct Between {
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(crate) struct Standing {
     pub(crate) connections: u64,
+    /// Of the windows that those over QUIC were given.
+    pub(crate) quic_window_bytes: u64,
     /// `RssAnon`: what only the process can give back.
     pub(crate) anonymous_bytes: u64,
     /// `VmRSS`: with file pages.
@@ -123,6 +125,7 @@ impl Target {
             commits: page.commits() - begun.page.commits(),
             standing: Standing {
                 connections: page.connections() as u64,
+                quic_window_bytes: page.quic_window_bytes() as u64,
                 anonymous_bytes: status_bytes(self.process, "RssAnon:").unwrap_or(0),
                 resident_bytes: status_bytes(self.process, "VmRSS:").unwrap_or(0),
             },
