@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast::format::wire::{Frame, FrameHeader, FromServer};
+use holdfast::format::wire::{Frame, FrameHeader, FrameKind, FromServer};
 use holdfast::ingest::{Event, Session, Standing, StreamState, greet};
 use holdfast::model::{Change, DiskIndex, DiskSpec, Generation, Record, Sequence};
 
@@ -240,4 +240,25 @@ fn a_zero_that_gets_lost_is_seen() {
     assert_eq!(recovered(0..0), None);
     // Whatever came behind the first 63: one place was never zeroed.
     assert!(recovered(63..zeros).is_some());
+}
+
+#[test]
+fn an_idle_machine_speaks_as_often_as_an_agent() {
+    let (mut machine, mut server, mut tally) = pair(Profile::IdleMany, 4 << 20);
+    let mut told = Vec::new();
+    for second in 0..41 {
+        let now = SECOND * second;
+        while let Poll::Frame(frame) = machine.poll(now, &mut tally) {
+            match FrameHeader::decode(&frame.header).unwrap().kind() {
+                FrameKind::Progress => told.push(second),
+                _ => server.take(frame),
+            }
+        }
+        let all = server.admitted.len() as u64;
+        if let Some(ack) = server.ack(all, all) {
+            machine.handle(ack, now, &mut tally).unwrap();
+        }
+    }
+    // What it replicated first was a change, and that it is published another.
+    assert_eq!(told, [0, 1, 11, 21, 31]);
 }
