@@ -67,6 +67,10 @@ pub(crate) struct Args {
     /// Seconds of each phase
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) seconds: u32,
+    /// Of idle-many: seconds before the idle time in which the server applies and tidies what
+    /// connecting left, shown as a phase of its own
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) settle: u32,
     /// Two phases: all machines at --rate (default 1 MiB/s each), then the first one as fast as it can
     #[arg(long, conflicts_with_all = ["flat_out", "trace", "outage"])]
     pub(crate) loud: bool,

@@ -178,7 +178,9 @@ impl<'a> Run<'a> {
         let time = Duration::from_secs(args.seconds.into());
         let step = |name, pace| Step { name, pace: Some(pace), loud: None, time, outage: None };
         if args.trace.is_none() && args.profile == Profile::IdleMany {
-            return vec![step("idle", flat)];
+            let settling = Duration::from_secs(args.settle.into());
+            let name = "connected a moment ago";
+            return vec![Step { time: settling, ..step(name, flat) }, step("idle", flat)];
         }
         let open = args.rate.map(bytes).or(args.writes.map(Pace::Writes));
         if args.loud {
