@@ -68,9 +68,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) seconds: u32,
     /// Of idle-many: seconds before the idle time in which the server applies and tidies what
-    /// connecting left, shown as a phase of its own
-    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) settle: u32,
+    /// connecting left, shown as a phase of its own; 60, and 1 more for every 50 machines
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) settle: Option<u32>,
     /// Two phases: all machines at --rate (default 1 MiB/s each), then the first one as fast as it can
     #[arg(long, conflicts_with_all = ["flat_out", "trace", "outage"])]
     pub(crate) loud: bool,
@@ -125,6 +125,11 @@ struct Alone {
 }
 
 impl Args {
+    /// Seconds before the idle time.
+    pub(crate) fn settle_s(&self) -> u32 {
+        self.settle.unwrap_or(60 + self.machines / 50)
+    }
+
     /// Seconds between bookmarks. An RPO is at least that: among quiet machines a long interval would
     /// hide how long publishing takes.
     pub(crate) fn bookmark_interval_s(&self) -> u32 {

@@ -97,6 +97,10 @@ pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> 
                 work.disable_cleanup(true);
                 eprintln!("kept: {}", work.path().display());
             }
+            // Ten thousand machines' files: minutes on a file system that discards at once.
+            let _removing =
+                (!args.keep && report.is_ok()).then(|| Progress::new("removing what was written"));
+            drop(work);
             report
         }
     }
@@ -178,7 +182,7 @@ impl<'a> Run<'a> {
         let time = Duration::from_secs(args.seconds.into());
         let step = |name, pace| Step { name, pace: Some(pace), loud: None, time, outage: None };
         if args.trace.is_none() && args.profile == Profile::IdleMany {
-            let settling = Duration::from_secs(args.settle.into());
+            let settling = Duration::from_secs(args.settle_s().into());
             let name = "connected a moment ago";
             return vec![Step { time: settling, ..step(name, flat) }, step("idle", flat)];
         }

@@ -191,8 +191,11 @@ impl PhaseReport {
             let ratio = self.payload_bytes as f64 / self.published_bytes.max(1) as f64;
             row("bytes in per byte published", format!("{ratio:.2}"));
         } else {
-            let part = 100.0 * cpu.total / self.published_after_seconds.max(self.seconds);
-            row("server CPU", format!("{part:.2} % of a core"));
+            let part = |spent| 100.0 * spent / self.published_after_seconds.max(self.seconds);
+            row("server CPU", format!("{:.2} % of a core", part(cpu.total)));
+            let stages = [cpu.ingest, cpu.cache, cpu.seal, cpu.upload, cpu.apply, cpu.other];
+            let stages = stages.map(|cpu| format!("{:.2}", part(cpu))).join("  ");
+            row("  ingest cache seal upload apply other", stages);
         }
         if let Some(standing) = &self.standing {
             let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
