@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::error::LoadError;
 use crate::load::{self, Report};
+use crate::site::{parse_level, pinned_level};
 
 /// The same load from more and more machines; what follows is passed on to each rung
 #[derive(Debug, clap::Args)]
@@ -13,6 +14,10 @@ pub(crate) struct Args {
     /// Machines of each rung
     #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
     rungs: Vec<u32>,
+    /// zstd level of every rung; the server does not adapt it here, or the rungs would be compared at
+    /// different ones
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = parse_level)]
+    level: i32,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -52,6 +57,7 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
     for machines in &args.rungs {
         eprintln!("{machines} machine(s)");
         let mut words = vec!["--flat-out".to_owned(), format!("--machines={machines}")];
+        words.extend(pinned_level(args.level));
         words.extend(args.load.iter().cloned());
         let report = load::measure(&load::Args::parsed(&words)?, program)?;
         rungs.extend(Rung::of(&report));

@@ -54,22 +54,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<String, LoadError> {
     let program = program(cli.any_build)?;
-    raise_open_files();
+    process::open_files(0, "this program")?;
     match &cli.command {
         Some(Command::Path(args)) => path::run(args, &program),
         Some(Command::Ladder(args)) => ladder::run(args, &program),
         Some(Command::Roofline(args)) => roofline::run(args, &program),
         None => load::run(&cli.load, &program),
-    }
-}
-
-/// Thousands of machines are thousands of sockets, here and in the server that is started from here.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum {
-        // Where that is not allowed, connecting says what is too many.
-        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).ok();
     }
 }
 

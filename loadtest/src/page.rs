@@ -51,6 +51,16 @@ impl Page {
         self.sample("holdfast_cache_commits_total")
     }
 
+    /// Connections that are open.
+    pub(crate) fn connections(&self) -> f64 {
+        self.sample("holdfast_connections")
+    }
+
+    /// Bytes of QUIC's windows that connections hold: none without one.
+    pub(crate) fn quic_window_bytes(&self) -> f64 {
+        self.sample("holdfast_queue_bytes{queue=\"quic-windows\"}")
+    }
+
     fn sample(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or(f64::NAN)
     }
@@ -95,11 +105,13 @@ mod tests {
              holdfast_stage_latency_quantile_seconds{stage=\"cache\",quantile=\"0.5\"} 0.002\n\
              holdfast_published_bytes_total{machine=\"a\"} 5\n\
              holdfast_published_bytes_total{machine=\"b\"} 6\n\
-             holdfast_cache_commits_total 7\n",
+             holdfast_connections 9\nholdfast_queue_bytes{queue=\"quic-windows\"} 10\nholdfast_cache_commits_total 7\n",
         );
         assert_eq!(page.stage_cpu(Stage::Seal), 1.5);
         assert_eq!(page.latency(Stage::Cache, "0.5"), 0.002);
         assert_eq!(page.commits(), 7.0);
+        assert_eq!(page.connections(), 9.0);
+        assert_eq!(page.quic_window_bytes(), 10.0);
         assert_eq!(page.published_bytes(), 11.0);
         assert!(page.stage_cpu(Stage::Apply).is_nan());
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::error::LoadError;
 use crate::wait::{eventually, pause};
@@ -126,6 +126,30 @@ impl Watch {
     }
 }
 
+/// Sees to it that `needed` files can be open at once, in this process and in those that it starts:
+/// thousands of machines are thousands of sockets. `who` needs them.
+pub(crate) fn open_files(needed: u64, who: &str) -> Result<(), LoadError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let hard = maximum.unwrap_or(u64::MAX);
+    // Above the hard limit only the super user may go; who may not is left with what there is.
+    let wishes = [Some(hard.max(needed)), maximum];
+    let raised = wishes.into_iter().find(|&wish| {
+        let limit = Rlimit { current: wish, maximum: wish };
+        current == wish || setrlimit(Resource::Nofile, limit).is_ok()
+    });
+    enough(raised.unwrap_or(current).unwrap_or(u64::MAX), needed, who)
+}
+
+fn enough(may: u64, needed: u64, who: &str) -> Result<(), LoadError> {
+    if may >= needed {
+        return Ok(());
+    }
+    Err(LoadError::Usage(format!(
+        "{who} need {needed} open files, the limit is {may} (RLIMIT_NOFILE): raise it, such as with \
+         `ulimit -Hn {needed}` as root or LimitNOFILE= of a systemd unit, or ask for fewer"
+    )))
+}
+
 /// CPU seconds of all threads of a process, dead ones included, kernel time included.
 pub(crate) fn cpu_seconds(id: u32) -> Result<f64, LoadError> {
     let path = PathBuf::from(format!("/proc/{id}/stat"));
@@ -161,4 +185,20 @@ pub(crate) fn output<S: AsRef<OsStr>>(program: &Path, args: &[S]) -> Result<Stri
     let first = args.first().map_or_else(String::new, |arg| arg.as_ref().display().to_string());
     let what = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(LoadError::Tool { tool: format!("{} {first}", program.display()), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_few_open_files_name_the_limit_and_the_cure() {
+        assert!(enough(1024, 1024, "512 machines").is_ok());
+        let error = enough(1023, 1024, "512 machines").unwrap_err();
+        let said = error.to_string();
+        for word in ["512 machines need 1024", "is 1023", "RLIMIT_NOFILE", "ulimit -Hn 1024"] {
+            assert!(said.contains(word), "{said}");
+        }
+        assert_eq!(error.exit_code(), 2);
+    }
 }

@@ -192,6 +192,22 @@ fn change<'a>(config: &Path, settings: impl Iterator<Item = &'a Setting>) -> Res
     fs::write(config, table.to_string()).map_err(LoadError::file(config, "writing it"))
 }
 
+/// A zstd level as the server's settings allow it.
+pub(crate) fn parse_level(text: &str) -> Result<i32, String> {
+    let level: i32 = text.parse().map_err(|_| "not a whole number, such as 1".to_owned())?;
+    match level {
+        0 => Err("zstd takes 0 for its default; write 3".to_owned()),
+        -7..=19 => Ok(level),
+        _ => Err("not a level of the server: -7 to 19, without 0".to_owned()),
+    }
+}
+
+/// Settings under which the server seals at `level` and does not adapt it: what is compared with
+/// something at this level must not step aside to a cheaper one.
+pub(crate) fn pinned_level(level: i32) -> [String; 3] {
+    ["seal.level", "seal.level_min", "seal.level_max"].map(|key| format!("--set={key}={level}"))
+}
+
 /// `section.key=value` as people give it; text needs no quotes.
 pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
     let (key, value) = text.split_once('=').ok_or("not KEY=VALUE, such as seal.level=3")?;
@@ -206,6 +222,19 @@ pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_is_one_that_the_server_takes_and_is_pinned() {
+        for (text, level) in [("1", 1), ("-7", -7), ("19", 19)] {
+            assert_eq!(parse_level(text), Ok(level));
+        }
+        for wrong in ["0", "20", "-8", "x", ""] {
+            assert!(parse_level(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_level("0").unwrap_err().contains("write 3"));
+        let pinned = ["seal.level=7", "seal.level_min=7", "seal.level_max=7"];
+        assert_eq!(pinned_level(7), pinned.map(|setting| format!("--set={setting}")));
+    }
 
     #[test]
     fn settings_go_into_their_sections() {

@@ -70,6 +70,11 @@ impl Connection {
         let (reader, writer) = tokio::io::split(stream);
         Self { reader: Box::new(reader), outgoing: Outgoing::bytes(Box::new(writer)) }
     }
+
+    /// Both directions: frames from the server, frames to it.
+    pub fn split(self) -> (Box<dyn AsyncRead + Send + Unpin>, Outgoing) {
+        (self.reader, self.outgoing)
+    }
 }
 
 impl fmt::Debug for Connection {

@@ -6,6 +6,7 @@
 //! Each connection has a socket of its own. It is bound to no address, so a machine that moves to
 //! another network keeps its connection: packets leave from the new address and the server follows.
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -43,7 +44,8 @@ const IDLE_MAX_MS: u32 = 60_000;
 /// leaves every second; this is for the time before the welcome.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-pub(super) struct QuicDial {
+/// Connections over QUIC, of one machine.
+pub struct QuicDial {
     config: ClientConfig,
     name: String,
 }
@@ -51,17 +53,34 @@ pub(super) struct QuicDial {
 impl QuicDial {
     /// Reads certificates and key.
     pub(super) fn new(settings: &AgentSettings) -> Result<Self, AgentError> {
-        let mut tls = tls::client_config(settings)?;
+        let tls = tls::client_config(settings)?;
+        Self::with(tls, settings.server_name.clone(), settings.quic_congestion)
+    }
+
+    /// With a machine's certificate that is no file: `tls` has it, and whom to trust. `name` is what
+    /// the server's certificate must say.
+    ///
+    /// # Errors
+    /// When the cryptographic provider of `tls` has no suite that QUIC can use.
+    pub fn with(
+        mut tls: rustls::ClientConfig,
+        name: String,
+        congestion: Congestion,
+    ) -> Result<Self, AgentError> {
         tls.alpn_protocols = vec![PROTOCOL.as_bytes().to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| {
             AgentError::Settings(format!("the cryptographic provider cannot do QUIC: {error}"))
         })?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport(settings.quic_congestion)));
-        Ok(Self { config, name: settings.server_name.clone() })
+        config.transport_config(Arc::new(transport(congestion)));
+        Ok(Self { config, name })
     }
 
-    pub(super) async fn dial(&self, server: &str) -> Result<Connection, AgentError> {
+    /// A fresh connection to `server`, an address or a name with a port.
+    ///
+    /// # Errors
+    /// Names the server and what was being done.
+    pub async fn dial(&self, server: &str) -> Result<Connection, AgentError> {
         let addresses = tokio::net::lookup_host(server).await;
         let addresses = addresses.map_err(AgentError::dial(server, "looking up the name"))?;
         let mut last = None;
@@ -91,6 +110,12 @@ impl QuicDial {
             .await
             .map_err(AgentError::dial(server, "opening a QUIC stream"))?;
         Ok(Connection { reader: Box::new(reader), outgoing: Outgoing::quic(connection, control) })
+    }
+}
+
+impl fmt::Debug for QuicDial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicDial").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -38,6 +38,9 @@ mod tls;
 mod welcome;
 
 pub use dial::{Connection, Dial, Way};
+pub use dial_quic::QuicDial;
 pub use error::AgentError;
+pub use outgoing::Outgoing;
+pub use pulse::Pulse;
 pub use run::{Agent, Stopped, run};
 pub use status::{AgentStatus, DiskStatus};

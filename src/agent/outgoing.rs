@@ -4,6 +4,7 @@
 //! frames there are, and when. Records carry their sequence, so the server puts them back in order;
 //! everything else travels on the control stream.
 
+use std::fmt;
 use std::io;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use futures_util::FutureExt;
 use quinn::{SendStream, VarInt, WriteError};
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 
-use crate::format::wire::{Frame, FromAgent, encode_from_agent};
+use crate::format::wire::{Frame, FrameHeader, FrameKind};
 
 /// Small frames are gathered up to this before they are written.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
@@ -22,7 +23,9 @@ const RUN_BYTES: usize = 256 << 10;
 const STREAMS_MAX: usize = 15;
 
 /// The direction to the server.
-pub(super) enum Outgoing {
+pub struct Outgoing(Lanes);
+
+enum Lanes {
     /// Everything in one stream.
     Bytes(BufWriter<Box<dyn AsyncWrite + Send + Unpin>>),
     /// A control stream, and streams of records beside it.
@@ -30,7 +33,7 @@ pub(super) enum Outgoing {
 }
 
 /// The sending half of a QUIC connection. Dropping it ends the connection.
-pub(super) struct Streams {
+struct Streams {
     connection: quinn::Connection,
     control: SendStream,
     records: Vec<SendStream>,
@@ -41,50 +44,59 @@ pub(super) struct Streams {
 
 impl Outgoing {
     pub(super) fn bytes(writer: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
-        Self::Bytes(BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer))
+        Self(Lanes::Bytes(BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer)))
     }
 
     pub(super) fn quic(connection: quinn::Connection, control: SendStream) -> Self {
-        Self::Quic(Streams { connection, control, records: Vec::new(), turn: 0, run: 0 })
+        let streams = Streams { connection, control, records: Vec::new(), turn: 0, run: 0 };
+        Self(Lanes::Quic(streams))
     }
 
     /// Takes a frame; it leaves with the next flush at the latest.
-    pub(super) async fn send(&mut self, message: &FromAgent) -> io::Result<()> {
-        let frame = encode_from_agent(message);
-        match self {
-            Self::Bytes(writer) => {
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn send(&mut self, frame: Frame) -> io::Result<()> {
+        match &mut self.0 {
+            Lanes::Bytes(writer) => {
                 writer.write_all(&frame.header).await?;
                 for fragment in frame.payload.fragments() {
                     writer.write_all(fragment).await?;
                 }
                 Ok(())
             }
-            Self::Quic(streams) => match message {
-                FromAgent::Record(_) => streams.record(frame).await,
-                FromAgent::Goodbye => {
+            Lanes::Quic(streams) => match FrameHeader::decode(&frame.header) {
+                Ok(header) if matches!(header.kind(), FrameKind::Record(_)) => {
+                    streams.record(frame).await
+                }
+                Ok(header) if header.kind() == FrameKind::Goodbye => {
                     // The server takes the goodbye once all records before it have come.
                     for mut stream in streams.records.drain(..) {
                         stream.finish().map_err(io::Error::other)?;
                     }
                     write(&mut streams.control, frame).await
                 }
-                _ => write(&mut streams.control, frame).await,
+                Ok(_) => write(&mut streams.control, frame).await,
+                Err(error) => Err(io::Error::new(io::ErrorKind::InvalidInput, error)),
             },
         }
     }
 
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Bytes(writer) => writer.flush().await,
-            Self::Quic(_) => Ok(()), // quinn sends what it has
+        match &mut self.0 {
+            Lanes::Bytes(writer) => writer.flush().await,
+            Lanes::Quic(_) => Ok(()), // quinn sends what it has
         }
     }
 
     /// Ends our direction behind everything that was sent.
-    pub(super) async fn close(&mut self) -> io::Result<()> {
-        match self {
-            Self::Bytes(writer) => writer.shutdown().await,
-            Self::Quic(streams) => {
+    ///
+    /// # Errors
+    /// When the connection is gone already.
+    pub async fn close(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Lanes::Bytes(writer) => writer.shutdown().await,
+            Lanes::Quic(streams) => {
                 streams.control.finish().map_err(io::Error::other)?;
                 // Dropping the connection forgets what is not acknowledged. The server hangs up on
                 // a goodbye, so an error here is the end that was asked for.
@@ -92,6 +104,12 @@ impl Outgoing {
                 Ok(())
             }
         }
+    }
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing").finish_non_exhaustive()
     }
 }
 

@@ -16,8 +16,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What was told last, and when.
-#[derive(Debug)]
-pub(super) struct Pulse {
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
     look_at: Duration,
     told: Option<(Progress, Sequence)>,
     told_at: Duration,
@@ -25,23 +25,20 @@ pub(super) struct Pulse {
 
 impl Pulse {
     /// The first word is due now.
-    pub(super) fn new(now: Duration) -> Self {
+    #[must_use]
+    pub fn new(now: Duration) -> Self {
         Self { look_at: now, told: None, told_at: now }
     }
 
     /// When to ask next whether something is to be told.
-    pub(super) fn look_at(&self) -> Duration {
+    #[must_use]
+    pub fn look_at(&self) -> Duration {
         self.look_at
     }
 
     /// Whether `progress` is to be told now. `published` is how far the agent was told that its
     /// stream is published: the first word after everything is ends the server's doubt.
-    pub(super) fn tells(
-        &mut self,
-        now: Duration,
-        progress: &Progress,
-        published: Sequence,
-    ) -> bool {
+    pub fn tells(&mut self, now: Duration, progress: &Progress, published: Sequence) -> bool {
         self.look_at = now + PROGRESS_INTERVAL;
         let same = |(told, through): &(Progress, Sequence)| {
             *through == published && Progress { time: told.time, ..*progress } == *told

@@ -94,7 +94,7 @@ pub(super) async fn run(
     let Connection { reader, mut outgoing } = connection;
     let mut reader = BufReader::new(reader);
     let lost = |source| lost(server, source);
-    outgoing.send(&FromAgent::Hello(hello(shared))).await.map_err(lost)?;
+    outgoing.send(encode_from_agent(&FromAgent::Hello(hello(shared)))).await.map_err(lost)?;
     outgoing.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
@@ -271,7 +271,10 @@ impl Session<'_> {
             if now >= pulse.look_at() {
                 let (progress, published) = self.progress();
                 if pulse.tells(now, &progress, published) {
-                    outgoing.send(&FromAgent::Progress(progress)).await.map_err(lost)?;
+                    outgoing
+                        .send(encode_from_agent(&FromAgent::Progress(progress)))
+                        .await
+                        .map_err(lost)?;
                 }
                 self.resume();
             }
@@ -283,16 +286,19 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             let idle = records.is_empty();
             for record in records {
-                outgoing.send(&FromAgent::Record(record)).await.map_err(lost)?;
+                outgoing.send(encode_from_agent(&FromAgent::Record(record))).await.map_err(lost)?;
             }
             for reply in self.answers() {
-                outgoing.send(&FromAgent::Bookmark(reply)).await.map_err(lost)?;
+                outgoing
+                    .send(encode_from_agent(&FromAgent::Bookmark(reply)))
+                    .await
+                    .map_err(lost)?;
             }
             if !idle {
                 continue;
             }
             if self.shared.leaving() {
-                outgoing.send(&FromAgent::Goodbye).await.map_err(lost)?;
+                outgoing.send(encode_from_agent(&FromAgent::Goodbye)).await.map_err(lost)?;
                 outgoing.flush().await.map_err(lost)?;
                 outgoing.close().await.map_err(lost)?;
                 return Ok(End::Left);

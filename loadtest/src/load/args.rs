@@ -67,6 +67,10 @@ pub(crate) struct Args {
     /// Seconds of each phase
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) seconds: u32,
+    /// Of idle-many: seconds before the idle time in which the server applies and tidies what
+    /// connecting left, shown as a phase of its own; 60, and 1 more for every 50 machines
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) settle: Option<u32>,
     /// Two phases: all machines at --rate (default 1 MiB/s each), then the first one as fast as it can
     #[arg(long, conflicts_with_all = ["flat_out", "trace", "outage"])]
     pub(crate) loud: bool,
@@ -86,9 +90,9 @@ pub(crate) struct Args {
     /// Send one write with other bytes than the audit expects: it must fail with exit code 3
     #[arg(long, requires = "audit", hide = true)]
     pub(crate) tamper: bool,
-    /// Seconds between bookmarks
-    #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    pub(crate) bookmark_interval: u32,
+    /// Seconds between bookmarks; 5, with --loud 1
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) bookmark_interval: Option<u32>,
     /// What the server may fold
     #[arg(long, value_enum, default_value = "bookmark")]
     pub(crate) granularity: Granularity,
@@ -121,6 +125,17 @@ struct Alone {
 }
 
 impl Args {
+    /// Seconds before the idle time.
+    pub(crate) fn settle_s(&self) -> u32 {
+        self.settle.unwrap_or(60 + self.machines / 50)
+    }
+
+    /// Seconds between bookmarks. An RPO is at least that: among quiet machines a long interval would
+    /// hide how long publishing takes.
+    pub(crate) fn bookmark_interval_s(&self) -> u32 {
+        self.bookmark_interval.unwrap_or(if self.loud { 1 } else { 5 })
+    }
+
     /// From words that this program wrote.
     pub(crate) fn of(words: &[String]) -> Self {
         Self::parsed(words).expect("the words of a command of this program are its options")

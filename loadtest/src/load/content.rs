@@ -101,6 +101,12 @@ impl Content {
         Place(number % places * BLOCK as u64)
     }
 
+    /// A place whose first sector is not all zeros; `None` when there is next to none.
+    pub(crate) fn not_zero(&self) -> Option<Place> {
+        let places = (0..10_000).map(|number| self.place(number));
+        places.into_iter().find(|place| self.at(*place, 512).iter().any(|byte| *byte != 0))
+    }
+
     /// `length` bytes at a place, shared.
     pub(crate) fn shared(&self, place: Place, length: u32) -> Bytes {
         let start = place.0 as usize;

@@ -7,11 +7,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use holdfast::clock::{Clock, System};
 use rustix::event::epoll::{self, EventData, EventFlags};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::link::{Link, LinkError, WRITE_BYTES};
 use super::machine::{Machine, Nonsense, Poll};
@@ -22,15 +24,13 @@ use crate::tls::SEALED_BYTES_MAX;
 /// Longest sleep: orders are looked for that often.
 const NAP: Duration = Duration::from_millis(20);
 /// How often RPOs are looked at.
-const SAMPLE: Duration = Duration::from_millis(100);
+pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
 /// How often it is looked whether everything is settled.
-const SETTLED: Duration = Duration::from_millis(2);
+pub(crate) const SETTLED: Duration = Duration::from_millis(2);
 const EVENTS: usize = 256;
 
 /// What a thread is told.
 pub(crate) enum Order {
-    /// One more machine.
-    Join(Box<(Machine, Link)>),
     /// A phase of load; answered by [`Report::Settled`].
     Begin(Phase),
     /// A last bookmark on every machine; answered when it is published.
@@ -50,6 +50,23 @@ pub(crate) struct Phase {
     /// Of the loud machine, when there is one.
     pub(crate) loud: Option<Pace>,
     pub(crate) bursts: bool,
+}
+
+impl Phase {
+    /// Of the thread's machine of this number.
+    pub(crate) fn schedule(&self, number: usize, loud: bool) -> Schedule {
+        let pace = self.loud.filter(|_| loud).unwrap_or(self.pace);
+        let offset = (number as f64 * 0.618_034).fract();
+        Schedule::new(pace, self.bursts, self.start, offset)
+    }
+}
+
+/// What a thread of the crew is reached by.
+pub(crate) struct Desk<L> {
+    /// Machines and their connections; whoever joined before an order is there when it is taken.
+    pub(crate) joining: UnboundedReceiver<(Machine, L)>,
+    pub(crate) orders: UnboundedReceiver<Order>,
+    pub(crate) reports: Sender<Report>,
 }
 
 /// What a thread says.
@@ -78,6 +95,8 @@ pub(crate) enum CrewError {
     },
     #[error("waiting for sockets")]
     Epoll(#[from] rustix::io::Errno),
+    #[error("a machine's task ended in a panic")]
+    Panic,
 }
 
 /// One machine and its connection.
@@ -92,8 +111,7 @@ struct Post {
 
 /// A thread's own.
 pub(crate) struct Hand {
-    orders: Receiver<Order>,
-    reports: Sender<Report>,
+    desk: Desk<Link>,
     epoll: std::os::fd::OwnedFd,
     posts: Vec<Post>,
     wakes: BinaryHeap<Reverse<(Duration, usize)>>,
@@ -107,10 +125,9 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    pub(crate) fn new(orders: Receiver<Order>, reports: Sender<Report>) -> Result<Self, CrewError> {
+    pub(crate) fn new(desk: Desk<Link>) -> Result<Self, CrewError> {
         Ok(Self {
-            orders,
-            reports,
+            desk,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             posts: Vec::new(),
             wakes: BinaryHeap::new(),
@@ -125,7 +142,7 @@ impl Hand {
 
     /// Works until it is told to leave, or somebody's machine fails.
     pub(crate) fn run(mut self) {
-        let reports = self.reports.clone();
+        let reports = self.desk.reports.clone();
         let last = match self.work() {
             Ok(()) => Report::Machines(self.posts.into_iter().map(|post| post.machine).collect()),
             Err(error) => Report::Failed(error),
@@ -136,10 +153,14 @@ impl Hand {
     fn work(&mut self) -> Result<(), CrewError> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
-            match self.orders.try_recv() {
+            let order = self.desk.orders.try_recv();
+            while let Ok((machine, link)) = self.desk.joining.try_recv() {
+                self.join(machine, link)?;
+            }
+            match order {
                 Ok(Order::Leave) | Err(TryRecvError::Disconnected) => return Ok(()),
                 Ok(order) => {
-                    self.take(order)?;
+                    self.take(order);
                     continue;
                 }
                 Err(TryRecvError::Empty) => {}
@@ -171,28 +192,26 @@ impl Hand {
         }
     }
 
-    fn take(&mut self, order: Order) -> Result<(), CrewError> {
+    fn join(&mut self, machine: Machine, link: Link) -> Result<(), CrewError> {
+        let number = self.posts.len();
+        let data = EventData::new_u64(number as u64);
+        // Edges: nothing is registered again while a socket is full or empty.
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+        epoll::add(&self.epoll, &link, data, flags)?;
+        let (loud, wake) = (machine.is_loud(), Duration::ZERO);
+        self.posts.push(Post { machine, link, loud, wake, is_ready: false });
+        self.ready(number);
+        Ok(())
+    }
+
+    fn take(&mut self, order: Order) {
         match order {
-            Order::Join(joined) => {
-                let (machine, link) = *joined;
-                let number = self.posts.len();
-                let data = EventData::new_u64(number as u64);
-                // Edges: nothing is registered again while a socket is full or empty.
-                let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-                epoll::add(&self.epoll, &link, data, flags)?;
-                let (loud, wake) = (machine.is_loud(), Duration::ZERO);
-                self.posts.push(Post { machine, link, loud, wake, is_ready: false });
-                self.ready(number);
-            }
             Order::Begin(phase) => {
                 self.tally = Tally::new(phase.start, phase.slot);
                 self.is_ordered = true;
                 for number in 0..self.posts.len() {
                     let post = &mut self.posts[number];
-                    let pace = phase.loud.filter(|_| post.loud).unwrap_or(phase.pace);
-                    let offset = (number as f64 * 0.618_034).fract();
-                    let schedule = Schedule::new(pace, phase.bursts, phase.start, offset);
-                    post.machine.begin(schedule, phase.until);
+                    post.machine.begin(phase.schedule(number, post.loud), phase.until);
                     self.ready(number);
                 }
             }
@@ -205,7 +224,6 @@ impl Hand {
             }
             Order::Leave => {}
         }
-        Ok(())
     }
 
     fn ready(&mut self, number: usize) {
@@ -311,7 +329,7 @@ impl Hand {
             self.is_ordered = false;
             let empty = Tally::new(now, Duration::from_secs(1));
             let tally = std::mem::replace(&mut self.tally, empty);
-            drop(self.reports.send(Report::Settled(Box::new(tally))));
+            drop(self.desk.reports.send(Report::Settled(Box::new(tally))));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From an address to a connection that was welcomed: TCP, TLS 1.3 with a machine's certificate, the
-//! HTTP upgrade, hello and welcome.
+//! HTTP upgrade, or QUIC as the product's agent dials it; hello and welcome.
 //!
-//! Owns: everything before the first record, waited for. The handshake is rustls'; its keys are then
+//! Owns: everything before the first record, waited for. TCP's handshake is rustls'; its keys are then
 //! taken over, see [`crate::tls`].
 
 use std::io::{Read, Write};
@@ -9,12 +9,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast::agent::{AgentError, Outgoing, QuicDial};
 use holdfast::format::wire::{FromServer, PROTOCOL};
+use holdfast::settings::Congestion;
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ConnectionTrafficSecrets, RootCertStore};
 
-use super::link::{Link, LinkError};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::link::{Inbox, Link, LinkError};
 use super::machine::{Machine, Nonsense};
 use crate::tls::RecordKey;
 
@@ -39,6 +44,10 @@ pub(crate) enum DialError {
     #[error("the answer to the upgrade is {0:?}, not 101")]
     Upgrade(String),
     #[error(transparent)]
+    Quic(#[from] AgentError),
+    #[error("no welcome within {} s", PATIENCE.as_secs())]
+    Late,
+    #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
     Nonsense(#[from] Nonsense),
@@ -52,7 +61,7 @@ pub(crate) struct Dialer {
     name: ServerName<'static>,
     roots: Arc<RootCertStore>,
     key: PrivateKeyDer<'static>,
-    provider: Arc<rustls::crypto::CryptoProvider>,
+    provider: Arc<CryptoProvider>,
 }
 
 impl Dialer {
@@ -80,7 +89,11 @@ impl Dialer {
             TcpStream::connect_timeout(&self.address, PATIENCE).map_err(io("connecting"))?;
         socket.set_nodelay(true).map_err(io("setting TCP_NODELAY"))?;
         socket.set_read_timeout(Some(PATIENCE)).map_err(io("setting a time limit"))?;
-        let mut tls = ClientConnection::new(self.config(certificate)?, self.name.clone())?;
+        let mut tls = {
+            let mut config = self.config(&self.provider, certificate)?;
+            config.enable_secret_extraction = true;
+            ClientConnection::new(Arc::new(config), self.name.clone())?
+        };
         upgrade(&mut tls, &mut socket, self.address)?;
         let secrets = tls.dangerous_extract_secrets()?;
         let (sealing, opening) = (record_key(secrets.tx)?, record_key(secrets.rx)?);
@@ -90,14 +103,10 @@ impl Dialer {
         loop {
             let more = link.receive()?;
             match link.next_message()? {
-                Some(FromServer::Welcome(welcome)) => {
-                    machine.welcome(&welcome)?;
+                Some(first) => {
+                    welcomed(machine, first)?;
                     break;
                 }
-                Some(FromServer::Refuse(refuse)) => {
-                    return Err(Nonsense::Refused(refuse.text).into());
-                }
-                Some(_) => return Err(DialError::NoWelcome),
                 None if !more => return Err(LinkError::Late.into()),
                 None => {}
             }
@@ -106,16 +115,66 @@ impl Dialer {
         Ok(link)
     }
 
-    fn config(&self, certificate: CertificateDer<'static>) -> Result<Arc<ClientConfig>, DialError> {
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+    /// The same over QUIC, as the product's agent does it. The connection lives on the runtime that
+    /// this is awaited in.
+    pub(crate) async fn dial_quic(
+        &self,
+        machine: &mut Machine,
+        certificate: CertificateDer<'static>,
+    ) -> Result<QuicLink, DialError> {
+        // QUIC begins with AES-128, whatever is agreed on: all suites.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = self.config(&provider, certificate)?;
+        let name = self.address.ip().to_string();
+        let dial = QuicDial::with(config, name, Congestion::Bbr)?;
+        let greeting = async {
+            let (mut reader, mut outgoing) = dial.dial(&self.address.to_string()).await?.split();
+            let broken = |error: std::io::Error| LinkError::from(error);
+            outgoing.send(machine.hello()).await.map_err(broken)?;
+            let mut inbox = Inbox::default();
+            let first = loop {
+                if let Some(first) = inbox.next_message()? {
+                    break first;
+                }
+                if reader.read_buf(&mut inbox.plain).await.map_err(broken)? == 0 {
+                    return Err(LinkError::Closed.into());
+                }
+            };
+            welcomed(machine, first)?;
+            Ok(QuicLink { reader, outgoing, inbox })
+        };
+        tokio::time::timeout(PATIENCE, greeting).await.unwrap_or(Err(DialError::Late))
+    }
+
+    fn config(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        certificate: CertificateDer<'static>,
+    ) -> Result<ClientConfig, DialError> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?;
         let mut config = builder
             .with_root_certificates(Arc::clone(&self.roots))
             .with_client_auth_cert(vec![certificate], self.key.clone_key())?;
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
-        config.enable_secret_extraction = true;
-        Ok(Arc::new(config))
+        Ok(config)
+    }
+}
+
+/// A welcomed connection over QUIC: the product's own sending half, and what was received behind the
+/// welcome.
+pub(crate) struct QuicLink {
+    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) inbox: Inbox,
+}
+
+fn welcomed(machine: &mut Machine, first: FromServer) -> Result<(), DialError> {
+    match first {
+        FromServer::Welcome(welcome) => Ok(machine.welcome(&welcome)?),
+        FromServer::Refuse(refuse) => Err(Nonsense::Refused(refuse.text).into()),
+        FromServer::Ack(_) | FromServer::BookmarkRequest(_) => Err(DialError::NoWelcome),
     }
 }
 

@@ -1,18 +1,21 @@
 //! All machines of a run: enrolled, connected, driven through phases, closed.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use holdfast::model::MachineId;
 use rustls::pki_types::CertificateDer;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use super::args::Transport;
 use super::audit::Expected;
-use super::crew::{Hand, Order, Phase, Report};
-use super::dial::Dialer;
+use super::crew::{Desk, Hand, Order, Phase, Report};
+use super::dial::{DialError, Dialer};
 use super::machine::Machine;
+use super::quic_crew::QuicHand;
 use super::tally::Tally;
 use crate::error::LoadError;
 
@@ -23,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// One thread of the crew.
 struct Member {
-    orders: Sender<Order>,
+    orders: UnboundedSender<Order>,
     reports: Receiver<Report>,
     thread: JoinHandle<()>,
 }
@@ -37,39 +40,50 @@ impl Fleet {
     /// Connects `machines`, spread over `threads`.
     pub(crate) fn connect(
         dialer: &Dialer,
+        transport: Transport,
         machines: Vec<(Machine, CertificateDer<'static>)>,
         threads: u8,
         done: impl Fn() + Sync,
     ) -> Result<Self, LoadError> {
         let mut crew = Vec::new();
-        for _ in 0..threads {
-            let ((orders, ordered), (reporting, reports)) = (channel(), channel());
-            let hand = Hand::new(ordered, reporting)?;
-            let thread = std::thread::spawn(move || hand.run());
-            crew.push(Member { orders, reports, thread });
-        }
-        let waiting = Mutex::new(machines.into_iter());
-        let orders: Vec<_> = crew.iter().map(|member: &Member| member.orders.clone()).collect();
-        let next = AtomicUsize::new(0);
-        let dial_all = || -> Result<(), LoadError> {
-            loop {
-                let one = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((mut machine, certificate)) = one else { return Ok(()) };
-                let link = dialer.dial(&mut machine, certificate).map_err(|source| {
-                    LoadError::Dial { machine: machine.id().to_string(), source }
+        match transport {
+            Transport::Tcp => {
+                let mut joins = Vec::new();
+                for _ in 0..threads {
+                    let (joining, ()) = hire(&mut crew, |desk| {
+                        let hand = Hand::new(desk)?;
+                        Ok((std::thread::spawn(move || hand.run()), ()))
+                    })?;
+                    joins.push(joining);
+                }
+                dial_all(machines, done, |number, mut machine, certificate| {
+                    let link = dialer.dial(&mut machine, certificate).map_err(named(&machine))?;
+                    // From now on its thread keeps the connection alive.
+                    drop(joins[number % joins.len()].send((machine, link)));
+                    Ok(())
                 })?;
-                // From now on its thread keeps the connection alive.
-                let member = next.fetch_add(1, Ordering::Relaxed) % orders.len();
-                drop(orders[member].send(Order::Join(Box::new((machine, link)))));
-                done();
             }
-        };
-        std::thread::scope(|scope| {
-            let dialling: Vec<_> = (0..DIALLING).map(|_| scope.spawn(dial_all)).collect();
-            let joined = dialling.into_iter().map(|thread| thread.join());
-            let ended = joined.map(|ended| ended.map_err(|_| LoadError::Thread("dialling"))?);
-            ended.collect::<Result<(), _>>()
-        })?;
+            Transport::Quic => {
+                let mut joins: Vec<(UnboundedSender<_>, Handle)> = Vec::new();
+                for _ in 0..threads {
+                    joins.push(hire(&mut crew, |desk| {
+                        let runtime = Builder::new_current_thread().enable_all().build();
+                        let runtime =
+                            runtime.map_err(LoadError::file("tokio", "starting a runtime"))?;
+                        let handle = runtime.handle().clone();
+                        let hand = QuicHand::new(desk);
+                        Ok((std::thread::spawn(move || hand.run(&runtime)), handle))
+                    })?);
+                }
+                dial_all(machines, done, |number, mut machine, certificate| {
+                    let (joining, runtime) = &joins[number % joins.len()];
+                    let link = runtime.block_on(dialer.dial_quic(&mut machine, certificate));
+                    let link = link.map_err(named(&machine))?;
+                    drop(joining.send((machine, link)));
+                    Ok(())
+                })?;
+            }
+        }
         Ok(Self { crew })
     }
 
@@ -154,4 +168,45 @@ impl Fleet {
         }
         Ok(sum)
     }
+}
+
+/// Adds a thread to the crew; where machines join it, and what `start` gave beside the thread.
+fn hire<L, T>(
+    crew: &mut Vec<Member>,
+    start: impl FnOnce(Desk<L>) -> Result<(JoinHandle<()>, T), LoadError>,
+) -> Result<(UnboundedSender<(Machine, L)>, T), LoadError> {
+    let (joins, joining) = unbounded_channel();
+    let (orders, ordered) = unbounded_channel();
+    let (reporting, reports) = channel();
+    let (thread, other) = start(Desk { joining, orders: ordered, reports: reporting })?;
+    crew.push(Member { orders, reports, thread });
+    Ok((joins, other))
+}
+
+fn named(machine: &Machine) -> impl FnOnce(DialError) -> LoadError {
+    let machine = machine.id().to_string();
+    move |source| LoadError::Dial { machine, source }
+}
+
+/// Calls `dial` for each machine with its number, many at a time.
+fn dial_all(
+    machines: Vec<(Machine, CertificateDer<'static>)>,
+    done: impl Fn() + Sync,
+    dial: impl Fn(usize, Machine, CertificateDer<'static>) -> Result<(), LoadError> + Sync,
+) -> Result<(), LoadError> {
+    let waiting = Mutex::new(machines.into_iter().enumerate());
+    let one_after_the_other = || -> Result<(), LoadError> {
+        loop {
+            let one = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, (machine, certificate))) = one else { return Ok(()) };
+            dial(number, machine, certificate)?;
+            done();
+        }
+    };
+    std::thread::scope(|scope| {
+        let dialling: Vec<_> = (0..DIALLING).map(|_| scope.spawn(one_after_the_other)).collect();
+        let joined = dialling.into_iter().map(|thread| thread.join());
+        let ended = joined.map(|ended| ended.map_err(|_| LoadError::Thread("dialling"))?);
+        ended.collect::<Result<(), _>>()
+    })
 }

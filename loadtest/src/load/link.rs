@@ -39,14 +39,19 @@ pub(crate) struct Link {
     written: usize,
     /// Received and not yet opened.
     incoming: Vec<u8>,
-    /// Opened and not yet read.
-    plain: Vec<u8>,
+    inbox: Inbox,
+}
+
+/// Bytes of the server, opened and not yet read as messages.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    pub(crate) plain: Vec<u8>,
 }
 
 impl Link {
     pub(crate) fn new(socket: TcpStream, sealing: RecordKey, opening: RecordKey) -> Self {
-        let (outgoing, incoming, plain) = (Vec::new(), Vec::new(), Vec::new());
-        Self { socket, sealing, opening, outgoing, written: 0, incoming, plain }
+        let (outgoing, incoming, inbox) = (Vec::new(), Vec::new(), Inbox::default());
+        Self { socket, sealing, opening, outgoing, written: 0, incoming, inbox }
     }
 
     pub(crate) fn set_nonblocking(&self) -> std::io::Result<()> {
@@ -118,7 +123,7 @@ impl Link {
     fn open_all(&mut self) -> Result<(), LinkError> {
         let mut at = 0;
         while let Some((length, inside)) = open(&mut self.opening, &mut self.incoming[at..])? {
-            self.plain.extend_from_slice(&self.incoming[at..][inside]);
+            self.inbox.plain.extend_from_slice(&self.incoming[at..][inside]);
             at += length;
         }
         self.incoming.drain(..at);
@@ -128,6 +133,13 @@ impl Link {
         Ok(())
     }
 
+    /// The next whole message.
+    pub(crate) fn next_message(&mut self) -> Result<Option<FromServer>, LinkError> {
+        self.inbox.next_message()
+    }
+}
+
+impl Inbox {
     /// The next whole message.
     pub(crate) fn next_message(&mut self) -> Result<Option<FromServer>, LinkError> {
         let Some(header) = self.plain.first_chunk::<HEADER_BYTES>() else { return Ok(None) };

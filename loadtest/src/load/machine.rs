@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use holdfast::agent::Pulse;
 use holdfast::clock::{Clock, System, random16};
 use holdfast::format::wire::{
     Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, Frame, FromAgent, FromServer,
@@ -23,8 +24,8 @@ use super::pace::Schedule;
 use super::pattern::{Op, Pattern};
 use super::tally::Tally;
 
-/// Pause between two words about how the machine is; the server expects one every 5 s.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(4);
+/// What a mark is long.
+const SECTOR: u64 = 512;
 
 /// What a machine is made from.
 pub(crate) struct Setup {
@@ -35,6 +36,9 @@ pub(crate) struct Setup {
     /// Whether what the disks must hold is remembered.
     pub(crate) audited: bool,
     pub(crate) loud: bool,
+    /// Every so many bytes of its disks a sector with content comes first, so that a zero that gets
+    /// lost does not look like one that arrived.
+    pub(crate) marked_every: Option<u64>,
 }
 
 /// A machine.
@@ -61,7 +65,8 @@ pub(crate) struct Machine {
     written_since: bool,
     bookmark_interval: Duration,
     bookmark_at: Duration,
-    progress_at: Duration,
+    /// It says how it is as often as the product's agent does.
+    pulse: Pulse,
     asked: VecDeque<BookmarkRequest>,
     replies: VecDeque<BookmarkReply>,
     /// The bookmark that is audited: its name until it is placed, then its sequence.
@@ -102,13 +107,26 @@ pub(crate) enum Nonsense {
 impl Machine {
     pub(crate) fn new(setup: Setup) -> Self {
         let disks = setup.disks.clone();
-        let ledger = setup.audited.then(|| Ledger::new(disks.len()));
-        let opening = VecDeque::from([
-            Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks }),
+        let mut ledger = setup.audited.then(|| Ledger::new(disks.len()));
+        let mut opening = VecDeque::from([
+            Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: disks.clone() }),
             // The disks are blank: there is nothing to copy.
             Change::CatchUpBegin(CatchUp::InitialReplication),
             Change::CatchUpEnd,
         ]);
+        if let Some((every, place)) = setup.marked_every.zip(setup.content.not_zero()) {
+            for (number, disk) in disks.iter().enumerate() {
+                for offset in (0..disk.size_bytes).step_by(every as usize) {
+                    if let Some(ledger) = &mut ledger {
+                        ledger.note(number, offset, SECTOR, Held::Content(place));
+                    }
+                    let extent = Extent::new(offset, SECTOR, ZERO_BYTES_MAX)
+                        .expect("a sector of a disk of whole MiB");
+                    let payload = setup.content.shared(place, SECTOR as u32).into();
+                    opening.push_back(Change::Write { disk: disk.index, extent, payload });
+                }
+            }
+        }
         Self {
             setup,
             schedule: None,
@@ -128,7 +146,7 @@ impl Machine {
             written_since: true, // the first bookmark follows the initial replication at once
             bookmark_interval: Duration::from_secs(5),
             bookmark_at: Duration::ZERO,
-            progress_at: Duration::ZERO,
+            pulse: Pulse::new(Duration::ZERO),
             asked: VecDeque::new(),
             replies: VecDeque::new(),
             last_name: None,
@@ -228,7 +246,7 @@ impl Machine {
         while let Some(sent) = self.sent.front()
             && sent.sequence <= ack.published
         {
-            tally.published(sent.due, now, sent.bytes.into());
+            tally.published(sent.due, now, sent.bytes.into(), self.setup.loud);
             self.sent.pop_front();
             self.durable_count -= 1;
         }
@@ -252,9 +270,11 @@ impl Machine {
 
     /// What to do at `now`.
     pub(crate) fn poll(&mut self, now: Duration, tally: &mut Tally) -> Poll {
-        if now >= self.progress_at {
-            self.progress_at = now + PROGRESS_INTERVAL;
-            return Poll::Frame(encode_from_agent(&FromAgent::Progress(self.progress())));
+        if now >= self.pulse.look_at() {
+            let progress = self.progress();
+            if self.pulse.tells(now, &progress, self.published) {
+                return Poll::Frame(encode_from_agent(&FromAgent::Progress(progress)));
+            }
         }
         if let Some(reply) = self.replies.pop_front() {
             return Poll::Frame(encode_from_agent(&FromAgent::Bookmark(reply)));
@@ -262,7 +282,7 @@ impl Machine {
         if let Some(frame) = self.mark(now) {
             return Poll::Frame(frame);
         }
-        let mut wake = self.progress_at;
+        let mut wake = self.pulse.look_at();
         if self.written_since {
             wake = wake.min(self.bookmark_at.max(now + Duration::from_millis(1)));
         }

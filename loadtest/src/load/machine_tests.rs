@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast::format::wire::{Frame, FrameHeader, FromServer};
+use holdfast::format::wire::{Frame, FrameHeader, FrameKind, FromServer};
 use holdfast::ingest::{Event, Session, Standing, StreamState, greet};
 use holdfast::model::{Change, DiskIndex, DiskSpec, Generation, Record, Sequence};
 
@@ -37,6 +37,14 @@ impl Server {
 }
 
 fn pair(profile: Profile, credit: u64) -> (Machine, Server, Tally) {
+    pair_marked(profile, credit, None)
+}
+
+fn pair_marked(
+    profile: Profile,
+    credit: u64,
+    marked_every: Option<u64>,
+) -> (Machine, Server, Tally) {
     let id: MachineId = "load-1".parse().unwrap();
     let disk =
         DiskSpec { index: DiskIndex(0), name: "disk0".parse().unwrap(), size_bytes: 64 << 20 };
@@ -47,6 +55,7 @@ fn pair(profile: Profile, credit: u64) -> (Machine, Server, Tally) {
         content: Content::random(4 << 20, 1),
         audited: true,
         loud: false,
+        marked_every,
     });
     let hello = machine.hello();
     let header = FrameHeader::decode(&hello.header).unwrap();
@@ -186,4 +195,70 @@ fn nonsense_of_a_server_is_named() {
     let ack = Ack { durable: Sequence(last + 1), published: Sequence::ZERO, credit_limit: 0 };
     let error = machine.handle(FromServer::Ack(ack), SECOND, &mut tally).unwrap_err();
     assert!(matches!(error, Nonsense::Ahead { .. }), "{error}");
+}
+
+#[test]
+fn a_zero_that_gets_lost_is_seen() {
+    let every = Profile::Zero.zeroes(None);
+    let (mut machine, mut server, mut tally) = pair_marked(Profile::Zero, 4 << 20, every);
+    machine.begin(Schedule::new(Pace::Flat { depth: 64 }, false, SECOND, 0.0), 2 * SECOND);
+    let mut now = SECOND;
+    while !machine.is_settled() {
+        send(&mut machine, &mut server, now, &mut tally);
+        let all = server.admitted.len() as u64;
+        if let Some(ack) = server.ack(all, all) {
+            machine.handle(ack, now, &mut tally).unwrap();
+        }
+        now += SECOND / 100;
+    }
+    machine.finish("end", false);
+    send(&mut machine, &mut server, now, &mut tally);
+    let (_, _, _, ledger) = machine.closed().unwrap();
+    let content = Content::random(4 << 20, 1);
+    let is_zero = |record: &&Record| matches!(record.change, Change::Zero { .. });
+    let zeros = server.admitted.iter().filter(is_zero).count();
+    assert!(zeros >= 64, "the whole disk was zeroed: {zeros}");
+    let recovered = |lost: std::ops::Range<usize>| {
+        let (mut disk, mut seen) = (vec![0; 64 << 20], 0);
+        for record in &server.admitted {
+            match &record.change {
+                Change::Write { extent, payload, .. } => {
+                    let range = extent.offset() as usize..extent.end() as usize;
+                    disk[range].copy_from_slice(&payload.to_bytes());
+                }
+                Change::Zero { extent, .. } => {
+                    seen += 1;
+                    if !lost.contains(&(seen - 1)) {
+                        disk[extent.offset() as usize..extent.end() as usize].fill(0);
+                    }
+                }
+                _ => {}
+            }
+        }
+        ledger.difference(0, 0, &Bytes::from(disk), &content)
+    };
+    assert_eq!(recovered(0..0), None);
+    // Whatever came behind the first 63: one place was never zeroed.
+    assert!(recovered(63..zeros).is_some());
+}
+
+#[test]
+fn an_idle_machine_speaks_as_often_as_an_agent() {
+    let (mut machine, mut server, mut tally) = pair(Profile::IdleMany, 4 << 20);
+    let mut told = Vec::new();
+    for second in 0..41 {
+        let now = SECOND * second;
+        while let Poll::Frame(frame) = machine.poll(now, &mut tally) {
+            match FrameHeader::decode(&frame.header).unwrap().kind() {
+                FrameKind::Progress => told.push(second),
+                _ => server.take(frame),
+            }
+        }
+        let all = server.admitted.len() as u64;
+        if let Some(ack) = server.ack(all, all) {
+            machine.handle(ack, now, &mut tally).unwrap();
+        }
+    }
+    // What it replicated first was a change, and that it is published another.
+    assert_eq!(told, [0, 1, 11, 21, 31]);
 }

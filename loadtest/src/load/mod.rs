@@ -16,6 +16,7 @@ mod machine;
 mod pace;
 mod pattern;
 mod plot;
+mod quic_crew;
 mod report;
 mod scenario;
 mod tally;
@@ -39,10 +40,10 @@ pub(crate) use dial::DialError;
 pub(crate) use trace::TraceError;
 
 use crate::error::LoadError;
-use crate::process::Memory;
+use crate::process::{self, Memory};
 use crate::progress::Progress;
 use crate::site::Setting;
-use args::{Granularity, Transport};
+use args::Granularity;
 pub(crate) use content::Content;
 use crew::Phase;
 use dial::Dialer;
@@ -61,6 +62,8 @@ use trace::Trace;
 pub(crate) const CONTENT_BYTES: usize = 256 << 20;
 /// An image up to this size is used whole.
 pub(crate) const IMAGE_BYTES: usize = 2 << 30;
+/// Files beside the sockets of machines: segments, objects, logs.
+const OTHER_FILES: u64 = 512;
 /// The name of the bookmark that is audited.
 const LAST: &str = "loadtest-last";
 
@@ -75,10 +78,8 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
 
 /// Runs it.
 pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> {
-    if args.transport == Transport::Quic {
-        let text = "--transport quic: this build has no QUIC; use tcp".to_owned();
-        return Err(LoadError::Usage(text));
-    }
+    let sockets = u64::from(args.machines) + OTHER_FILES;
+    process::open_files(sockets, &format!("{} machines", args.machines))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(LoadError::file("tokio", "starting the runtime"))?;
@@ -96,6 +97,10 @@ pub(crate) fn measure(args: &Args, program: &Path) -> Result<Report, LoadError> 
                 work.disable_cleanup(true);
                 eprintln!("kept: {}", work.path().display());
             }
+            // Ten thousand machines' files: minutes on a file system that discards at once.
+            let _removing =
+                (!args.keep && report.is_ok()).then(|| Progress::new("removing what was written"));
+            drop(work);
             report
         }
     }
@@ -177,7 +182,9 @@ impl<'a> Run<'a> {
         let time = Duration::from_secs(args.seconds.into());
         let step = |name, pace| Step { name, pace: Some(pace), loud: None, time, outage: None };
         if args.trace.is_none() && args.profile == Profile::IdleMany {
-            return vec![step("idle", flat)];
+            let settling = Duration::from_secs(args.settle_s().into());
+            let name = "connected a moment ago";
+            return vec![Step { time: settling, ..step(name, flat) }, step("idle", flat)];
         }
         let open = args.rate.map(bytes).or(args.writes.map(Pace::Writes));
         if args.loud {
@@ -208,8 +215,8 @@ impl<'a> Run<'a> {
         let site = Site::open(self.target.config());
         let site = site.map_err(LoadError::site("opening the site"))?;
         let policy = Policy {
-            bookmark_interval_s: self.args.bookmark_interval,
-            snapshot_interval_s: self.args.bookmark_interval.max(300),
+            bookmark_interval_s: self.args.bookmark_interval_s(),
+            snapshot_interval_s: self.args.bookmark_interval_s().max(300),
             keep_every_write: self.args.granularity == Granularity::Write,
             ..Policy::default()
         };
@@ -221,7 +228,9 @@ impl<'a> Run<'a> {
         let machines = (0..).zip(ids).map(|(number, id)| self.machine(number, id));
         let machines: Vec<_> = machines.zip(enrolled.certificates).collect();
         let progress = Progress::counting("connecting machines", machines.len() as u64);
-        Fleet::connect(&dialer, machines, self.args.threads, || progress.step(1))
+        Fleet::connect(&dialer, self.args.transport, machines, self.args.threads, || {
+            progress.step(1)
+        })
     }
 
     /// Names that no other run has: a given server knows its machines for ever.
@@ -256,6 +265,10 @@ impl<'a> Run<'a> {
             content: self.content.clone(),
             audited: args.audit,
             loud: args.loud && number == 0,
+            marked_every: match &self.trace {
+                None if args.audit => args.profile.zeroes(args.block.map(|kib| kib << 10)),
+                _ => None,
+            },
         })
     }
 
@@ -330,6 +343,7 @@ impl<'a> Run<'a> {
             trace: args.trace.as_ref().map(|path| path.display().to_string()),
             transport: args.transport,
             granularity: args.granularity,
+            bookmark_interval_seconds: args.bookmark_interval_s(),
             threads: args.threads,
             connect_seconds,
             phases,

@@ -45,6 +45,11 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
+    /// Bytes that each of its writes zeroes, when it zeroes.
+    pub(crate) fn zeroes(self, block: Option<u32>) -> Option<u64> {
+        (self == Self::Zero).then(|| block.unwrap_or(WRITE_BYTES_MAX).into())
+    }
+
     /// Whether its writes carry bytes that no compressor makes smaller.
     pub(crate) fn is_incompressible(self) -> bool {
         self == Self::Random
@@ -151,7 +156,7 @@ impl Pattern {
             Profile::IdleMany => return None,
             Profile::Oltp => return Some(self.oltp(disk, zipf, scattered)),
             Profile::Sequential => (true, block(256 * KIB)),
-            Profile::Zero => (true, block(WRITE_BYTES_MAX)),
+            Profile::Zero => (true, block(WRITE_BYTES_MAX)), // `zeroes` says the same
             Profile::Random => (false, block(64 * KIB)),
             Profile::FourK => (false, block(4 * KIB)),
             Profile::Mixed | Profile::Burst => match self.random.random_range(0..10) {

@@ -120,7 +120,7 @@ mod tests {
         let mut tally = Tally::new(Duration::ZERO, second);
         for n in 0..20 {
             tally.durable(second * n, second * n + second / 100, 50_000_000);
-            tally.published(second * n, second * n + second / 3, 50_000_000);
+            tally.published(second * n, second * n + second / 3, 50_000_000, false);
         }
         draw(&path, &[("flat out", tally.course)]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();

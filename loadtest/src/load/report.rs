@@ -11,7 +11,7 @@ use super::pace::Pace;
 use super::pattern::Profile;
 use super::scenario::{OutageSeen, Step};
 use super::tally::Tally;
-use super::target::{Between, Cpu};
+use super::target::{Between, Cpu, Standing};
 use crate::process::Memory;
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -30,6 +30,7 @@ pub(crate) struct Report {
     pub(crate) trace: Option<String>,
     pub(crate) transport: Transport,
     pub(crate) granularity: Granularity,
+    pub(crate) bookmark_interval_seconds: u32,
     pub(crate) threads: u8,
     pub(crate) connect_seconds: f64,
     pub(crate) phases: Vec<PhaseReport>,
@@ -65,7 +66,9 @@ pub(crate) struct PhaseReport {
     pub(crate) writes_per_second: f64,
     pub(crate) commits: u64,
     pub(crate) durable_ms: Quantiles,
+    /// Due to published; of the quiet machines where one is loud.
     pub(crate) published_ms: Quantiles,
+    pub(crate) loud_published_ms: Option<Quantiles>,
     /// Age of what could be recovered to, over time and machines.
     pub(crate) rpo_ms: Quantiles,
     pub(crate) loud_rpo_ms: Option<Quantiles>,
@@ -74,6 +77,8 @@ pub(crate) struct PhaseReport {
     pub(crate) server_cpu_seconds_per_gib: f64,
     pub(crate) generator_cpu_seconds_per_gib: f64,
     pub(crate) outage: Option<OutageSeen>,
+    /// At the end of a phase in which nothing is written.
+    pub(crate) standing: Option<Standing>,
 }
 
 /// Of a latency, ms.
@@ -135,12 +140,14 @@ impl PhaseReport {
             commits: server.commits as u64,
             durable_ms: Quantiles::of(&tally.durable),
             published_ms: Quantiles::of(&tally.published),
+            loud_published_ms: loud.then(|| Quantiles::of(&tally.published_loud)),
             rpo_ms: Quantiles::of(&tally.rpo),
             loud_rpo_ms: loud.then(|| Quantiles::of(&tally.rpo_loud)),
             server_cpu_seconds: server.cpu,
             server_cpu_seconds_per_gib: server.cpu.total / gib.max(1e-9),
             generator_cpu_seconds_per_gib: server.cpu.generator / gib.max(1e-9),
             outage: None,
+            standing: (tally.writes == 0).then_some(server.standing),
         }
     }
 
@@ -164,6 +171,9 @@ impl PhaseReport {
             row("due and never sent", text);
         }
         row("RPO p50 / p99 / p99.9", self.rpo_ms.words());
+        if let Some(loud) = self.loud_published_ms {
+            row("published ack of the loud machine", loud.words());
+        }
         if let Some(loud) = self.loud_rpo_ms {
             row("RPO of the loud machine", loud.words());
         }
@@ -181,8 +191,17 @@ impl PhaseReport {
             let ratio = self.payload_bytes as f64 / self.published_bytes.max(1) as f64;
             row("bytes in per byte published", format!("{ratio:.2}"));
         } else {
-            let part = 100.0 * cpu.total / self.published_after_seconds.max(self.seconds);
-            row("server CPU", format!("{part:.1} % of a core"));
+            let part = |spent| 100.0 * spent / self.published_after_seconds.max(self.seconds);
+            row("server CPU", format!("{:.2} % of a core", part(cpu.total)));
+            let stages = [cpu.ingest, cpu.cache, cpu.seal, cpu.upload, cpu.apply, cpu.other];
+            let stages = stages.map(|cpu| format!("{:.2}", part(cpu))).join("  ");
+            row("  ingest cache seal upload apply other", stages);
+        }
+        if let Some(standing) = &self.standing {
+            let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+            row("connections at the end", standing.connections.to_string());
+            let (own, all) = (mib(standing.anonymous_bytes), mib(standing.resident_bytes));
+            row("server memory at the end", format!("{own}; with file pages {all}"));
         }
     }
 }
@@ -211,9 +230,16 @@ impl Report {
             if phase.loud_rpo_ms.is_some()
                 && let Some(before) = self.phases.first().filter(|before| before.name != phase.name)
             {
-                let ratio = phase.rpo_ms.p99 / before.rpo_ms.p99.max(1e-3);
-                let name = "RPO p99 of the quiet ones, to before".to_owned();
-                rows.push([name, format!("{ratio:.2} times")]);
+                // The RPO has the bookmark interval in it; how long publishing takes has not.
+                let pairs = [
+                    ("published ack", phase.published_ms, before.published_ms),
+                    ("RPO", phase.rpo_ms, before.rpo_ms),
+                ];
+                for (name, now, then) in pairs {
+                    let name = format!("{name} p50, p99 of the quiet ones, to before");
+                    let (p50, p99) = (now.p50 / then.p50.max(1e-3), now.p99 / then.p99.max(1e-3));
+                    rows.push([name, format!("{p50:.2}, {p99:.2} times")]);
+                }
             }
             text.push_str(&format!("\n{}, {:.0} s\n{}", phase.name, phase.seconds, lines(&rows)));
         }

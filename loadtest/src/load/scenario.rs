@@ -190,7 +190,7 @@ mod tests {
                 _ => 100,
             };
             if published > 0 {
-                tally.published(due, at, published);
+                tally.published(due, at, published, false);
             }
         }
         let seen = outage.seen(&tally.course);

@@ -25,8 +25,10 @@ pub(crate) struct Tally {
     pub(crate) missed: u64,
     /// Due to durable.
     pub(crate) durable: Histogram<u64>,
-    /// Due to published.
+    /// Due to published, of quiet machines.
     pub(crate) published: Histogram<u64>,
+    /// The same of the loud one.
+    pub(crate) published_loud: Histogram<u64>,
     /// Age of the newest recoverable moment, looked at ten times a second, of quiet machines.
     pub(crate) rpo: Histogram<u64>,
     /// The same of the loud one.
@@ -70,6 +72,7 @@ impl Tally {
             missed: 0,
             durable: histogram(3),
             published: histogram(3),
+            published_loud: histogram(3),
             rpo: histogram(2),
             rpo_loud: histogram(2),
             course: Course { start, slot, slots: Vec::new() },
@@ -88,8 +91,9 @@ impl Tally {
     }
 
     /// A write became published.
-    pub(crate) fn published(&mut self, due: Duration, now: Duration, bytes: u64) {
-        self.published.saturating_record(micros(now.saturating_sub(due)));
+    pub(crate) fn published(&mut self, due: Duration, now: Duration, bytes: u64, loud: bool) {
+        let histogram = if loud { &mut self.published_loud } else { &mut self.published };
+        histogram.saturating_record(micros(now.saturating_sub(due)));
         self.last_published = now;
         if let Some(slot) = self.course.at(now) {
             slot.published_bytes += bytes;
@@ -123,6 +127,7 @@ impl Tally {
         let same = "all have the same bounds";
         self.durable.add(&other.durable).expect(same);
         self.published.add(&other.published).expect(same);
+        self.published_loud.add(&other.published_loud).expect(same);
         self.rpo.add(&other.rpo).expect(same);
         self.rpo_loud.add(&other.rpo_loud).expect(same);
         let mine = &mut self.course.slots;
@@ -172,7 +177,8 @@ mod tests {
         let mut two = Tally::new(start, second);
         one.durable(start, start + second / 2, 100);
         two.durable(start + second, start + 3 * second, 50);
-        two.published(start + second, start + 3 * second, 50);
+        two.published(start + second, start + 3 * second, 50, false);
+        two.published(start, start + 3 * second, 50, true);
         two.missed(start, start + second);
         one.add(&two);
         let bytes: Vec<_> = one.course.slots.iter().map(|slot| slot.durable_bytes).collect();
@@ -180,5 +186,8 @@ mod tests {
         assert_eq!(one.durable.len(), 3, "what was never sent counts");
         assert!((1_990_000..2_010_000).contains(&one.durable.max()));
         assert_eq!(one.missed, 1);
+        let seconds = |seen: &Histogram<u64>| (seen.len(), seen.max() / 990_000);
+        assert_eq!(seconds(&one.published), (1, 2), "the loud one is counted apart");
+        assert_eq!(seconds(&one.published_loud), (1, 3));
     }
 }

@@ -9,7 +9,7 @@ use holdfast::observe::Stage;
 
 use crate::error::LoadError;
 use crate::page::Page;
-use crate::process::{Memory, cpu_seconds};
+use crate::process::{Memory, cpu_seconds, status_bytes};
 use crate::site::{Addresses, Setting, Site};
 
 /// A process server.
@@ -49,6 +49,19 @@ pub(crate) struct Between {
     pub(crate) cpu: Cpu,
     pub(crate) published_bytes: f64,
     pub(crate) commits: f64,
+    pub(crate) standing: Standing,
+}
+
+/// What the server holds at the end of a phase.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(crate) struct Standing {
+    pub(crate) connections: u64,
+    /// Of the windows that those over QUIC were given.
+    pub(crate) quic_window_bytes: u64,
+    /// `RssAnon`: what only the process can give back.
+    pub(crate) anonymous_bytes: u64,
+    /// `VmRSS`: with file pages.
+    pub(crate) resident_bytes: u64,
 }
 
 impl Target {
@@ -110,6 +123,12 @@ impl Target {
             cpu: Cpu { total, ingest, cache, seal, upload, apply, other, generator },
             published_bytes: page.published_bytes() - begun.page.published_bytes(),
             commits: page.commits() - begun.page.commits(),
+            standing: Standing {
+                connections: page.connections() as u64,
+                quic_window_bytes: page.quic_window_bytes() as u64,
+                anonymous_bytes: status_bytes(self.process, "RssAnon:").unwrap_or(0),
+                resident_bytes: status_bytes(self.process, "VmRSS:").unwrap_or(0),
+            },
         })
     }
 

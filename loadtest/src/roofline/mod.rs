@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 use crate::error::LoadError;
 use crate::load::{self, Content, Report};
 use crate::progress::Progress;
+use crate::site::{parse_level, pinned_level};
 use parts::Part;
 use report::{Commits, Roofline};
 
@@ -25,8 +26,8 @@ pub(crate) struct Args {
     /// Pieces of this image instead
     #[arg(long, value_name = "IMAGE", conflicts_with = "files")]
     data: Option<PathBuf>,
-    /// zstd level
-    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    /// zstd level of the part and of the server, which does not adapt it here
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = parse_level)]
     level: i32,
     /// Seconds of each phase of the pipeline
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
@@ -56,12 +57,12 @@ const COMMITS: u32 = 2000;
 
 /// Runs it; the text to print.
 pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
+    let in_flight = in_flight(args.connections, args.depth)?;
     let work = tempfile::Builder::new().prefix("holdfast-roofline-").tempdir_in(&args.directory);
     let work = work.map_err(LoadError::file(&args.directory, "making a directory there"))?;
     let (parts, ratio) = all_parts(args, work.path())?;
     let progress = Progress::new("bare commits");
     let bare = parts::bare_commit(64 << 10, COMMITS, work.path())?;
-    let in_flight = args.connections * args.depth;
     let group = parts::bare_commit(4096 * in_flight as usize, COMMITS / 4, work.path())?;
     drop(progress);
     let pipeline = pipeline(args, program)?;
@@ -76,6 +77,19 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
         true => serde_json::to_string_pretty(&roofline).expect("plain values are JSON"),
         false => roofline.table(),
     })
+}
+
+/// 4 KiB writes that are under way at once: one bare commit must hold them all.
+fn in_flight(connections: u32, depth: u32) -> Result<u32, LoadError> {
+    let all = connections * depth;
+    if all > parts::COMMIT_WRITES_MAX {
+        let most = parts::COMMIT_WRITES_MAX;
+        return Err(LoadError::Usage(format!(
+            "--connections {connections} with --depth {depth} are {all} writes in flight; the bare \
+             commit beside them holds at most {most}: lower one of the two"
+        )));
+    }
+    Ok(all)
 }
 
 fn at(us: &Histogram<u64>, quantile: f64) -> f64 {
@@ -126,8 +140,8 @@ fn pipeline(args: &Args, program: &Path) -> Result<Report, LoadError> {
         "--profile=sequential".to_owned(),
         "--block=64".to_owned(),
         format!("--machines={}", args.machines),
-        format!("--set=seal.level={}", args.level),
     ];
+    words.extend(pinned_level(args.level));
     words.extend(common(args));
     load::measure(&load::Args::of(&words), program)
 }
@@ -155,4 +169,23 @@ fn common(args: &Args) -> Vec<String> {
         None => format!("--files={}", args.files.display()),
     });
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_writes_in_flight_than_a_commit_holds_are_refused() {
+        assert_eq!(in_flight(64, 16).unwrap(), 1024);
+        assert_eq!(in_flight(64, 128).unwrap(), parts::COMMIT_WRITES_MAX);
+        let error = in_flight(64, 129).unwrap_err();
+        assert!(error.to_string().contains("lower one of the two"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        in_flight(1000, 4096).unwrap_err();
+        // The largest that is allowed can be measured.
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = 4096 * parts::COMMIT_WRITES_MAX as usize;
+        assert_eq!(parts::bare_commit(bytes, 2, directory.path()).unwrap().len(), 2);
+    }
 }

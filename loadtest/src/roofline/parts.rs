@@ -34,6 +34,8 @@ const APPEND_BYTES: usize = 1 << 20;
 const WRITE_BYTES: usize = 64 << 10;
 /// A cache segment.
 const SEGMENT_BYTES: usize = 64 << 20;
+/// Writes of 4 KiB that a bare commit holds at most: half of a segment.
+pub(crate) const COMMIT_WRITES_MAX: u32 = (SEGMENT_BYTES / 2 / 4096) as u32;
 /// Receive buffer: several records at once.
 const RECEIVE_BYTES: usize = 512 << 10;
 
