@@ -90,7 +90,7 @@ pub(in super::super) const TABLE: &[Row] = &[
         "most objects in flight at once; memory: this × batch.bytes_max"),
     row_at!(upload.bytes_per_s => upload.rate.default: BytesPerSecond, whole(0, 0, RATE_MAX),
         "rate of all uploads together outside upload.window; 0 is no limit; RPO once machines write more than that"),
-    row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(4 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
+    row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(16 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
         "one request to the store for each block"),
     row!(upload.orphan_grace_s => orphan_grace: Seconds, Whole, whole(3_600, 1, 30 * 86_400),
         "store space of deltas that no manifest names, until then"),
