@@ -167,6 +167,7 @@ fn pipeline(args: &Args, program: &Path) -> Result<Report, LoadError> {
         format!("--set=seal.level_max={}", args.level),
     ];
     words.push("--set=apply.enabled=false".to_owned());
+    words.push(format!("--warm-up={}", args.seconds.div_ceil(2)));
     words.extend(common(args));
     load::measure(&load::Args::of(&words), program)
 }
