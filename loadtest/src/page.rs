@@ -31,6 +31,11 @@ impl Page {
         self.sample(&format!("holdfast_stage_cpu_seconds_total{{stage=\"{}\"}}", stage.as_str()))
     }
 
+    /// Bytes that went into a stage.
+    pub(crate) fn stage_in_bytes(&self, stage: Stage) -> f64 {
+        self.sample(&format!("holdfast_stage_in_bytes_total{{stage=\"{}\"}}", stage.as_str()))
+    }
+
     /// Latency of a stage since the server started, seconds.
     pub(crate) fn latency(&self, stage: Stage, quantile: &str) -> f64 {
         let stage = stage.as_str();
@@ -105,7 +110,10 @@ mod tests {
              holdfast_stage_latency_quantile_seconds{stage=\"cache\",quantile=\"0.5\"} 0.002\n\
              holdfast_published_bytes_total{machine=\"a\"} 5\n\
              holdfast_published_bytes_total{machine=\"b\"} 6\n\
-             holdfast_connections 9\nholdfast_queue_bytes{queue=\"quic-windows\"} 10\nholdfast_cache_commits_total 7\n",
+             holdfast_connections 9\n\
+             holdfast_queue_bytes{queue=\"quic-windows\"} 10\n\
+             holdfast_cache_commits_total 7\n\
+             holdfast_stage_in_bytes_total{stage=\"apply\"} 8\n",
         );
         assert_eq!(page.stage_cpu(Stage::Seal), 1.5);
         assert_eq!(page.latency(Stage::Cache, "0.5"), 0.002);
@@ -113,6 +121,7 @@ mod tests {
         assert_eq!(page.connections(), 9.0);
         assert_eq!(page.quic_window_bytes(), 10.0);
         assert_eq!(page.published_bytes(), 11.0);
+        assert_eq!(page.stage_in_bytes(Stage::Apply), 8.0);
         assert!(page.stage_cpu(Stage::Apply).is_nan());
     }
 }

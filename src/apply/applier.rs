@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bodies::Bodies;
 use super::checkpoint::{Applied, Checkpoint, RecoveryPoint};
 use super::due::{self, Due, Run};
 use super::error::ApplyError;
@@ -39,6 +40,8 @@ pub struct ApplierContext {
     pub metrics: Arc<Metrics>,
     /// Page writes in flight.
     pub streams: usize,
+    /// Memory that they are joined in.
+    pub bodies: Bodies,
 }
 
 /// What one step did.
@@ -141,11 +144,12 @@ impl Applier {
         deltas: &[OpenDelta],
         snapshot: Option<Due<'_>>,
     ) -> Result<(u64, Vec<SnapshotDisk>), ApplyError> {
-        let (store, streams) = (&self.context.store, self.context.streams);
+        let ApplierContext { store, streams, bodies, .. } = &self.context;
         let machine = self.context.log.machine();
         let failed = |source| ApplyError::Store { machine: machine.clone(), source };
         let plan = plan::plan(&deltas.iter().map(OpenDelta::index).collect::<Vec<_>>());
-        let written = write::write(store, machine, seed, deltas, &plan, streams).await?;
+        let memory = write::Memory { streams: *streams, bodies };
+        let written = write::write(store, machine, seed, deltas, &plan, memory).await?;
         seed.flush(store).await.map_err(failed)?;
         let disks = match snapshot {
             Some(due) => seed.snapshot(store, due.bookmark).await.map_err(failed)?,

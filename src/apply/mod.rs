@@ -9,6 +9,7 @@
 //! Does not own: the manifest (upload changes it; [`retention`] only says what may go).
 
 mod applier;
+mod bodies;
 mod checkpoint;
 mod due;
 mod error;
@@ -19,5 +20,6 @@ mod seed;
 mod write;
 
 pub use applier::{Applier, ApplierContext, Step};
+pub use bodies::Bodies;
 pub use checkpoint::{Applied, RecoveryPoint};
 pub use error::ApplyError;

@@ -26,6 +26,7 @@ use agenda::{Agenda, Due};
 pub(super) use news::News;
 use turn::{Pause, Work};
 
+use crate::apply::Bodies;
 use crate::clock::{Clock, Entropy};
 use crate::model::{MachineId, ServerId};
 use crate::observe::{Meter, Metrics, Stage, error_chain};
@@ -60,6 +61,8 @@ pub(super) struct Applying {
     /// The process server whose pipelines tell the news; `None`: nobody does.
     pub(super) publisher: Option<ServerId>,
     pub(super) news: Arc<News>,
+    /// Shared by the machines that are applied at the same moment.
+    pub(super) bodies: Bodies,
 }
 
 /// Turns that are being had.

@@ -20,6 +20,7 @@ use super::quic;
 use super::recovered::Kept;
 use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
+use crate::apply::Bodies;
 use crate::cache::{self, CacheError, Opened};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Admitted, Ingest, IngestSetup, QuicConfig};
@@ -315,6 +316,7 @@ impl Building {
             drain: self.drain.subscribe(),
             publisher: Some(self.settings.server.clone()),
             news,
+            bodies: Bodies::default(),
         })
     }
 

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::applying::{Applying, News};
 use super::error::ServerError;
 use super::process::open_vault;
+use crate::apply::Bodies;
 use crate::clock::{Clock, Entropy};
 use crate::observe::Metrics;
 use crate::seal::KeyEncryptionKey;
@@ -38,8 +39,19 @@ pub async fn apply(
     let tuning = Tuning::from(settings);
     let kek = Arc::new(kek);
     let (publisher, news) = (None, Arc::new(News::default()));
-    let applying =
-        Applying { vault, kek, clock, entropy, metrics, tuning, uplink, drain, publisher, news };
+    let applying = Applying {
+        vault,
+        kek,
+        clock,
+        entropy,
+        metrics,
+        tuning,
+        uplink,
+        drain,
+        publisher,
+        news,
+        bodies: Bodies::default(),
+    };
     Arc::new(applying).run().await;
     Ok(())
 }

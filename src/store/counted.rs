@@ -68,6 +68,12 @@ macro_rules! plain {
                 self.count(StoreRequest::Put, 1, bytes, call).await
             }
 
+            async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<()> {
+                let bytes = body.len() as u64;
+                let call = self.inner.put_new(name, body);
+                self.count(StoreRequest::Put, 1, bytes, call).await
+            }
+
             async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)> {
                 let call = self.inner.read(name);
                 let answer = self.count(StoreRequest::Read, 1, 0, call).await;
@@ -159,14 +165,15 @@ mod tests {
         let name = ObjectName::new("log/a").unwrap();
         store.put(&name, Bytes::from_static(b"12345"), Condition::Absent).await.unwrap();
         store.put(&name, Bytes::from_static(b"12345"), Condition::Absent).await.unwrap_err();
+        store.put_new(&name, Bytes::from_static(b"12345")).await.unwrap_err();
         store.read(&name).await.unwrap();
         store.read_range(&name, 1, 2).await.unwrap();
         store.list("log/").await.unwrap();
         let of = |kind| metrics.store.of(kind);
-        assert_eq!([of(StoreRequest::Put), of(StoreRequest::Read)], [(2, 1), (2, 0)]);
+        assert_eq!([of(StoreRequest::Put), of(StoreRequest::Read)], [(3, 2), (2, 0)]);
         assert_eq!([of(StoreRequest::List), of(StoreRequest::Lease)], [(1, 0), (0, 0)]);
         let bytes = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        assert_eq!(bytes(&metrics.store.sent_bytes), 10);
+        assert_eq!(bytes(&metrics.store.sent_bytes), 15);
         assert_eq!(bytes(&metrics.store.received_bytes), 7);
     }
 }

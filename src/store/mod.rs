@@ -65,6 +65,12 @@ pub trait Store: Send + Sync + 'static {
     /// Writes a small object whole.
     async fn put(&self, name: &ObjectName, body: Bytes, condition: Condition) -> Result<ETag>;
 
+    /// [`Store::put`] where nothing may stand yet and nobody asks for the version: a store that has
+    /// to compute one is spared that.
+    async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<()> {
+        self.put(name, body, Condition::Absent).await.map(drop)
+    }
+
     /// Reads an object whole, with the ETag that a later conditional write may name.
     async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)>;
 

@@ -84,7 +84,7 @@ async fn write(
 ) -> Result<(), StoreError> {
     let store = context.log.store();
     if body.len() <= block_bytes {
-        return store.put(name, body.clone(), Condition::Absent).await.map(|_| ());
+        return store.put_new(name, body.clone()).await;
     }
     let blocks = pieces(body.len(), block_bytes).zip(0..).map(|(range, id)| {
         let piece = body.slice(range);

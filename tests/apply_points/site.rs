@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast::apply::{Applier, ApplierContext, ApplyError};
+use holdfast::apply::{Applier, ApplierContext, ApplyError, Bodies};
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, Entropy, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -252,6 +252,7 @@ impl Site {
             entropy: Arc::clone(&self.drawn) as _,
             metrics: Arc::new(Metrics::default()),
             streams: 3,
+            bodies: Bodies::default(),
         })
         .await
     }

@@ -16,17 +16,20 @@ pub(crate) async fn conditions_decide(bench: Bench) {
     assert_eq!(kind(store.read(&a).await), "not found");
     let first = put("1", Condition::Absent).await.unwrap();
     assert_eq!(kind(put("1", Condition::Absent).await), "already exists");
+    assert_eq!(kind(store.put_new(&a, bytes("2")).await), "already exists");
     assert_eq!(kind(put("2", stale.clone()).await), "precondition");
     let second = put("2", Condition::Matches(first.clone())).await.unwrap();
     assert_ne!(first, second);
     assert_eq!(store.read(&a).await.unwrap(), (bytes("2"), second.clone()));
-    assert_eq!(kind(put("3", Condition::Matches(first)).await), "precondition");
+    assert_eq!(kind(put("3", Condition::Matches(first.clone())).await), "precondition");
     let third = put("3", Condition::Always).await.unwrap();
     assert_eq!(store.properties(&a).await.unwrap().etag, third);
     assert_eq!(kind(store.delete(&a, stale).await), "precondition");
     store.delete(&a, Condition::Matches(third)).await.unwrap();
     assert_eq!(kind(store.delete(&a, Condition::Always).await), "not found");
     assert_eq!(kind(store.properties(&a).await), "not found");
+    store.put_new(&a, bytes("1")).await.unwrap();
+    assert_eq!(store.read(&a).await.unwrap(), (bytes("1"), first));
 }
 
 pub(crate) async fn a_repeated_commit_is_told(bench: Bench) {

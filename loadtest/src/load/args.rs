@@ -78,6 +78,10 @@ pub(crate) struct Args {
     /// so long, and until it has caught up
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["config", "trace", "flat_out"])]
     pub(crate) outage: Option<u32>,
+    /// Seconds of the first phase that are run before it and not counted: a cache makes its segments
+    /// once and uses them again and again
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) warm_up: u32,
     /// Threads that send
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) threads: u8,

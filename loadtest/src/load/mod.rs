@@ -160,6 +160,10 @@ impl<'a> Run<'a> {
         let fleet = self.connect()?;
         self.phase(&fleet, &Step::nothing("opening"))?;
         let connect_seconds = (System.monotonic() - begun).as_secs_f64();
+        if let (1.., Some(first)) = (self.args.warm_up, self.plan().first()) {
+            let time = Duration::from_secs(self.args.warm_up.into());
+            self.phase(&fleet, &Step { name: "warming up", time, ..*first })?;
+        }
         let mut phases = Vec::new();
         let mut courses = Vec::new();
         for step in self.plan() {

@@ -76,6 +76,8 @@ pub(crate) struct PhaseReport {
     /// Server CPU per GiB of payload.
     pub(crate) server_cpu_seconds_per_gib: f64,
     pub(crate) generator_cpu_seconds_per_gib: f64,
+    /// CPU of applying per GiB of source bytes that was applied meanwhile, of whichever phase.
+    pub(crate) apply_cpu_seconds_per_gib: Option<f64>,
     pub(crate) outage: Option<OutageSeen>,
     /// At the end of a phase in which nothing is written.
     pub(crate) standing: Option<Standing>,
@@ -146,6 +148,8 @@ impl PhaseReport {
             server_cpu_seconds: server.cpu,
             server_cpu_seconds_per_gib: server.cpu.total / gib.max(1e-9),
             generator_cpu_seconds_per_gib: server.cpu.generator / gib.max(1e-9),
+            apply_cpu_seconds_per_gib: (server.applied_bytes > 0.0)
+                .then(|| server.cpu.apply / (server.applied_bytes / GIB)),
             outage: None,
             standing: (tally.writes == 0).then_some(server.standing),
         }
@@ -187,6 +191,9 @@ impl PhaseReport {
             let stages = [cpu.ingest, cpu.cache, cpu.seal, cpu.upload, cpu.apply, cpu.other];
             let stages = stages.map(|cpu| format!("{:.2}", cpu / gib)).join("  ");
             row("  ingest cache seal upload apply other", stages);
+            if let Some(cpu) = self.apply_cpu_seconds_per_gib {
+                row("  apply, per GiB applied meanwhile", format!("{cpu:.2} s"));
+            }
             row("generator CPU per GiB", format!("{:.2} s", self.generator_cpu_seconds_per_gib));
             let ratio = self.payload_bytes as f64 / self.published_bytes.max(1) as f64;
             row("bytes in per byte published", format!("{ratio:.2}"));

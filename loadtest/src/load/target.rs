@@ -48,6 +48,8 @@ pub(crate) struct Cpu {
 pub(crate) struct Between {
     pub(crate) cpu: Cpu,
     pub(crate) published_bytes: f64,
+    /// Source bytes of what was applied.
+    pub(crate) applied_bytes: f64,
     pub(crate) commits: f64,
     pub(crate) standing: Standing,
 }
@@ -122,6 +124,8 @@ impl Target {
         Ok(Between {
             cpu: Cpu { total, ingest, cache, seal, upload, apply, other, generator },
             published_bytes: page.published_bytes() - begun.page.published_bytes(),
+            applied_bytes: page.stage_in_bytes(Stage::Apply)
+                - begun.page.stage_in_bytes(Stage::Apply),
             commits: page.commits() - begun.page.commits(),
             standing: Standing {
                 connections: page.connections() as u64,

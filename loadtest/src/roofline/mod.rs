@@ -52,6 +52,8 @@ pub(crate) struct Args {
     directory: PathBuf,
 }
 
+/// MiB/s of the run that applies.
+const APPLYING_MIB: u32 = 60;
 /// Bare commits that are timed.
 const COMMITS: u32 = 2000;
 
@@ -60,7 +62,7 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
     let in_flight = in_flight(args.connections, args.depth)?;
     let work = tempfile::Builder::new().prefix("holdfast-roofline-").tempdir_in(&args.directory);
     let work = work.map_err(LoadError::file(&args.directory, "making a directory there"))?;
-    let (parts, ratio) = all_parts(args, work.path())?;
+    let alone = all_parts(args, work.path())?;
     let progress = Progress::new("bare commits");
     let bare = parts::bare_commit(64 << 10, COMMITS, work.path())?;
     let group = parts::bare_commit(4096 * in_flight as usize, COMMITS / 4, work.path())?;
@@ -72,7 +74,8 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
         bare_p99_ms: at(&bare, 0.99),
         group_writes_per_second: f64::from(in_flight) / (group.mean() / 1e6),
     };
-    let roofline = Roofline::of(parts, ratio, commits, pipeline, small)?;
+    let applying = applying(args, program)?;
+    let roofline = Roofline::of(alone, commits, pipeline, small, applying)?;
     Ok(match args.json {
         true => serde_json::to_string_pretty(&roofline).expect("plain values are JSON"),
         false => roofline.table(),
@@ -96,41 +99,74 @@ fn at(us: &Histogram<u64>, quantile: f64) -> f64 {
     us.value_at_quantile(quantile) as f64 / 1e3
 }
 
-/// Every part, and bytes in per byte that zstd leaves.
-fn all_parts(args: &Args, work: &Path) -> Result<(Vec<Part>, f64), LoadError> {
+/// Every part, on all cores at once.
+struct Alone {
+    parts: Vec<Part>,
+    /// What applying is made of: beside the pipeline, not in it.
+    applying: Part,
+    /// Bytes in per byte that zstd leaves.
+    ratio: f64,
+}
+
+fn all_parts(args: &Args, work: &Path) -> Result<Alone, LoadError> {
     let progress = Progress::new("reading content");
     let content = match &args.data {
         Some(image) => Content::of_image(image, load::IMAGE_BYTES)?,
         None => Content::of_files(&args.files, load::CONTENT_BYTES, 1)?,
     };
     drop(progress);
-    let bytes = content.all();
-    let mut best: Vec<Part> = Vec::new();
-    let mut ratio = 1.0;
+    let mut best: Option<Alone> = None;
     for round in 1..=args.rounds {
         let _progress = Progress::new(&format!("parts, round {round}"));
-        let mut sealed = parts::compress(bytes, args.level)?;
-        let left: usize = sealed.frames.iter().map(Vec::len).sum();
-        ratio = bytes.len() as f64 / left.max(1) as f64;
-        let found = [
-            parts::receive(bytes)?,
-            parts::checksum(bytes),
-            parts::append(bytes, work)?,
-            sealed.part.clone(),
-            parts::encrypt(&mut sealed.frames, bytes.len()),
-            parts::store(&sealed.frames, bytes.len(), work)?,
-        ];
-        if best.is_empty() {
-            best = found.to_vec();
+        let found = one_round(args, content.all(), work)?;
+        let Some(best) = &mut best else {
+            best = Some(found);
             continue;
-        }
-        for (best, found) in best.iter_mut().zip(found) {
+        };
+        best.parts.push(best.applying.clone());
+        for (best, found) in
+            best.parts.iter_mut().zip(found.parts.into_iter().chain([found.applying]))
+        {
             if found.cpu_seconds_per_gib < best.cpu_seconds_per_gib {
                 *best = found;
             }
         }
+        best.applying = best.parts.pop().expect("pushed above");
     }
-    Ok((best, ratio))
+    best.ok_or_else(|| LoadError::Usage("--rounds must be at least 1".into()))
+}
+
+fn one_round(args: &Args, bytes: &[u8], work: &Path) -> Result<Alone, LoadError> {
+    let shares = parts::shares(bytes, cores());
+    let folders = (0..shares.len()).map(|number| {
+        let folder = work.join(number.to_string());
+        std::fs::create_dir_all(&folder).map_err(LoadError::file(&folder, "making it"))?;
+        Ok(folder)
+    });
+    let folders = folders.collect::<Result<Vec<_>, LoadError>>()?;
+    let placed = || shares.iter().copied().zip(&folders);
+    let (receive, _) = parts::together(placed(), |(share, _)| Ok((parts::receive(share)?, ())))?;
+    let (checksum, _) = parts::together(placed(), |(share, _)| Ok((parts::checksum(share), ())))?;
+    let (append, _) =
+        parts::together(placed(), |(share, folder)| Ok((parts::append(share, folder)?, ())))?;
+    let (compress, mut frames) =
+        parts::together(placed(), |(share, _)| parts::compress(share, args.level))?;
+    let left: usize = frames.iter().flatten().map(Vec::len).sum();
+    let (encrypt, _) = parts::together(placed().zip(&mut frames), |((share, _), frames)| {
+        Ok((parts::encrypt(frames, share.len()), ()))
+    })?;
+    let (store, _) = parts::together(placed().zip(&frames), |((share, folder), frames)| {
+        Ok((parts::store(frames, share.len(), folder)?, ()))
+    })?;
+    let (applying, _) = parts::together(placed().zip(&frames), |((share, folder), frames)| {
+        Ok((parts::apply(frames, share.len(), folder)?, ()))
+    })?;
+    let parts = vec![receive, checksum, append, compress, encrypt, store];
+    Ok(Alone { parts, applying, ratio: bytes.len() as f64 / left.max(1) as f64 })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The same bytes through a process server: flat out, then at half of that. It does not apply: no
@@ -140,6 +176,22 @@ fn pipeline(args: &Args, program: &Path) -> Result<Report, LoadError> {
         "--profile=sequential".to_owned(),
         "--block=64".to_owned(),
         format!("--machines={}", args.machines),
+    ];
+    words.push("--set=apply.enabled=false".to_owned());
+    words.push(format!("--warm-up={}", args.seconds.div_ceil(2)));
+    words.extend(pinned_level(args.level));
+    words.extend(common(args));
+    load::measure(&load::Args::of(&words), program)
+}
+
+/// The pipeline once more with the applier beside it, at a rate that leaves it room: what a GiB costs
+/// that it applies.
+fn applying(args: &Args, program: &Path) -> Result<Report, LoadError> {
+    let mut words = vec![
+        "--profile=sequential".to_owned(),
+        "--block=64".to_owned(),
+        format!("--machines={}", args.machines),
+        format!("--rate={APPLYING_MIB}"),
     ];
     words.extend(pinned_level(args.level));
     words.extend(common(args));
@@ -153,6 +205,7 @@ fn small_writes(args: &Args, program: &Path) -> Result<Report, LoadError> {
         "--flat-out".to_owned(),
         format!("--machines={}", args.connections),
         format!("--depth={}", args.depth),
+        "--set=apply.enabled=false".to_owned(),
     ];
     words.extend(common(args));
     load::measure(&load::Args::of(&words), program)
@@ -160,7 +213,6 @@ fn small_writes(args: &Args, program: &Path) -> Result<Report, LoadError> {
 
 fn common(args: &Args) -> Vec<String> {
     let mut words = vec![
-        "--set=apply.enabled=false".to_owned(),
         format!("--seconds={}", args.seconds),
         format!("--directory={}", args.directory.display()),
     ];

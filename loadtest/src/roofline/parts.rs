@@ -1,8 +1,9 @@
 //! What each part of the pipeline costs alone: the leanest code that does only that.
 //!
-//! Each is measured on the thread that does it (its CPU time, the kernel's part included), on the
-//! bytes that the pipeline gets later. Seconds per GiB are per GiB of *source* bytes for all of them,
-//! also where a part sees the compressed bytes only.
+//! Each is measured on the threads that do it (their CPU time, the kernel's part included), on the
+//! bytes that the pipeline gets later, on all cores at once: the pipeline keeps them all busy, too,
+//! and cores that share caches, memory and a disk make each other's seconds longer. Seconds per GiB
+//! are per GiB of *source* bytes for all of them, also where a part sees the compressed bytes only.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -36,6 +37,10 @@ const WRITE_BYTES: usize = 64 << 10;
 const SEGMENT_BYTES: usize = 64 << 20;
 /// Writes of 4 KiB that a bare commit holds at most: half of a segment.
 pub(crate) const COMMIT_WRITES_MAX: u32 = (SEGMENT_BYTES / 2 / 4096) as u32;
+/// The key of every frame: what it is costs nothing.
+const KEY: [u8; 32] = [7; 32];
+/// Of AES-GCM.
+const TAG_BYTES: usize = 16;
 /// Receive buffer: several records at once.
 const RECEIVE_BYTES: usize = 512 << 10;
 
@@ -43,6 +48,8 @@ const RECEIVE_BYTES: usize = 512 << 10;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Part {
     pub(crate) name: &'static str,
+    /// Source bytes that it was measured on.
+    bytes: f64,
     pub(crate) cpu_seconds_per_gib: f64,
     pub(crate) bytes_per_second: f64,
 }
@@ -64,6 +71,7 @@ impl Stopwatch {
         let wall = (System.monotonic() - self.begun).as_secs_f64();
         Part {
             name: self.name,
+            bytes: bytes as f64,
             cpu_seconds_per_gib: cpu / (bytes as f64 / GIB),
             bytes_per_second: bytes as f64 / wall.max(1e-9),
         }
@@ -117,6 +125,37 @@ pub(crate) fn receive(bytes: &[u8]) -> Result<Part, LoadError> {
     })
 }
 
+/// Cuts `bytes` into a share of whole objects for each core.
+pub(crate) fn shares(bytes: &[u8], cores: usize) -> Vec<&[u8]> {
+    let share = bytes.len().div_ceil(cores.max(1)).next_multiple_of(OBJECT_BYTES);
+    bytes.chunks(share).collect()
+}
+
+/// Does a part for every share at the same time, each on a thread of its own. What they took, added
+/// up, and what they made.
+pub(crate) fn together<S: Send, T: Send>(
+    shares: impl IntoIterator<Item = S>,
+    work: impl Fn(S) -> Result<(Part, T), LoadError> + Sync,
+) -> Result<(Part, Vec<T>), LoadError> {
+    let done: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> =
+            shares.into_iter().map(|share| scope.spawn(move || work(share))).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|ended| ended.map_err(|_| LoadError::Thread("roofline"))?).collect()
+    });
+    let (parts, made): (Vec<Part>, Vec<T>) = done?.into_iter().unzip();
+    let sum = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>();
+    let bytes = sum(|part| part.bytes);
+    let part = Part {
+        name: parts.first().map_or("", |part| part.name),
+        bytes,
+        cpu_seconds_per_gib: sum(|part| part.cpu_seconds_per_gib * part.bytes) / bytes.max(1.0),
+        bytes_per_second: sum(|part| part.bytes_per_second),
+    };
+    Ok((part, made))
+}
+
 /// The checksum over every write, from memory.
 pub(crate) fn checksum(bytes: &[u8]) -> Part {
     let watch = Stopwatch::start("CRC-32");
@@ -139,14 +178,8 @@ pub(crate) fn append(bytes: &[u8], directory: &Path) -> Result<Part, LoadError> 
     Ok(watch.stop(bytes.len()))
 }
 
-/// Frames of the object store, sealed.
-pub(crate) struct Sealed {
-    pub(crate) frames: Vec<Vec<u8>>,
-    pub(crate) part: Part,
-}
-
-/// zstd over independent frames, one context.
-pub(crate) fn compress(bytes: &[u8], level: i32) -> Result<Sealed, LoadError> {
+/// zstd over independent frames, one context. The part, and the frames.
+pub(crate) fn compress(bytes: &[u8], level: i32) -> Result<(Part, Vec<Vec<u8>>), LoadError> {
     let failed = || LoadError::file("zstd", "compressing");
     let mut compressor = Compressor::new(level).map_err(failed())?;
     let mut target = vec![0; compress_bound(FRAME_BYTES)];
@@ -160,20 +193,25 @@ pub(crate) fn compress(bytes: &[u8], level: i32) -> Result<Sealed, LoadError> {
     // Again, to keep them: that is no part.
     let frames = bytes.chunks(FRAME_BYTES).map(|frame| compressor.compress(frame));
     let frames: Result<Vec<_>, _> = frames.collect();
-    Ok(Sealed { frames: frames.map_err(failed())?, part })
+    Ok((part, frames.map_err(failed())?))
 }
 
 /// AES-256-GCM over the compressed frames where they lie.
 pub(crate) fn encrypt(sealed: &mut [Vec<u8>], source_bytes: usize) -> Part {
-    let cipher = Aes256Gcm::new(&[7; 32].into());
+    let cipher = Aes256Gcm::new(&KEY.into());
     let watch = Stopwatch::start("AES-256-GCM");
     for (number, frame) in (0u64..).zip(sealed) {
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&number.to_be_bytes());
+        let nonce = nonce(number);
         let tag = cipher.encrypt_inout_detached(&nonce.into(), b"", frame.as_mut_slice().into());
-        std::hint::black_box(tag.expect("frames are far below the cipher's limit"));
+        frame.extend_from_slice(&tag.expect("frames are far below the cipher's limit"));
     }
     watch.stop(source_bytes)
+}
+
+fn nonce(number: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&number.to_be_bytes());
+    nonce
 }
 
 /// Objects as a directory store needs them: written, synced, placed, the directory synced.
@@ -193,6 +231,51 @@ pub(crate) fn store(
         std::fs::rename(&fresh, placed).and_then(|()| folder.sync_all()).map_err(failed())?;
     }
     Ok(watch.stop(source_bytes))
+}
+
+/// Objects of [`store`] onto a disk: read back, opened, decompressed, written to a sparse file, which
+/// is synced after every second object. Source bytes as `compress` had them.
+pub(crate) fn apply(
+    frames: &[Vec<u8>],
+    source_bytes: usize,
+    directory: &Path,
+) -> Result<Part, LoadError> {
+    let path = directory.join("disk");
+    let failed = || LoadError::file(&path, "applying to it");
+    let disk = File::create(&path).map_err(failed())?;
+    disk.set_len(source_bytes as u64).map_err(failed())?;
+    let cipher = Aes256Gcm::new(&KEY.into());
+    let mut decompressor = zstd::bulk::Decompressor::new().map_err(failed())?;
+    let (mut sealed, mut plain) = (Vec::new(), vec![0; FRAME_BYTES]);
+    let (mut number, mut at) = (0, 0);
+    let watch = Stopwatch::start("read, open, decompress, write");
+    for (object, frames) in frames.chunks(OBJECT_BYTES / FRAME_BYTES).enumerate() {
+        let object_path = directory.join(format!("{object}.object"));
+        let mut file = File::open(&object_path).map_err(failed())?;
+        for frame in frames {
+            sealed.resize(frame.len(), 0);
+            file.read_exact(&mut sealed).map_err(failed())?;
+            let (body, tag) = sealed.split_last_chunk_mut::<TAG_BYTES>().expect("sealed with one");
+            let opened = cipher.decrypt_inout_detached(
+                &nonce(number).into(),
+                b"",
+                body.as_mut().into(),
+                &(*tag).into(),
+            );
+            opened.map_err(|error| failed()(std::io::Error::other(error.to_string())))?;
+            let length = decompressor.decompress_to_buffer(body, &mut plain[..]);
+            let length = length.map_err(failed())?;
+            disk.write_all_at(&plain[..length], at).map_err(failed())?;
+            (number, at) = (number + 1, at + length as u64);
+        }
+        if object % 2 == 1 {
+            disk.sync_data().map_err(failed())?;
+        }
+    }
+    disk.sync_data().map_err(failed())?;
+    let part = watch.stop(source_bytes);
+    std::fs::remove_file(&path).map_err(failed())?;
+    Ok(part)
 }
 
 /// A bare append and fdatasync of `bytes`, µs.
@@ -242,19 +325,37 @@ mod tests {
         assert!(received.bytes_per_second > 0.0 && received.cpu_seconds_per_gib > 0.0);
         assert!(checksum(&bytes).cpu_seconds_per_gib > 0.0);
         append(&bytes, directory.path()).unwrap();
-        let mut sealed = compress(&bytes, 1).unwrap();
-        assert_eq!(sealed.frames.len(), 12);
-        let plain = zstd::bulk::decompress(&sealed.frames[11], FRAME_BYTES).unwrap();
+        let (_, mut frames) = compress(&bytes, 1).unwrap();
+        assert_eq!(frames.len(), 12);
+        let plain = zstd::bulk::decompress(&frames[11], FRAME_BYTES).unwrap();
         assert_eq!(plain, bytes[11 * FRAME_BYTES..]);
-        encrypt(&mut sealed.frames, bytes.len());
-        assert!(zstd::bulk::decompress(&sealed.frames[11], FRAME_BYTES).is_err());
-        store(&sealed.frames, bytes.len(), directory.path()).unwrap();
+        encrypt(&mut frames, bytes.len());
+        assert!(zstd::bulk::decompress(&frames[11], FRAME_BYTES).is_err());
+        store(&frames, bytes.len(), directory.path()).unwrap();
         let objects = std::fs::read_dir(directory.path()).unwrap().flatten();
         let stored: u64 = objects
             .filter(|entry| entry.path().extension().is_some_and(|end| end == "object"))
             .map(|entry| entry.metadata().unwrap().len())
             .sum();
-        assert_eq!(stored, sealed.frames.iter().map(|frame| frame.len() as u64).sum::<u64>());
+        assert_eq!(stored, frames.iter().map(|frame| frame.len() as u64).sum::<u64>());
+        assert!(apply(&frames, bytes.len(), directory.path()).unwrap().cpu_seconds_per_gib > 0.0);
+        frames[11][0] ^= 1; // of another length than what stands there: not opened
+        frames[11].push(0);
+        assert!(apply(&frames, bytes.len(), directory.path()).is_err());
         assert_eq!(bare_commit(4096, 10, directory.path()).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn shares_are_whole_objects_and_their_costs_add_up() {
+        let bytes = vec![0; 5 * OBJECT_BYTES + 7];
+        let lengths: Vec<usize> = shares(&bytes, 2).iter().map(|share| share.len()).collect();
+        assert_eq!(lengths, [3 * OBJECT_BYTES, 2 * OBJECT_BYTES + 7]);
+        let (sum, made) = together([(1.0, 30.0), (3.0, 10.0)], |(bytes, cost)| {
+            let part = Part { name: "x", bytes, cpu_seconds_per_gib: cost, bytes_per_second: 2.0 };
+            Ok((part, bytes))
+        })
+        .unwrap();
+        assert_eq!((sum.cpu_seconds_per_gib, sum.bytes_per_second), (15.0, 4.0));
+        assert_eq!(made, [1.0, 3.0]);
     }
 }

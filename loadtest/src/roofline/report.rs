@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::Alone;
 use super::parts::Part;
 use crate::error::LoadError;
 use crate::load::Report;
@@ -37,6 +38,9 @@ pub(crate) struct Roofline {
     pub(crate) ratio_alone: f64,
     pub(crate) ratio_pipeline: f64,
     pub(crate) stages: Vec<Stage>,
+    /// What applying is made of, and what it takes, per GiB applied: beside the pipeline.
+    pub(crate) applying_part: Part,
+    pub(crate) applying_cpu_seconds_per_gib: Option<f64>,
     pub(crate) pipeline_cpu_seconds_per_gib: f64,
     pub(crate) generator_cpu_seconds_per_gib: f64,
     /// All cores, nothing but the parts and the generator.
@@ -53,18 +57,20 @@ pub(crate) struct Roofline {
 
 impl Roofline {
     pub(crate) fn of(
-        parts: Vec<Part>,
-        ratio_alone: f64,
+        alone: Alone,
         commits: Commits,
         pipeline: Report,
         small: Report,
+        applying: Report,
     ) -> Result<Self, LoadError> {
+        let Alone { parts, applying: applying_part, ratio: ratio_alone } = alone;
         let [flat, half] = pipeline.phases.as_slice() else {
             return Err(LoadError::Usage("the pipeline ran other phases than asked for".into()));
         };
         let Some(small) = small.phases.first() else {
             return Err(LoadError::Usage("the 4 KiB run had no phase".into()));
         };
+        let applied = applying.phases.first().and_then(|phase| phase.apply_cpu_seconds_per_gib);
         let gib = flat.payload_bytes as f64 / GIB;
         let cpu = &flat.server_cpu_seconds;
         let of = |names: &[&str]| {
@@ -78,11 +84,10 @@ impl Roofline {
         };
         let stages = vec![
             stage("ingest", &["receive + TLS in place", "CRC-32"], cpu.ingest),
-            // The kernel's workers do the cache's writes and syncs and are counted to no stage.
+            // The appends themselves are done by the kernel's I/O workers, which no stage counts.
             stage("cache + other", &["append + fdatasync"], cpu.cache + cpu.other),
             stage("seal", &["zstd", "AES-256-GCM"], cpu.seal),
             stage("upload", &["store write"], cpu.upload),
-            stage("apply", &[], cpu.apply),
         ];
         let sum: f64 = parts.iter().map(|part| part.cpu_seconds_per_gib).sum();
         let (server, generator) =
@@ -98,6 +103,8 @@ impl Roofline {
             ratio_alone,
             ratio_pipeline: flat.payload_bytes as f64 / flat.published_bytes.max(1) as f64,
             stages,
+            applying_part,
+            applying_cpu_seconds_per_gib: applied,
             pipeline_cpu_seconds_per_gib: server,
             generator_cpu_seconds_per_gib: generator,
             limit_bytes_per_second: limit,
@@ -114,7 +121,8 @@ impl Roofline {
 
     /// For people.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("{} cores, shared by server and generator\n", self.cores);
+        let mut text =
+            format!("{} cores, shared by server and generator; parts on all of them\n", self.cores);
         if !self.optimised {
             text.push_str("THIS BUILD IS NOT OPTIMISED: the figures mean nothing\n");
         }
@@ -136,6 +144,13 @@ impl Roofline {
         text.push_str(
             "  cache is with other: the kernel's workers do what it asks for, and their time shows there\n",
         );
+        let (part, taken) = (&self.applying_part, self.applying_cpu_seconds_per_gib);
+        let taken = taken.map_or_else(|| "-".to_owned(), |taken| format!("{taken:.2}"));
+        text.push_str(&format!(
+            "\napplying is beside the pipeline, not in these sums: {}, {:.2} s/GiB alone; {taken} s a GiB \
+             that was applied\n",
+            part.name, part.cpu_seconds_per_gib
+        ));
         let mb = |bytes: f64| format!("{:.0} MB/s", bytes / 1e6);
         let rows = [
             (

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::apply::Bodies;
 use crate::cache::Durable;
 use crate::clock::{System, random16};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
@@ -145,6 +146,7 @@ impl Site {
             drain: self.drain.subscribe(),
             publisher: publisher.map(|name| name.parse().unwrap()),
             news: Arc::clone(&news),
+            bodies: Bodies::default(),
         };
         Running { news, task: tokio::spawn(Arc::new(applying).run()) }
     }

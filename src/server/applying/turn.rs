@@ -352,6 +352,7 @@ impl Work {
             entropy: Arc::clone(&applying.entropy),
             metrics: Arc::clone(&applying.metrics),
             streams: applying.tuning.now().apply.streams,
+            bodies: applying.bodies.clone(),
         }
     }
 

@@ -99,7 +99,7 @@ pub(in super::super) const TABLE: &[Row] = &[
         put: |settings, value| Field::put(&mut settings.upload.rate.windows, value, Unit::BytesPerSecond),
         raw: |_| None,
     },
-    row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(4 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
+    row!(upload.block_bytes => block_bytes: Bytes, Whole, whole(16 * MIB, 64 * KIB, BLOCK_BYTES_MAX),
         "one request to the store for each block"),
     row!(upload.orphan_grace_s => orphan_grace: Seconds, Whole, whole(3_600, 1, 30 * 86_400),
         "store space of deltas that no manifest names, until then"),

@@ -13,6 +13,8 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::direct::{self, Buffers};
+
 /// One change of the file system that is about to happen.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
@@ -70,6 +72,7 @@ pub(super) struct Disk {
     watch: Option<Arc<dyn Watch>>,
     /// The first sync of a directory that failed: names that can be read may not be on the disk.
     distrusted: Arc<OnceLock<Distrust>>,
+    pub(super) buffers: Buffers,
 }
 
 /// Which directory, and what the system said.
@@ -168,6 +171,28 @@ impl Disk {
         let length = bytes.len() as u64;
         self.announce(Step::Write { path: &target.path, offset, length })?;
         target.file.write_all_at(bytes, offset)
+    }
+
+    /// The same for what nobody reads soon: long runs go past the page cache.
+    pub(super) fn write_through(
+        &self,
+        target: &Opened,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let length = bytes.len() as u64;
+        self.announce(Step::Write { path: &target.path, offset, length })?;
+        direct::write(&target.file, offset, bytes, &self.buffers).map(drop)
+    }
+
+    /// Reads a long run past the page cache, too.
+    pub(super) fn read_through(
+        &self,
+        from: &Opened,
+        offset: u64,
+        target: &mut [u8],
+    ) -> io::Result<()> {
+        direct::read(&from.file, offset, target, &self.buffers)
     }
 
     /// Makes a range zeros, giving its room back where the file system can.

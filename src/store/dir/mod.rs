@@ -13,8 +13,10 @@
 //!   stop a page write between two of its pages; writing it again completes it.
 //! * Staged blocks belong to one open store: another process never sees or discards them, and they
 //!   go when it goes, when the object is committed, or when it is deleted.
+//! * Long writes, and long reads of what was written so, go past the page cache (`direct.rs`).
 //! * An object's name is never the path to others (as on Azure with hierarchical namespaces).
 
+mod direct;
 mod disk;
 mod granules;
 mod listing;

@@ -14,10 +14,13 @@ use super::disk::{Opened, Temporary, if_found, parent};
 use super::root::Root;
 use super::{BlockId, Condition, ETag, ObjectName, Properties, Result, StoreError};
 use crate::model::Timestamp;
-use crate::store::rules::About;
+use crate::store::rules::{About, content_etag};
 
 /// Bytes that are copied or hashed at a time.
 const PIECE: usize = 1 << 20;
+
+/// Whoever reads less at a time comes back for what follows, and the kernel has it by then.
+const READ_AHEAD_BYTES: u64 = 512 << 10;
 
 /// What stands at a name.
 pub(super) enum Found {
@@ -52,7 +55,7 @@ pub(super) fn modified(file: &std::fs::Metadata) -> Timestamp {
 
 fn etag_of(file: &Opened) -> io::Result<ETag> {
     let mut digest = Sha256::new();
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; PIECE.min(file.length()?.max(1) as usize)];
     let mut at = 0;
     loop {
         match file.file.read_at(&mut piece, at)? {
@@ -149,19 +152,24 @@ impl Root {
         }
         let etag = if let [one] = staged.as_slice() {
             let block = Opened::open(one.clone(), false).map_err(fail)?;
-            self.place(name, &block, condition)?
+            let etag = etag_of(&block).map_err(fail)?;
+            self.place(name, &block, condition)?;
+            etag
         } else {
-            let joined = self
+            let (joined, etag) = self
                 .concatenate(&staged)
                 .map_err(|error| about.io("joining staged blocks", error))?;
-            self.place(name, &joined.0, condition)?
+            self.place(name, &joined.0, condition)?;
+            etag
         };
         let _ = std::fs::remove_dir_all(self.staged(name)); // else swept with the staging directory
         Ok(etag)
     }
 
-    fn concatenate(&self, parts: &[std::path::PathBuf]) -> io::Result<Temporary> {
+    /// The parts, one after the other, and the version that they are together.
+    fn concatenate(&self, parts: &[std::path::PathBuf]) -> io::Result<(Temporary, ETag)> {
         let joined = self.temporary()?;
+        let mut digest = Sha256::new();
         let mut at = 0;
         let mut piece = vec![0; PIECE];
         for part in parts {
@@ -172,10 +180,11 @@ impl Root {
                     break;
                 }
                 self.disk.write(&joined.0, at, &piece[..count])?;
+                digest.update(&piece[..count]);
                 at += count as u64;
             }
         }
-        Ok(joined)
+        Ok((joined, ETag(hex::encode(digest.finalize()))))
     }
 
     pub(super) fn put(
@@ -184,12 +193,23 @@ impl Root {
         body: &Bytes,
         condition: &Condition,
     ) -> Result<ETag> {
+        self.write_whole(name, body, condition)?;
+        Ok(content_etag(body))
+    }
+
+    /// Without finding out its version: for a large object that is most of what writing it costs
+    /// beside the kernel's part.
+    pub(super) fn put_new(&self, name: &ObjectName, body: &Bytes) -> Result<()> {
+        self.write_whole(name, body, &Condition::Absent)
+    }
+
+    fn write_whole(&self, name: &ObjectName, body: &Bytes, condition: &Condition) -> Result<()> {
         let about = self.about(name);
         about.check_put(body.len())?;
         self.check(name, condition)?;
         let write = || -> io::Result<Temporary> {
             let temporary = self.temporary()?;
-            self.disk.write(&temporary.0, 0, body)?;
+            self.disk.write_through(&temporary.0, 0, body)?;
             Ok(temporary)
         };
         let finished = write().map_err(|error| about.io("writing", error))?;
@@ -197,20 +217,18 @@ impl Root {
     }
 
     /// Makes a finished file the object, if the condition (still) holds.
-    fn place(&self, name: &ObjectName, finished: &Opened, condition: &Condition) -> Result<ETag> {
+    fn place(&self, name: &ObjectName, finished: &Opened, condition: &Condition) -> Result<()> {
         let about = self.about(name);
-        let etag = etag_of(finished).map_err(|error| about.io("reading", error))?;
         self.disk.sync_all(finished).map_err(|error| about.io("syncing", error))?;
         let _lock = self.exclusive(name)?;
         self.check(name, condition)?;
         self.sweep_beside(name).map_err(|error| about.io("removing what a crash left", error))?;
         let absent = *condition == Condition::Absent;
         match self.publish(&finished.path, name, absent) {
-            Ok(()) => Ok(etag),
             Err(error) if absent && error.kind() == ErrorKind::AlreadyExists => {
                 Err(about.already_exists())
             }
-            Err(error) => Err(place_error(about, "publishing", error)),
+            placed => placed.map_err(|error| place_error(about, "publishing", error)),
         }
     }
 
@@ -246,7 +264,7 @@ impl Root {
         about.check_read(length, 0, length)?;
         let mut content = vec![0; length as usize];
         opened.read(0, &mut content).map_err(fail)?;
-        let etag = crate::store::rules::content_etag(&content);
+        let etag = content_etag(&content);
         Ok((content.into(), etag))
     }
 
@@ -256,7 +274,11 @@ impl Root {
         let fail = |error| about.io("reading", error);
         about.check_read(opened.length().map_err(fail)?, offset, length)?;
         let mut content = vec![0; length as usize];
-        opened.read(offset, &mut content).map_err(fail)?;
+        let read = match length >= READ_AHEAD_BYTES {
+            true => self.disk.read_through(&opened, offset, &mut content),
+            false => opened.read(offset, &mut content),
+        };
+        read.map_err(fail)?;
         Ok(content.into())
     }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::direct::PIECE;
 use super::disk::{Opened, parent};
 use super::granules::{self, GRANULE, MapError};
 use super::lock::Lock;
@@ -21,7 +22,7 @@ use crate::store::lease::Ownership;
 use crate::store::rules::About;
 
 /// Bytes that are preserved with one read and one write.
-const PRESERVE_BYTES: u64 = 1 << 20;
+const PRESERVE_BYTES: u64 = PIECE as u64;
 
 /// A page blob that was found; whoever changes it holds the name's lock exclusively.
 pub(super) struct Blob<'a> {
@@ -93,7 +94,7 @@ impl Root {
         }
         for write in writes {
             match &write.body {
-                PageBody::Data(bytes) => self.disk.write(&blob.base, write.offset, bytes),
+                PageBody::Data(bytes) => self.disk.write_through(&blob.base, write.offset, bytes),
                 PageBody::Clear(length) => self.disk.zero(&blob.base, write.offset, *length),
             }
             .map_err(|error| about.io("writing pages", error))?;
@@ -257,18 +258,25 @@ impl Blob<'_> {
 
     fn copy_runs(&self, from: &Opened, to: &Opened, granules: &[u64]) -> std::io::Result<()> {
         let disk = &self.root.disk;
+        let mut buffer = disk.buffers.take();
         for run in runs(granules) {
             let extent = self.extent(&run);
-            let mut content = vec![0; (extent.end - extent.start) as usize];
-            from.read(extent.start, &mut content)?;
-            let mut at = extent.start;
-            for granule in content.chunks(GRANULE as usize) {
-                // Zeros are kept as the hole that is there: whatever an interrupted attempt wrote
-                // here was these same bytes.
-                if granule.iter().any(|byte| *byte != 0) {
-                    disk.write(to, at, granule)?;
+            if from.data_ranges(extent.start, extent.end)?.is_empty() {
+                continue;
+            }
+            let content = &mut buffer.bytes()[..(extent.end - extent.start) as usize];
+            disk.read_through(from, extent.start, content)?;
+            // Zeros are kept as the hole that is there: whatever an interrupted attempt wrote here
+            // was these same bytes.
+            let mut at = 0;
+            let granules = content.chunks(GRANULE as usize).map(|one| (is_zero(one), one.len()));
+            let granules: Vec<_> = granules.collect();
+            for alike in granules.chunk_by(|(a, _), (b, _)| a == b) {
+                let end = at + alike.iter().map(|(_, length)| length).sum::<usize>();
+                if !alike[0].0 {
+                    disk.write_through(to, extent.start + at as u64, &content[at..end])?;
                 }
-                at += granule.len() as u64;
+                at = end;
             }
         }
         disk.sync(to)
@@ -292,6 +300,10 @@ impl Blob<'_> {
         let _ = self.root.set_state(self.name, &self.state);
         Err(self.about().io("syncing pages; the lease is given up", error))
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(256).all(|part| part.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 /// Consecutive granules together, up to [`PRESERVE_BYTES`].

@@ -75,6 +75,10 @@ impl Store for Dir {
         run!(self, name, [], root => root.put(name, &body, &condition))
     }
 
+    async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<()> {
+        run!(self, name, [], root => root.put_new(name, &body))
+    }
+
     async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)> {
         run!(self, name, [], root => root.read(name))
     }
