@@ -202,28 +202,34 @@ async fn a_machine_that_was_taken_while_it_was_quiet_publishes_nothing() {
     assert_eq!(manifest, theirs.manifest);
 }
 
-/// Three machines have uploads under way and more to seal; then their manifests are gone, which no
+/// Two machines have uploads under way and more to seal; then their manifests are gone, which no
 /// waiting cures. What they have begun to seal must not keep the others from memory and threads, and
 /// their records must stay in the cache log until that has closed.
 #[tokio::test]
 async fn machines_that_stopped_hold_their_records_and_nothing_else() {
     let room = 600_000; // one batch while it is sealed
     let ground = Ground::new(room);
-    let gate = Gate::new();
-    ground.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/log/"));
+    let (gate, shut) = (Gate::new(), Gate::new());
+    let put = |gate: &Gate, first: &str| {
+        Rule::on(Op::Put, Fault::Hold(gate.clone())).named(&format!("-{first:0>16}-"))
+    };
+    ground.faulty.add(put(&gate, "1"));
+    ground.faulty.add(put(&shut, "5"));
     let mut stopping = Vec::new();
-    for nth in 0..3 {
+    for nth in 0..2 {
         let mut rig = Rig::on(&ground, &format!("stops-{nth}")).await;
         rig.begin();
         rig.bookmark();
         stopping.push(rig);
     }
-    gate.arrived(3).await;
+    gate.arrived(2).await;
+    stopping[0].bookmark();
+    shut.arrived(1).await; // an upload that is under way when its machine stops
     // What they begin to seal now waits for room.
     let rest = room - ground.room.in_use();
     let taken = ground.room.take(MachineKey([9; 16]), rest, rest).await;
     stopping.iter_mut().for_each(|rig| (0..9).for_each(|_| rig.bookmark()));
-    while ground.room.waiting() < 12 {
+    while ground.room.waiting() < 8 {
         ground.clock.advance(Duration::from_millis(1)).await;
     }
     for rig in &stopping {
@@ -253,4 +259,25 @@ async fn machines_that_stopped_hold_their_records_and_nothing_else() {
         task.await.unwrap();
         assert!(pushed.iter().all(|record| record.holders() == 1), "let go when the log is closed");
     }
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_follow_is_held_with_those_before_it() {
+    let mut rig = Rig::new().await;
+    rig.begin();
+    rig.write();
+    rig.published().await;
+    rig.write();
+    rig.next += 1;
+    rig.write();
+    while !rig.is_stopped() {
+        rig.clock.advance(Duration::from_millis(1)).await;
+    }
+    let Rig { records, pushed, task, .. } = rig;
+    let (published, held) = pushed.split_at(4);
+    assert!(published.iter().all(|record| record.holders() == 1), "they were let go");
+    assert!(held.iter().all(|record| record.holders() > 1), "their segments may be recycled");
+    drop(records);
+    task.await.unwrap();
+    assert!(pushed.iter().all(|record| record.holders() == 1));
 }

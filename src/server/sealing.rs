@@ -35,7 +35,7 @@ pub(super) struct Sealing<'a> {
     /// Sealed, and not handed over.
     left: Vec<Sealed>,
     /// Could not be sealed; only after a stop, before it the first one is the reason.
-    unsealed: Vec<Box<Unsealed>>,
+    unsealed: Vec<Unsealed>,
 }
 
 impl<'a> Sealing<'a> {
@@ -115,7 +115,7 @@ impl<'a> Sealing<'a> {
                     sealed.forget_object();
                     self.left.push(sealed);
                 }
-                Err(unsealed) => self.unsealed.push(unsealed),
+                Err(unsealed) => self.unsealed.push(*unsealed),
             }
         }
     }
