@@ -327,7 +327,7 @@ impl MachineLink {
 
     /// Bytes of it that are durable and not yet published.
     pub(super) fn backlog_bytes(&self) -> u64 {
-        self.metrics.backlog_bytes.load(Ordering::Relaxed)
+        self.metrics.backlog_bytes.load(Ordering::Acquire)
     }
 
     /// Room for one record in the log's queue; waiting here is the back-pressure.

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared as Claiming};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -162,16 +162,24 @@ impl Registry {
         if keys.is_empty() {
             return Ok(true);
         }
-        let mut all = true;
         let enrolled = self.shared.vault.machines().await?;
-        for machine in enrolled.iter().filter(|machine| keys.contains(&MachineKey::of(machine))) {
-            let Some(document) = self.shared.vault.machine(machine).await? else { continue };
-            if let Err(error) = self.claimed(machine, &document).await {
-                tracing::error!(%machine, error = error_chain(&error), "kept records wait");
-                all = false;
-            }
+        let waiting = enrolled.into_iter().filter(|one| keys.contains(&MachineKey::of(one)));
+        // Side by side: one that cannot be claimed must not keep the others' records from the store.
+        let claims = stream::iter(waiting).map(|machine| self.claim_one_kept(machine));
+        // As many as there are: how many are made at once is the claims' own to say.
+        Ok(claims.buffer_unordered(usize::MAX).all(async |claimed| claimed).await)
+    }
+
+    async fn claim_one_kept(&self, machine: MachineId) -> bool {
+        let claimed = match self.shared.vault.machine(&machine).await {
+            Ok(None) => return true,
+            Ok(Some(document)) => self.claimed(&machine, &document).await.map(drop),
+            Err(error) => Err(unreadable(&machine, error)),
+        };
+        if let Err(error) = &claimed {
+            tracing::error!(%machine, error = error_chain(error), "kept records wait");
         }
-        Ok(all)
+        claimed.is_ok()
     }
 
     /// Lets go of all links: once the last session has ended, the shards' logs close.
@@ -264,8 +272,13 @@ impl Registry {
         let keys = KeyRing::unwrap(&shared.kek, document).map_err(|error| refused(&error))?;
         let key = keys.newest().clone();
         let context = shared.upload_context(machine, keys);
-        let claim =
-            upload::claim(&context, &shared.server).await.map_err(|error| refused(&error))?;
+        let mut drain = shared.drain.clone();
+        let claim = tokio::select! {
+            claim = upload::claim(&context, &shared.server) => claim,
+            // After an outage it would take the machine from its next owner.
+            _ = drain.wait_for(|drain| *drain) => return Err(draining(machine)),
+        };
+        let claim = claim.map_err(|error| refused(&error))?;
         let metrics = shared.metrics.machine(machine);
         let machine_key = MachineKey::of(machine);
         let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];

@@ -92,9 +92,11 @@ impl Pipeline {
             // Boxed, so that the task of an idle machine is small.
             match Box::pin(self.awake(first, &mut durable)).await {
                 Woken::Quiet => {}
-                Woken::Stopped => return,
+                Woken::Stopped => break,
             }
         }
+        // What is left is another server's to publish, or the next life's.
+        self.metrics.backlog_bytes.store(0, Ordering::Relaxed);
     }
 
     /// From the first record after a pause until nothing came for a while and all is published.
@@ -160,12 +162,13 @@ impl Pipeline {
 
     fn published(&self, published: &Published) {
         self.published.fetch_max(published.through().0, Ordering::Relaxed);
+        let bytes: u64 = published.entries().iter().map(|entry| entry.source_bytes).sum();
+        // Before the session hears of it: its credit may depend on what is left.
+        self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Release);
         if let Some(link) = self.link.upgrade() {
             link.published_through(published.through());
         }
         self.news.published(self.context.log.machine());
-        let bytes: u64 = published.entries().iter().map(|entry| entry.source_bytes).sum();
-        self.metrics.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Says what it is, here and to the agent.

@@ -207,7 +207,7 @@ async fn a_machine_that_was_taken_while_it_was_quiet_publishes_nothing() {
 /// their records must stay in the cache log until that has closed.
 #[tokio::test]
 async fn machines_that_stopped_hold_their_records_and_nothing_else() {
-    let room = 600_000; // one batch while it is sealed
+    let room = 1_300_000; // half of it: one batch while it is sealed, and a small one
     let ground = Ground::new(room);
     let (gate, shut) = (Gate::new(), Gate::new());
     let put = |gate: &Gate, first: &str| {

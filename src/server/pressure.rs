@@ -171,7 +171,8 @@ impl Pressures {
             let terms = terms(share, room, machines, marks);
             watched.credit.send_if_modified(|now| {
                 // Not for a machine more or less: thousands listen.
-                let said = |terms: &CreditTerms| (terms.share, terms.small_backlog_bytes > 0);
+                let said =
+                    |terms: &CreditTerms| (terms.share, terms.small_backlog_bytes.checked_ilog2());
                 let news = said(now) != said(&terms);
                 *now = if news { terms } else { *now };
                 news

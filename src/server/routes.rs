@@ -50,8 +50,9 @@ impl Routes {
                 run.for_each(drop);
                 continue;
             };
-            route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
-            // A pipeline that has ended was fenced: the record is another server's to take.
+            // A pipeline that has ended was fenced: the records are another server's to take.
+            let backlog = if route.pipeline.is_closed() { 0 } else { bytes };
+            route.metrics.backlog_bytes.fetch_add(backlog, Ordering::Relaxed);
             run.for_each(|record| drop(route.pipeline.send(record)));
             newest.push((route, last));
         }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -13,11 +14,15 @@ use tokio::sync::mpsc;
 
 use super::pipeline::{Pipeline, QUIET, Stop};
 use crate::cache::Durable;
-use crate::clock::random16;
+use crate::clock::{Clock, random16};
 use crate::format::manifest::Manifest;
 use crate::model::{DeltaId, MachineKey, Sequence};
-use crate::seal::{Batcher, Lineage, Sealed, StreamState, Unsealed};
+use crate::observe::error_chain;
+use crate::seal::{Batch, Batcher, DataKey, Lineage, SealPool, Sealed, StreamState, Unsealed};
+use crate::store::Class;
 
+/// Before a batch is tried again that only the machine's lack of memory kept from being sealed.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Batches of one machine that are sealed at once.
 const SEALING_MAX: usize = 4;
 
@@ -138,7 +143,8 @@ impl<'a> Sealing<'a> {
         {
             let lineage = self.lineage();
             let (pool, key) = (Arc::clone(&self.pipeline.pool), self.pipeline.key.clone());
-            self.attempts.push(Box::pin(async move { pool.run(batch, lineage, key).await }));
+            let clock = Arc::clone(&self.pipeline.context.clock);
+            self.attempts.push(Box::pin(seal(pool, clock, batch, lineage, key)));
         }
     }
 
@@ -161,6 +167,27 @@ impl<'a> Sealing<'a> {
             id,
             previous: self.previous.replace(id),
             created: context.clock.wall(),
+        }
+    }
+}
+
+/// Seals a batch, however often the system says that it has no memory for it now.
+async fn seal(
+    pool: Arc<SealPool>,
+    clock: Arc<dyn Clock>,
+    mut batch: Batch,
+    lineage: Lineage,
+    key: DataKey,
+) -> Attempt {
+    loop {
+        match pool.run(batch, lineage.clone(), key.clone()).await {
+            Err(unsealed) if unsealed.source.class() == Class::Retry => {
+                let (machine, text) = (&lineage.machine, error_chain(&unsealed.source));
+                tracing::warn!(%machine, %text, "a batch is sealed later");
+                batch = unsealed.batch;
+                clock.sleep(AGAIN).await;
+            }
+            ended => return ended,
         }
     }
 }

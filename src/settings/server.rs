@@ -127,7 +127,7 @@ fn cache(c: &mut Check, raw: &RawCache) -> CacheSettings {
             "cache.segment_bytes",
             raw.segment_bytes,
             SEGMENT_BYTES,
-            4 * MIB..=4 * GIB,
+            4 * MIB..=GIB,
         ),
         bytes_max: c.number("cache.bytes_max", raw.bytes_max, CACHE_BYTES, 16 * MIB..=64 * TIB),
         warn_fill: 0.0,

@@ -47,6 +47,12 @@ struct Share {
     next: u64,
 }
 
+impl Share {
+    fn is_idle(&self) -> bool {
+        self.turns + self.waiting == 0
+    }
+}
+
 /// Wishes, and what is given out.
 #[derive(Debug)]
 pub(super) struct Order<T> {
@@ -57,6 +63,7 @@ pub(super) struct Order<T> {
     now: u64, // virtual time: the tag of the newest turn
     ids: u64,
     shares: HashMap<MachineKey, Share>,
+    active: usize,                         // shares with turns or wishes
     wishes: BTreeMap<(u64, u64), Wish<T>>, // by (tag, id)
     tags: HashMap<u64, u64>,               // id → tag
     granted: HashMap<u64, Granted>,        // not collected yet
@@ -72,6 +79,7 @@ impl<T> Order<T> {
             now: 0,
             ids: 0,
             shares: HashMap::new(),
+            active: 0,
             wishes: BTreeMap::new(),
             tags: HashMap::new(),
             granted: HashMap::new(),
@@ -102,6 +110,7 @@ impl<T> Order<T> {
         let share = self.shares.entry(who).or_default();
         let tag = share.next.max(self.now);
         share.next = tag.saturating_add(cost.max(1));
+        self.active += usize::from(share.is_idle());
         share.waiting += 1;
         self.ids += 1;
         self.wishes.insert((tag, self.ids), Wish { who, units, tell });
@@ -137,7 +146,7 @@ impl<T> Order<T> {
             let units = wish.units.min(self.common);
             let share = self.shares.get(&wish.who);
             let has = share.map_or(0, |share| share.common);
-            if has > 0 && has + units > half && self.shares.len() > 1 {
+            if has > 0 && has + units > half && self.active > 1 {
                 continue;
             }
             if common_open && units <= free {
@@ -171,6 +180,7 @@ impl<T> Order<T> {
             && let Some(share) = self.shares.get_mut(&wish.who)
         {
             share.waiting = share.waiting.saturating_sub(1);
+            self.active -= usize::from(share.is_idle());
             self.forget();
         }
     }
@@ -181,6 +191,7 @@ impl<T> Order<T> {
         *used = used.saturating_sub(units);
         if let Some(share) = self.shares.get_mut(&who) {
             share.turns = share.turns.saturating_sub(u64::from(whole));
+            self.active -= usize::from(whole && share.is_idle());
             share.common -= if pool == Pool::Common { units.min(share.common) } else { 0 };
         }
         self.forget();

@@ -82,7 +82,7 @@ fn one_machine_has_half_while_others_are_about_and_all_of_it_alone() {
     let loud = |order: &mut Order<_>| (0..8).map(|_| order.ask(machine(1), 1, 9, "loud")).collect();
     let alone: Vec<u64> = loud(&mut order);
     assert_eq!(served(&mut order).len(), 8);
-    order.ask(machine(2), 1, 1, "quiet");
+    let quiet = order.ask(machine(2), 1, 1, "quiet");
     assert_eq!(served(&mut order), ["quiet"], "from the reserve");
     let more: Vec<u64> = loud(&mut order);
     for (left, id) in alone.into_iter().enumerate() {
@@ -96,8 +96,13 @@ fn one_machine_has_half_while_others_are_about_and_all_of_it_alone() {
             left + 1
         );
     }
-    order.ask(machine(3), 1, 1, "third");
+    let third = order.ask(machine(3), 1, 1, "third");
     assert_eq!(served(&mut order), ["third"], "there is room in the other half");
+    for id in [quiet, third] {
+        let granted = order.collect(id);
+        order.give_back(granted.who, granted.pool, granted.units, true);
+    }
+    assert_eq!(served(&mut order).len(), 4, "alone again: the other half, too");
     assert_eq!(more.len(), 8);
 }
 

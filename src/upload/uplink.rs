@@ -193,8 +193,11 @@ impl Uplink {
     /// Waits until `bytes` may be sent at the present rate; while the breaker keeps `who` from the
     /// store nothing of the rate is spent, or it would go beyond it all at once afterwards.
     pub(super) async fn send(&self, who: MachineKey, bytes: u64) {
-        self.open_for(who).await;
-        self.bandwidth.send(self.clock.as_ref(), who, bytes).await;
+        let mut left = bytes;
+        while left > 0 {
+            self.open_for(who).await;
+            left -= self.bandwidth.portion(self.clock.as_ref(), who, left).await;
+        }
     }
 
     /// An object of `bytes` stands in the store.

@@ -129,11 +129,16 @@ fn write_blocks(file: &File, offset: u64, blocks: &[u8], buffers: &Buffers) -> i
             Ok(written) if written < aligned.len() => return Ok(at + written / ALIGN * ALIGN),
             Ok(written) => at += written,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(at),
+            Err(error) if is_refusal(&error) => return Ok(at),
             Err(error) => return Err(error),
         }
     }
     Ok(at)
+}
+
+/// Whether the file system does not do this one past the page cache.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
 /// Fills `target` from `offset` on; the file must hold so many bytes. `target` may be any memory.
@@ -167,7 +172,7 @@ fn read_blocks(
         let found = match file.read_at(&mut buffer.bytes()[..wanted], at - skip as u64) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(filled),
+            Err(error) if is_refusal(&error) => return Ok(filled),
             Err(error) => return Err(error),
         };
         let usable = found.saturating_sub(skip).min(target.len() - filled);

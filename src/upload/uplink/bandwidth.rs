@@ -44,22 +44,19 @@ impl Bandwidth {
         self.turns.waiting() + usize::try_from(self.turns.in_use()).unwrap_or(usize::MAX)
     }
 
-    /// Waits until `bytes` of `who` may be sent.
-    pub(super) async fn send(&self, clock: &dyn Clock, who: MachineKey, bytes: u64) {
-        let mut left = bytes;
-        while left > 0 {
-            let Some(rate) = self.rate(clock) else { return };
-            let portion = (rate / PORTIONS).max(PORTION_MIN).min(left);
-            let turn = self.turns.take(who, 1, portion).await;
-            let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).wait(
-                portion,
-                rate,
-                clock.monotonic(),
-            );
-            clock.sleep(wait).await;
-            drop(turn);
-            left -= portion;
-        }
+    /// Waits until a portion of `who`'s `left` bytes may be sent: how many.
+    pub(super) async fn portion(&self, clock: &dyn Clock, who: MachineKey, left: u64) -> u64 {
+        let Some(rate) = self.rate(clock) else { return left };
+        let portion = (rate / PORTIONS).max(PORTION_MIN).min(left);
+        let turn = self.turns.take(who, 1, portion).await;
+        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).wait(
+            portion,
+            rate,
+            clock.monotonic(),
+        );
+        clock.sleep(wait).await;
+        drop(turn);
+        portion
     }
 }
 
