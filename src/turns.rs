@@ -4,6 +4,7 @@
 //! cannot make the others wait. Does not own: how much there is (its owner says), what is done with
 //! it.
 
+mod behind;
 mod order;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+pub use self::behind::behind_acks;
 use self::order::{Granted, Order, Pool};
 use crate::model::MachineKey;
 

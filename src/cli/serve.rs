@@ -2,10 +2,11 @@
 
 use super::output::print;
 use super::site::ConfigArgs;
-use super::{Failure, block_on, stopped};
+use super::{Failure, stopped};
 use crate::clock::System;
 use crate::server::ProcessServer;
 use crate::settings::load_tuning;
+use crate::turns::behind_acks;
 
 /// Run the process server, and the applier unless apply.enabled is false
 #[derive(Debug, clap::Args)]
@@ -21,7 +22,10 @@ pub struct Args {
 /// When it cannot start, or the cache log can no longer be trusted.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let settings = load_tuning(&args.config.config)?;
-    block_on(async {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Shards are started by this thread, which is none of the runtime's.
+    runtime.enable_all().on_thread_start(behind_acks);
+    runtime.build()?.block_on(async {
         let mut server = ProcessServer::start(settings, System::clock(), System::entropy()).await?;
         let addresses = server.addresses();
         let (data, metrics) = (addresses.data, addresses.metrics);

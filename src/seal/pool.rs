@@ -23,7 +23,7 @@ use super::sealer::{Lineage, Made, Sealed, Unsealed, bytes_max, make};
 use crate::clock::{Clock, Entropy};
 use crate::observe::{CpuTimer, Metrics, Stage};
 use crate::settings::SealSettings;
-use crate::turns::{Turn, Turns};
+use crate::turns::{Turn, Turns, behind_acks};
 
 /// A fixed number of threads that turn batches into deltas. Dropping it seals what is queued, then
 /// joins the threads.
@@ -161,6 +161,7 @@ impl Drop for SealPool {
 }
 
 fn work(queue: &Receiver<Job>, metrics: &Metrics, entropy: &dyn Entropy) {
+    behind_acks();
     for job in queue {
         drop(job.slot); // its place in the queue is free
         let timer = CpuTimer::start();
