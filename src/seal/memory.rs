@@ -72,6 +72,11 @@ impl Shelf {
         self.kept().clear();
     }
 
+    #[cfg(test)]
+    pub(super) fn pieces(&self) -> usize {
+        self.kept().len()
+    }
+
     fn put_back(&self, piece: Piece) {
         let mut kept = self.kept();
         kept.push(piece);

@@ -142,8 +142,7 @@ impl SealPool {
         let (reply, made) = oneshot::channel();
         let object = self.shelf.draft(most);
         let (shared, lineage_too) = (Arc::clone(&batch), lineage.clone());
-        let job =
-            Job { batch: shared, lineage: lineage_too, key, settings, object, reply, slot };
+        let job = Job { batch: shared, lineage: lineage_too, key, settings, object, reply, slot };
         let jobs = self.jobs.as_ref().expect("taken away by drop only");
         // Does not block: there are as many slots as places in the queue.
         drop(jobs.send(job)); // without receivers the reply is gone, too
