@@ -3,9 +3,14 @@
 //! Owns: where frames end, gathering, compress-then-seal, the nonce of each, the index and trailer.
 //! Does not own: the key and the header (the sealer makes them, once for each object).
 
+use std::cell::Cell;
+
+use bytes::Bytes;
+
 use super::coalesce::Piece;
 use super::compress::append_compressed;
 use super::encrypt::ObjectKey;
+use super::memory::Draft;
 use super::probe::Probe;
 use crate::format::bytes::FormatError;
 use crate::format::delta::{
@@ -14,6 +19,11 @@ use crate::format::delta::{
 };
 use crate::model::{Extent, ZERO_BYTES_MAX};
 use crate::settings::SealSettings;
+
+thread_local! {
+    /// Where a thread gathers frames, one object after the other; a frame's plaintext at most.
+    static GATHERED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Smallest plaintext of a frame that settings may ask for.
 pub(super) const FRAME_BYTES_MIN: u32 = 4 << 10;
@@ -41,7 +51,7 @@ pub(super) struct Frames<'a> {
     key: ObjectKey,
     level: i32,
     frame_bytes: usize,
-    object: Vec<u8>,
+    object: Draft,
     index: DeltaIndex,
     open: Vec<&'a [u8]>,
     open_bytes: usize,
@@ -54,15 +64,11 @@ impl<'a> Frames<'a> {
         header: &DeltaHeader,
         key: ObjectKey,
         settings: &SealSettings,
-        pieces: &[Piece<'a>],
+        mut object: Draft,
     ) -> Self {
         let header = header.encode();
         let frame_bytes = frame_bytes(settings) as usize;
-        let plain: usize = pieces.iter().filter_map(|piece| piece.bytes).map(<[u8]>::len).sum();
-        // Room for everything stored, so that the object is never moved while it grows. Pages
-        // that are not reached cost nothing, and the rest is given back at the end.
-        let mut object = Vec::with_capacity(plain + plain / 64 + 2 * frame_bytes + HEADER_BYTES);
-        object.extend_from_slice(&header);
+        object.buffer().extend_from_slice(&header);
         Self {
             header,
             key,
@@ -72,7 +78,7 @@ impl<'a> Frames<'a> {
             index: DeltaIndex::default(),
             open: Vec::new(),
             open_bytes: 0,
-            gathered: Vec::new(),
+            gathered: GATHERED.take(),
             probe: Probe::default(),
         }
     }
@@ -144,19 +150,21 @@ impl<'a> Frames<'a> {
         number: u64,
         compress: bool,
     ) -> std::io::Result<FrameEntry> {
-        let from = self.object.len();
-        let compressed = compress && append_compressed(plain, self.level, &mut self.object)?;
+        let offset = self.object.length() as u64;
+        let object = self.object.buffer();
+        let from = object.len();
+        let compressed = compress && append_compressed(plain, self.level, object)?;
         if !compress {
-            self.object.extend_from_slice(plain);
+            object.extend_from_slice(plain);
         }
         let frame = FrameEntry {
-            offset: from as u64,
-            sealed_bytes: (self.object.len() - from) as u32 + TAG_BYTES,
+            offset,
+            sealed_bytes: (object.len() - from) as u32 + TAG_BYTES,
             plain_bytes: plain.len() as u32,
             compressed,
         };
         let aad = frame.aad(&self.header, number);
-        self.key.seal(nonce(number), &aad, &mut self.object, from);
+        self.key.seal(nonce(number), &aad, object, from);
         Ok(frame)
     }
 
@@ -166,21 +174,21 @@ impl<'a> Frames<'a> {
     }
 
     /// Seals the last frame, checks the index before anybody relies on it, seals it and ends the
-    /// object.
+    /// object. The object, and how much memory it holds.
     pub(super) fn finish(
         mut self,
         header: &DeltaHeader,
         marks: Vec<Mark>,
-    ) -> Result<Vec<u8>, FrameError> {
+    ) -> Result<(Bytes, u64), FrameError> {
         self.seal_frame()?;
+        GATHERED.set(std::mem::take(&mut self.gathered));
         self.index.marks = marks;
         self.index.check(header)?;
         let plain = self.index.encode();
         let index = self.seal_bytes(&plain, INDEX_NUMBER, true)?;
         let trailer = DeltaTrailer { index, object_bytes: index.end() + TRAILER_BYTES as u64 };
-        self.object.extend_from_slice(&trailer.encode());
-        self.object.shrink_to_fit();
-        Ok(self.object)
+        self.object.buffer().extend_from_slice(&trailer.encode());
+        Ok(self.object.finish())
     }
 }
 

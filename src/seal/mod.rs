@@ -13,6 +13,7 @@ mod fold;
 mod frames;
 mod key;
 mod level;
+mod memory;
 mod open;
 mod pool;
 mod probe;

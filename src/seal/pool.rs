@@ -5,8 +5,10 @@
 //! Does not own: the order in which deltas are published.
 //!
 //! Memory: `room` (objects from before they are sealed until they are uploaded, at their worst
-//! size while being sealed and at their true size after) + `threads` × about 2 MiB (the zstd
-//! context and allocator slack). Records lie in the cache log and are not counted here.
+//! size while being sealed, after that at their true size or what an earlier object touched of the
+//! same memory, at most twice as much) + `threads` × (two objects' memory, kept for the next ones,
+//! and about 2 MiB: the zstd context and allocator slack). Records lie in the cache log and are not
+//! counted here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,11 +21,16 @@ use tokio::sync::oneshot;
 use super::batch::Batch;
 use super::error::SealError;
 use super::key::DataKey;
+use super::memory::{Draft, Shelf};
 use super::sealer::{Lineage, Made, Sealed, Unsealed, bytes_max, make};
 use crate::clock::{Clock, Entropy};
 use crate::observe::{CpuTimer, Metrics, Stage};
 use crate::settings::SealSettings;
 use crate::turns::{Turn, Turns, behind_acks};
+
+/// Objects whose memory is kept for each thread: the one after this one, and one that was uploaded
+/// meanwhile.
+const KEPT: usize = 2;
 
 /// A fixed number of threads that turn batches into deltas. Dropping it seals what is queued, then
 /// joins the threads.
@@ -34,6 +41,7 @@ pub struct SealPool {
     settings: SealSettings,
     level: AtomicI32,
     room: Turns,
+    shelf: Shelf,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
@@ -43,6 +51,7 @@ struct Job {
     lineage: Lineage,
     key: DataKey,
     settings: SealSettings,
+    object: Draft,
     reply: oneshot::Sender<Result<Made, SealError>>,
     slot: Turn,
 }
@@ -69,6 +78,7 @@ impl SealPool {
             threads: Vec::with_capacity(wanted),
             settings,
             room,
+            shelf: Shelf::keeping(KEPT * wanted),
             metrics,
             clock,
         };
@@ -88,6 +98,7 @@ impl SealPool {
     /// kept for machines that hold none.
     pub fn set_room(&self, bytes: u64, reserve: u64) {
         self.room.resize(bytes, reserve);
+        self.shelf.clear();
     }
 
     /// Seals the batches that come from now on at this level.
@@ -129,8 +140,9 @@ impl SealPool {
         // Held here, too: whatever becomes of the job, the records are not lost with it.
         let batch = Arc::new(batch);
         let (reply, made) = oneshot::channel();
-        let job =
-            Job { batch: Arc::clone(&batch), lineage: lineage.clone(), key, settings, reply, slot };
+        let object = self.shelf.draft(most);
+        let (shared, lineage_too) = (Arc::clone(&batch), lineage.clone());
+        let job = Job { batch: shared, lineage: lineage_too, key, settings, object, reply, slot };
         let jobs = self.jobs.as_ref().expect("taken away by drop only");
         // Does not block: there are as many slots as places in the queue.
         drop(jobs.send(job)); // without receivers the reply is gone, too
@@ -138,15 +150,18 @@ impl SealPool {
             .await
             .unwrap_or_else(|_| Err(panicked(&batch, &lineage, "its thread is gone".to_owned())));
         let batch = Arc::unwrap_or_clone(batch);
-        let made = match made {
-            Ok(made) => made.of(batch, &lineage),
+        let (made, held) = match made {
+            Ok(made) => {
+                let held = made.held;
+                (made.of(batch, &lineage), held)
+            }
             Err(source) => return Err(Box::new(Unsealed { batch, source })),
         };
         let (bytes_in, bytes_out) = (made.entry().source_bytes, made.object().len() as u64);
         self.metrics.moved(Stage::Seal, bytes_in, bytes_out);
         let spent = self.clock.monotonic().saturating_sub(asked);
         self.metrics.latency(Stage::Seal, spent);
-        room.shrink_to(bytes_out); // mostly a third of the worst
+        room.shrink_to(held); // mostly a third of the worst
         Ok(made.paid_by(room))
     }
 }
@@ -167,7 +182,8 @@ fn work(queue: &Receiver<Job>, metrics: &Metrics, entropy: &dyn Entropy) {
         let timer = CpuTimer::start();
         let (batch, lineage, settings) = (job.batch, job.lineage, job.settings);
         let keep = batch.keeps_every_write();
-        let attempt = || make(&batch, &lineage, &job.key, &settings, keep, entropy);
+        let (key, object) = (job.key, job.object);
+        let attempt = || make(&batch, &lineage, &key, &settings, keep, entropy, object);
         let made = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| {
             let message = panic
                 .downcast_ref::<String>()

@@ -46,6 +46,37 @@ async fn many_batches_at_once_come_back_as_their_own_deltas_within_their_room() 
     assert_eq!(room.in_use(), 0, "memory comes back with the last of them");
 }
 
+#[tokio::test]
+async fn large_objects_follow_each_other_in_the_same_memory_and_pay_for_all_of_it() {
+    const PART: usize = 512 << 10;
+    let room = Turns::new(64 << 20, 0);
+    let (pool, _) = pool(&room, System::entropy());
+    let mut stream = Stream::new("web");
+    let noise = super::super::testing::Seeded::new(7).bytes(PART);
+    let mut items = vec![stream.epoch(1)];
+    for number in 0..6 {
+        let plain = if number < 5 { noise.clone() } else { vec![7; PART] };
+        items.push(stream.write(0, number * 1024, plain));
+    }
+    let batches = batches(&stream.machine, items, 3 * PART as u64);
+    let keys = ring(&stream.machine);
+    let (mut places, mut lengths, mut held) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, batch) in (1..).zip(batches) {
+        let lineage = lineage(&stream.machine, id, None);
+        let sealed = pool.run(batch, lineage, keys.newest().clone()).await.unwrap();
+        places.push(sealed.object().as_ptr());
+        lengths.push(sealed.object().len() as u64);
+        held.push(room.in_use());
+    }
+    assert_eq!(places.len(), 2);
+    assert_eq!((places[0], places[0].align_offset(4096)), (places[1], 0));
+    assert!(lengths[0] > 3 * PART as u64 && lengths[1] < lengths[0] * 3 / 4, "{lengths:?}");
+    assert!(held[1] >= lengths[0], "the first one's pages are there yet: {held:?}");
+    assert_eq!((room.in_use(), pool.shelf.pieces()), (0, 1));
+    pool.set_room(64 << 20, 0);
+    assert_eq!(pool.shelf.pieces(), 0, "sizes may be others from now on");
+}
+
 /// Panics on the first use, then is the system's.
 struct Panics(AtomicBool);
 

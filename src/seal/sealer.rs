@@ -13,6 +13,7 @@ use super::encrypt::ObjectKey;
 use super::error::SealError;
 use super::frames::{FRAME_BYTES_MIN, FrameError, Frames, frame_bytes};
 use super::key::DataKey;
+use super::memory::Draft;
 use crate::cache::Durable;
 use crate::clock::Entropy;
 use crate::format::delta::{
@@ -150,7 +151,8 @@ pub fn seal(
     keep_every_write: bool,
     entropy: &dyn Entropy,
 ) -> Result<Sealed, Box<Unsealed>> {
-    match make(&batch, &lineage, key, settings, keep_every_write, entropy) {
+    let object = Draft::alone(bytes_max(&batch, settings));
+    match make(&batch, &lineage, key, settings, keep_every_write, entropy, object) {
         Ok(made) => Ok(made.of(batch, &lineage)),
         Err(source) => Err(Box::new(Unsealed { batch, source })),
     }
@@ -163,6 +165,8 @@ pub(super) struct Made {
     entry: DeltaEntry,
     epoch_begin: Option<EpochBegin>,
     pub(super) passed_over: u64,
+    /// Bytes of memory that the object holds.
+    pub(super) held: u64,
 }
 
 impl Made {
@@ -180,7 +184,8 @@ impl Made {
 }
 
 /// Makes the delta of a batch. The key is derived from a salt that is drawn here, so every call
-/// has a key of its own and its nonces may count from zero: see `docs/formats/delta.md`.
+/// has a key of its own and its nonces may count from zero: see `docs/formats/delta.md`. It is written
+/// into `object`, which has room for [`bytes_max`], so that it is never moved while it grows.
 pub(super) fn make(
     batch: &Batch,
     lineage: &Lineage,
@@ -188,6 +193,7 @@ pub(super) fn make(
     settings: &SealSettings,
     keep_every_write: bool,
     entropy: &dyn Entropy,
+    object: Draft,
 ) -> Result<Made, SealError> {
     let machine = MachineKey::of(&lineage.machine);
     if machine != batch.machine() {
@@ -207,13 +213,12 @@ pub(super) fn make(
         Change::EpochBegin(begin) => Some(begin.clone()),
         _ => None,
     });
-    let mut frames = Frames::new(&header, object_key, settings, &pieces);
+    let mut frames = Frames::new(&header, object_key, settings, object);
     let added: Result<(), _> = pieces.iter().try_for_each(|piece| frames.add(piece));
     let passed_over = frames.passed_over();
-    let object = added
+    let (object, held) = added
         .map_err(FrameError::from)
         .and_then(|()| frames.finish(&header, marks))
-        .map(Bytes::from)
         .map_err(|error| refused(lineage, &header, settings, error))?;
     let entry = DeltaEntry {
         id: header.id,
@@ -227,7 +232,7 @@ pub(super) fn make(
         catch_up: batch.catch_up(),
         bookmarks,
     };
-    Ok(Made { object, entry, epoch_begin, passed_over })
+    Ok(Made { object, entry, epoch_begin, passed_over, held })
 }
 
 /// Draws the salt and derives the key: the only place where either happens for a delta.

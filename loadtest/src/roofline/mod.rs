@@ -54,6 +54,8 @@ pub(crate) struct Args {
 
 /// MiB/s of the run that applies.
 const APPLYING_MIB: u32 = 60;
+/// Bytes of the cache log for each core, whose shard has at least four segments.
+const CACHE_BYTES: u64 = 512 << 20;
 /// Bare commits that are timed.
 const COMMITS: u32 = 2000;
 
@@ -170,7 +172,8 @@ fn cores() -> usize {
 }
 
 /// The same bytes through a process server: flat out, then at half of that. It does not apply: no
-/// part here does.
+/// part here does. Its cache log is small, so that the warm-up fills it: who sends faster than is
+/// published ends there, and from then on segments are used again, as those of the part are.
 fn pipeline(args: &Args, program: &Path) -> Result<Report, LoadError> {
     let mut words = vec![
         "--profile=sequential".to_owned(),
@@ -178,7 +181,8 @@ fn pipeline(args: &Args, program: &Path) -> Result<Report, LoadError> {
         format!("--machines={}", args.machines),
     ];
     words.push("--set=apply.enabled=false".to_owned());
-    words.push(format!("--warm-up={}", args.seconds.div_ceil(2)));
+    words.push(format!("--set=cache.bytes_max={}", CACHE_BYTES * cores() as u64));
+    words.push(format!("--warm-up={}", args.seconds));
     words.extend(pinned_level(args.level));
     words.extend(common(args));
     load::measure(&load::Args::of(&words), program)
