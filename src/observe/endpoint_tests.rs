@@ -69,7 +69,7 @@ async fn the_pages_over_a_socket() {
         ("GET /metrics", "holdfast_build_info"),
         ("GET /healthz", "ok"),
         ("GET /v1/status", "\"machine\":\"web\""),
-        ("GET /v1/tuning", "\"key\":\"batch.age_max_ms\",\"value\":1000,"),
+        ("GET /v1/tuning", "\"key\":\"batch.age_max_ms\",\"value\":6000,"),
         ("GET /v1/tuning", "\"key\":\"shards\",\"value\":"),
         (
             "GET /metrics\nhost: x\naccept: application/openmetrics-text;version=1.0.0,*/*;q=0.1\n",

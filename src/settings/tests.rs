@@ -38,7 +38,7 @@ fn defaults_are_those_of_the_checked_types() {
     assert_eq!(s.store, StoreUrl::Dir(directory.path().join("store")));
     assert_eq!(s.tls.ca_key, directory.path().join("ca.key"));
     assert_eq!((s.cache.segment_bytes, s.cache.bytes_max), (64 << 20, 8 << 30));
-    assert_eq!(s.batch.age_max.as_millis(), 1_000);
+    assert_eq!(s.batch.age_max.as_millis(), 6_000);
     assert_eq!(s.sidecar.token_ttl.as_secs(), 3_600);
     let a = agent(AGENT).unwrap();
     assert_eq!((a.server_name.as_str(), a.mode), ("h", AgentMode::Async));

@@ -94,7 +94,7 @@ fn every_violation_is_named_and_nothing_changes() {
     ];
     let said = refused(&tuning, &wanted);
     for (line, start) in said.iter().zip([
-        "batch.age_max_ms = 5: must be a whole number, 10 to 60000; the default is 1000",
+        "batch.age_max_ms = 5: must be a whole number, 10 to 60000; the default is 6000",
         "no.such = 1: is no setting",
         "seal.level = \"fast\": must be a whole number, -7 to 19",
         "shards = 2: cannot change while the server runs: the cache log was opened with it",
