@@ -118,11 +118,10 @@ fn marks_slow_agents_and_the_workload_never_waits() {
     let mode = || site.status("web-1").map(|status| status["mode"].as_str().unwrap().to_owned());
     eventually("tracked in order", 60, || (mode()? == "ordered").then_some(()));
 
-    // Without its store the cache fills, and one machine has filled it.
-    let away = site.store.join(".offline");
-    std::fs::write(&away, "").unwrap();
-    let marks = json!({ "cache.warn_fill": 0.1, "cache.slow_fill": 0.2, "cache.stop_fill": 0.5 });
-    assert_eq!(patch(&site, &json!({ "set": marks })).0, 200);
+    // Uploads crawl, so the cache fills, and one machine has filled it.
+    let crawl = json!({ "upload.bytes_per_s": 65_536, "cache.warn_fill": 0.1,
+        "cache.slow_fill": 0.2, "cache.stop_fill": 0.5 });
+    assert_eq!(patch(&site, &json!({ "set": crawl })).0, 200);
     let stopped = "holdfast_cache_pressure{level=\"stop\"}";
     eventually("the stop mark counts", 120, || (sample(&site, stopped)? == 1.0).then_some(()));
     assert_eq!(sample(&site, "holdfast_credit_share_ratio"), Some(0.0));
@@ -136,11 +135,11 @@ fn marks_slow_agents_and_the_workload_never_waits() {
         (workload.acknowledged.load(Ordering::Acquire) > before + 100).then_some(())
     });
 
-    let back = json!({ "cache.warn_fill": null, "cache.slow_fill": null, "cache.stop_fill": null });
+    let back = json!({ "upload.bytes_per_s": null, "cache.warn_fill": null, "cache.slow_fill": null, "cache.stop_fill": null });
     assert_eq!(patch(&site, &json!({ "set": back })).0, 200);
-    std::fs::remove_file(&away).unwrap();
     eventually("in order again", 120, || (mode()? == "ordered").then_some(()));
-    assert_eq!(sample(&site, "holdfast_cache_pressure{level=\"free\"}"), Some(1.0));
+    let free = "holdfast_cache_pressure{level=\"free\"}";
+    eventually("the cache is emptied", 60, || (sample(&site, free)? == 1.0).then_some(()));
     assert!(sample(&site, "holdfast_cache_pressure_changes_total{level=\"stop\"}") >= Some(1.0));
     drop(workload);
     agent.stop();

@@ -90,7 +90,7 @@ async fn the_pages_over_a_socket() {
 async fn settings_change_over_a_socket() {
     let server = Server::start().await;
     let (status, answer) = server.patch(r#"{"set": {"batch.age_max_ms": 50}, "keep": true}"#).await;
-    assert_eq!((status, &answer["changed"][0]["old"]), (200, &Value::from(1000)), "{answer}");
+    assert_eq!((status, &answer["changed"][0]["old"]), (200, &Value::from(6000)), "{answer}");
     assert_eq!(server.tuning.now().batch.age_max.as_millis(), 50);
 
     let (status, answer) =
