@@ -70,6 +70,11 @@ impl Rhythm {
         self.rest_at = Some(now + REST_AFTER);
     }
 
+    /// It was written to not long ago, and whoever applied that may have been killed before tidying.
+    pub(super) fn inherited(&mut self, now: Duration) {
+        self.tidy_at = self.tidy_at.min(now + TIDY_INTERVAL);
+    }
+
     /// Something did not work and is tried again: it may need the room that retention makes.
     pub(super) fn troubled(&mut self, now: Duration) {
         self.tidy_at = self.tidy_at.min(now + TIDY_INTERVAL);

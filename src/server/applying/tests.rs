@@ -296,3 +296,22 @@ async fn retention_still_runs_for_idle_machines() {
     assert!(site.points(0).await.snapshots.len() < 4);
     site.end(running).await;
 }
+
+#[tokio::test]
+async fn what_a_killed_applier_did_not_tidy_is_tidied_by_the_next_though_all_is_applied() {
+    for publisher in [Some("ps-1"), None] {
+        let site = Site::of(1).await;
+        let killed = site.start(publisher);
+        site.advance(20).await;
+        assert_eq!(site.points(0).await.applied, 5, "all of it");
+        killed.task.abort();
+        let tidied = || site.faulty.calls(Op::ListSnapshots, "");
+        let before = tidied();
+        let next = site.start(publisher);
+        site.advance(25).await;
+        assert_eq!(tidied(), before, "there is nothing to apply");
+        site.advance(10).await;
+        assert!(tidied() > before, "its predecessor may have left something");
+        site.end(next).await;
+    }
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::Applying;
 use super::error::TurnError;
-use super::rhythm::Rhythm;
+use super::rhythm::{Rhythm, TIDY_IDLE_INTERVAL};
 use super::standby::Standby;
 use crate::apply::{Applier, ApplierContext, ApplyError};
 use crate::clock::fraction;
@@ -137,6 +137,9 @@ impl Work {
             self.rhythm.tidied(now);
             return Ok(()); // nothing was published yet
         };
+        if self.generation.is_none() && self.is_recent(&manifest) {
+            self.rhythm.inherited(now);
+        }
         self.note_owner(&manifest, now);
         let tidies = self.rhythm.tidies(now);
         if !self.may_apply(&manifest, now).await? {
@@ -196,6 +199,13 @@ impl Work {
             cut = self.cut(context, manifest, decision) => cut.map_err(upload),
             _ = drain.wait_for(|drain| *drain) => Ok(()),
         }
+    }
+
+    /// Whether it was written to after the tidying that every idle machine gets.
+    fn is_recent(&self, manifest: &Manifest) -> bool {
+        let idle = i64::try_from(TIDY_IDLE_INTERVAL.as_secs()).unwrap_or(i64::MAX);
+        let now = self.applying.clock.wall();
+        manifest.entries.last().is_some_and(|newest| newest.created.plus_seconds(idle) >= now)
     }
 
     fn has_applied(&self, manifest: &Manifest) -> bool {
