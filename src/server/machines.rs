@@ -167,7 +167,7 @@ impl Registry {
         // Side by side: one that cannot be claimed must not keep the others' records from the store.
         let claims = stream::iter(waiting).map(|machine| self.claim_one_kept(machine));
         // As many as there are: how many are made at once is the claims' own to say.
-        Ok(claims.buffer_unordered(usize::MAX).all(async |claimed| claimed).await)
+        Ok(claims.buffer_unordered(usize::MAX).fold(true, async |all, one| all && one).await)
     }
 
     async fn claim_one_kept(&self, machine: MachineId) -> bool {

@@ -215,6 +215,25 @@ async fn kept_records_are_published_unless_another_server_had_the_machine() {
 }
 
 #[tokio::test]
+async fn a_machine_that_cannot_be_read_keeps_no_others_records() {
+    let (damaged, web) = (id("a-damaged"), id("web"));
+    let mut found = Kept::default();
+    for machine in [&damaged, &web] {
+        let survived = |record| Survivor { record, generation: Generation(1) };
+        found.add(kept(machine).into_iter().map(survived).collect());
+    }
+    let site = Site::new(found);
+    for machine in [&damaged, &web] {
+        site.enroll(machine).await;
+    }
+    let (name, body) = (names::machine_document(&damaged), Bytes::from_static(b"damaged"));
+    site.faulty.put(&name, body, Condition::Always).await.unwrap();
+    assert!(!site.registry.claim_kept().await.unwrap(), "one of them waits");
+    assert!(site.registry.served(&web).is_some());
+    assert!(site.registry.served(&damaged).is_none());
+}
+
+#[tokio::test]
 async fn so_many_claims_at_once_and_a_stuck_one_counts_for_a_while_only() {
     let site = Site::new(Kept::default());
     let gate = site.hold_claims();
