@@ -229,7 +229,9 @@ async fn machines_that_stopped_hold_their_records_and_nothing_else() {
     let rest = room - ground.room.in_use();
     let taken = ground.room.take(MachineKey([9; 16]), rest, rest).await;
     stopping.iter_mut().for_each(|rig| (0..9).for_each(|_| rig.bookmark()));
+    let mut steps = 0..100_000;
     while ground.room.waiting() < 8 {
+        steps.next().expect("it comes to an end");
         ground.clock.advance(Duration::from_millis(1)).await;
     }
     for rig in &stopping {
@@ -237,7 +239,9 @@ async fn machines_that_stopped_hold_their_records_and_nothing_else() {
         ground.faulty.delete(&manifest, Condition::Always).await.unwrap();
     }
     gate.open();
+    let mut steps = 0..100_000;
     while !stopping.iter().all(Rig::is_stopped) {
+        steps.next().expect("it comes to an end");
         ground.clock.advance(Duration::from_secs(1)).await;
     }
     drop(taken);
@@ -246,7 +250,9 @@ async fn machines_that_stopped_hold_their_records_and_nothing_else() {
     web.write();
     let others_go_on = async {
         web.published().await;
+        let mut steps = 0..100_000;
         while ground.room.in_use() > 0 || ground.pool.waiting() > 0 {
+            steps.next().expect("it comes to an end");
             ground.clock.advance(Duration::from_millis(1)).await;
         }
     };
@@ -270,7 +276,9 @@ async fn a_record_that_does_not_follow_is_held_with_those_before_it() {
     rig.write();
     rig.next += 1;
     rig.write();
+    let mut steps = 0..100_000;
     while !rig.is_stopped() {
+        steps.next().expect("it comes to an end");
         rig.clock.advance(Duration::from_millis(1)).await;
     }
     let Rig { records, pushed, task, .. } = rig;
