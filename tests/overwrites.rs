@@ -118,7 +118,8 @@ async fn publish(log: &Arc<LogStore>, records: Vec<Record>, keep_every_write: bo
             previous: previous.replace(id),
             created: Timestamp(0),
         };
-        let settings = SealSettings { threads: 1, level: 1, frame_bytes: 256 << 10 };
+        let settings =
+            SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 256 << 10 };
         let kept = batch.kept_bytes();
         let key = log.keys().newest();
         let delta = seal(batch, lineage, key, &settings, keep_every_write, &System);

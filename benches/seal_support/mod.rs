@@ -35,7 +35,7 @@ pub fn lineage(machine: &MachineId) -> Lineage {
 }
 
 pub fn seal_settings(level: i32) -> SealSettings {
-    SealSettings { threads: 1, level, frame_bytes: 256 << 10 }
+    SealSettings { threads: 1, compress: true, level, frame_bytes: 256 << 10 }
 }
 
 /// `bytes` in stripes of 1 MiB from all over the image that `HOLDFAST_BENCH_IMAGE` names, or made

@@ -26,6 +26,10 @@ pub(crate) struct Args {
     load: Vec<String>,
 }
 
+/// Seconds that every rung is given to settle, and machines for which it gets one more.
+const SETTLE_S: u32 = 10;
+const SETTLED_PER_S: u32 = 25;
+
 /// One rung.
 #[derive(Debug, Serialize)]
 struct Rung {
@@ -57,6 +61,8 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
     for machines in &args.rungs {
         eprintln!("{machines} machine(s)");
         let mut words = vec!["--flat-out".to_owned(), format!("--machines={machines}")];
+        // What a machine that has just come costs once is not the load's.
+        words.push(format!("--settle={}", SETTLE_S + machines / SETTLED_PER_S));
         words.extend(pinned_level(args.level));
         words.extend(args.load.iter().cloned());
         let report = load::measure(&load::Args::parsed(&words)?, program)?;

@@ -10,7 +10,10 @@ use crate::error::LoadError;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Lets time pass.
-#[allow(clippy::disallowed_methods, reason = "a plain thread that polls other processes")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a plain thread that polls other processes, or keeps a rate"
+)]
 pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }

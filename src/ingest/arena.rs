@@ -93,10 +93,13 @@ impl Arena {
 
     /// A piece with room for more than a record; waits until there is one.
     pub(super) async fn take(&self) -> BytesMut {
-        let _waiting = Waiting::new(&self.waiting);
+        let waiting = Waiting::new(&self.waiting);
         loop {
             let freed = self.freed.notified();
             if let Some(piece) = self.pieces().take() {
+                // What was dropped may have freed more than this one.
+                drop(waiting);
+                self.note_freed();
                 return piece;
             }
             if self.in_flight.load(Ordering::Acquire) == 0 {
@@ -135,11 +138,12 @@ impl Arena {
         Permit::leased(Arc::clone(self) as Arc<dyn Lease>)
     }
 
-    /// Something of a piece was dropped: whoever waits for one looks again.
+    /// Something of a piece was dropped: who waits longest for one looks again, and wakes the next
+    /// when it found one. All of a thousand that wait would look for each record that is durable.
     pub(super) fn note_freed(&self) {
         // Not a mere load: whoever begins to wait after it sees what was dropped before it.
         if self.waiting.fetch_add(0, Ordering::AcqRel) > 0 {
-            self.freed.notify_waiters();
+            self.freed.notify_one();
         }
     }
 
@@ -288,6 +292,71 @@ mod tests {
         assert!(futures_util::poll!(&mut taking).is_pending());
         drop(lease);
         assert!(futures_util::poll!(&mut taking).is_ready());
+    }
+
+    /// A future that remembers whether it was woken.
+    struct Task<'a> {
+        future: std::pin::Pin<Box<dyn Future<Output = BytesMut> + 'a>>,
+        woken: Arc<Woken>,
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl<'a> Task<'a> {
+        fn of(future: impl Future<Output = BytesMut> + 'a) -> Self {
+            Self { future: Box::pin(future), woken: Arc::default() }
+        }
+
+        fn poll(&mut self) -> Option<BytesMut> {
+            self.woken.0.store(false, Ordering::Relaxed);
+            let waker = Arc::clone(&self.woken).into();
+            match self.future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+                std::task::Poll::Ready(piece) => Some(piece),
+                std::task::Poll::Pending => None,
+            }
+        }
+
+        fn is_woken(&self) -> bool {
+            self.woken.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn what_comes_free_wakes_one_who_waits_and_the_next_only_when_there_is_more() {
+        let arena = arena(3 << 20);
+        let mut all: Vec<_> = std::iter::from_fn(|| arena.try_take()).collect();
+        let mut tasks: Vec<_> = (0..5).map(|_| Task::of(arena.take())).collect();
+        assert!(tasks.iter_mut().all(|task| task.poll().is_none()));
+        let woken = |tasks: &[Task<'_>]| tasks.iter().filter(|task| task.is_woken()).count();
+        // Of a piece that others hold still.
+        drop(arena.lease());
+        assert_eq!(woken(&tasks), 1);
+        assert!(tasks[0].poll().is_none());
+        // Two come free by one word.
+        for piece in all.drain(..2) {
+            arena.pieces().put(piece);
+        }
+        arena.note_freed();
+        assert_eq!(woken(&tasks), 1);
+        while let Some(at) = tasks.iter().position(Task::is_woken) {
+            if let Some(piece) = tasks[at].poll() {
+                all.push(piece);
+                tasks.remove(at);
+            }
+        }
+        assert_eq!(tasks.len(), 3);
+        // Who was woken and goes away leaves its turn to the next.
+        arena.give_back(all.pop().unwrap());
+        let gone = tasks.iter().position(Task::is_woken).unwrap();
+        drop(tasks.remove(gone));
+        assert_eq!(woken(&tasks), 1);
     }
 
     #[tokio::test]

@@ -49,6 +49,7 @@ pub(super) enum FrameError {
 pub(super) struct Frames<'a> {
     header: [u8; HEADER_BYTES],
     key: ObjectKey,
+    compress: bool,
     level: i32,
     frame_bytes: usize,
     object: Draft,
@@ -72,6 +73,7 @@ impl<'a> Frames<'a> {
         Self {
             header,
             key,
+            compress: settings.compress,
             level: settings.level,
             frame_bytes,
             object,
@@ -132,7 +134,7 @@ impl<'a> Frames<'a> {
             }
         };
         let number = self.index.frames.len() as u64;
-        let compress = !self.probe.passes_over(plain);
+        let compress = self.compress && !self.probe.passes_over(plain);
         let frame = self.seal_bytes(plain, number, compress)?;
         if compress {
             self.probe.tried(frame.compressed);

@@ -12,7 +12,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -40,6 +40,7 @@ pub struct SealPool {
     threads: Vec<JoinHandle<()>>,
     settings: SealSettings,
     level: AtomicI32,
+    compress: AtomicBool,
     room: Turns,
     shelf: Shelf,
     metrics: Arc<Metrics>,
@@ -75,6 +76,7 @@ impl SealPool {
             jobs: Some(jobs),
             slots: Turns::new(queued as u64, 1),
             level: AtomicI32::new(settings.level),
+            compress: AtomicBool::new(settings.compress),
             threads: Vec::with_capacity(wanted),
             settings,
             room,
@@ -106,6 +108,11 @@ impl SealPool {
         self.level.store(level, Ordering::Relaxed);
     }
 
+    /// Whether batches that come from now on are compressed.
+    pub fn set_compress(&self, compress: bool) {
+        self.compress.store(compress, Ordering::Relaxed);
+    }
+
     /// Batches that wait for a thread.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -133,7 +140,8 @@ impl SealPool {
     ) -> Result<Sealed, Box<Unsealed>> {
         let asked = self.clock.monotonic();
         let level = self.level.load(Ordering::Relaxed);
-        let settings = SealSettings { level, ..self.settings.clone() };
+        let compress = self.compress.load(Ordering::Relaxed);
+        let settings = SealSettings { compress, level, ..self.settings.clone() };
         let (who, most) = (batch.machine(), bytes_max(&batch, &settings));
         let mut room = self.room.take(who, most, most).await;
         let slot = self.slots.take(who, 1, batch.payload_bytes()).await;

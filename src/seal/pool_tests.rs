@@ -77,6 +77,28 @@ async fn large_objects_follow_each_other_in_the_same_memory_and_pay_for_all_of_i
     assert_eq!(pool.shelf.pieces(), 0, "sizes may be others from now on");
 }
 
+#[tokio::test]
+async fn what_is_not_to_be_compressed_is_stored_as_it_is_and_zeros_stay_free() {
+    let (pool, _) = pool(&Turns::new(64 << 20, 0), System::entropy());
+    let mut stream = Stream::new("web");
+    let plain = b"some words, and ".repeat(4096);
+    let mut items = vec![stream.epoch(1)];
+    items.extend((0..3).map(|n| stream.write(0, n * 1024, plain.clone())));
+    items.push(stream.write(0, 8192, vec![0; 64 << 10]));
+    let keys = ring(&stream.machine);
+    let mut lengths = Vec::new();
+    for compress in [true, false, true] {
+        pool.set_compress(compress);
+        let batch = batches(&stream.machine, items.clone(), 1 << 20).remove(0);
+        let lineage = lineage(&stream.machine, 1, None);
+        let sealed = pool.run(batch, lineage, keys.newest().clone()).await.unwrap();
+        lengths.push(sealed.object().len());
+    }
+    let stored = 3 * plain.len();
+    assert!((stored..stored + 8192).contains(&lengths[1]), "{lengths:?}");
+    assert!(lengths[0] < stored / 10 && lengths[2] == lengths[0], "{lengths:?}");
+}
+
 /// Panics on the first use, then is the system's.
 struct Panics(AtomicBool);
 

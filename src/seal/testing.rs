@@ -125,7 +125,7 @@ pub(super) fn batches(machine: &MachineId, items: Vec<Durable>, bytes_max: u64) 
 }
 
 pub(super) fn seal_settings(frame_bytes: u32) -> SealSettings {
-    SealSettings { threads: 2, level: 1, frame_bytes }
+    SealSettings { threads: 2, compress: true, level: 1, frame_bytes }
 }
 
 pub(super) fn ring(machine: &MachineId) -> KeyRing {

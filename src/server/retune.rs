@@ -28,6 +28,7 @@ impl Retune {
             let settings = Arc::clone(&self.settings.borrow_and_update());
             let (bytes, reserve) = sealed_bytes(&settings);
             self.pool.set_room(bytes, reserve);
+            self.pool.set_compress(settings.seal.compress);
             self.uplink.follow(settings.upload.streams, settings.upload.rate.clone());
             self.block_bytes.store(settings.upload.block_bytes, Ordering::Relaxed);
             tokio::select! {

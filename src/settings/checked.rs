@@ -111,6 +111,8 @@ pub struct BatchSettings {
 pub struct SealSettings {
     /// CPU threads; default: cores.
     pub threads: usize,
+    /// Whether frames are compressed at all; default true.
+    pub compress: bool,
     /// The usual zstd level; default 1.
     pub level: i32,
     /// Plaintext of a frame; default 256 KiB.

@@ -59,6 +59,7 @@ pub(super) struct RawBatch {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawSeal {
     pub(super) threads: Option<i64>,
+    pub(super) compress: Option<bool>,
     pub(super) level: Option<i64>,
     pub(super) level_min: Option<i64>,
     pub(super) level_max: Option<i64>,

@@ -142,6 +142,7 @@ fn seal(c: &mut Check, raw: &RawSeal) -> SealSettings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let settings = SealSettings {
         threads: c.narrow("seal.threads", raw.threads, cores.min(256), 1..=256),
+        compress: false,
         level: 0,
         frame_bytes: c.narrow("seal.frame_bytes", raw.frame_bytes, 256 * KIB, 16 * KIB..=MIB),
     };

@@ -234,7 +234,8 @@ impl Site {
                 previous: previous.replace(id),
                 created: self.clock.wall(),
             };
-            let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
+            let settings =
+                SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 64 << 10 };
             let key = self.log.keys().newest();
             let delta = seal(batch, lineage, key, &settings, false, &System);
             to.send(delta.unwrap_or_else(|error| panic!("{error}"))).await.unwrap();

@@ -67,9 +67,9 @@ pub(crate) struct Args {
     /// Seconds of each phase
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) seconds: u32,
-    /// Of idle-many: seconds before the idle time in which the server applies and tidies what
-    /// connecting left, shown as a phase of its own; 60, and 1 more for every 50 machines
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Seconds after connecting in which nothing is written, so that the server applies and tidies what
+    /// that left; of idle-many a phase of its own, 60, and 1 more for every 50 machines
+    #[arg(long, value_name = "S", overrides_with = "settle", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) settle: Option<u32>,
     /// Two phases: all machines at --rate (default 1 MiB/s each), then the first one as fast as it can
     #[arg(long, conflicts_with_all = ["flat_out", "trace", "outage"])]
@@ -129,7 +129,7 @@ struct Alone {
 }
 
 impl Args {
-    /// Seconds before the idle time.
+    /// Seconds before the idle time of idle-many.
     pub(crate) fn settle_s(&self) -> u32 {
         self.settle.unwrap_or(60 + self.machines / 50)
     }

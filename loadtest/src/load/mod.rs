@@ -160,6 +160,10 @@ impl<'a> Run<'a> {
         let fleet = self.connect()?;
         self.phase(&fleet, &Step::nothing("opening"))?;
         let connect_seconds = (System.monotonic() - begun).as_secs_f64();
+        if let Some(seconds) = self.args.settle.filter(|_| !self.is_idle()) {
+            let time = Duration::from_secs(seconds.into());
+            self.phase(&fleet, &Step { time, ..Step::paced("settling", Pace::Writes(0.0)) })?;
+        }
         if let (1.., Some(first)) = (self.args.warm_up, self.plan().first()) {
             let time = Duration::from_secs(self.args.warm_up.into());
             self.phase(&fleet, &Step { name: "warming up", time, ..*first })?;
@@ -178,14 +182,18 @@ impl<'a> Run<'a> {
         Ok(self.report(connect_seconds, phases, closed))
     }
 
+    fn is_idle(&self) -> bool {
+        self.args.trace.is_none() && self.args.profile == Profile::IdleMany
+    }
+
     /// The phases.
     fn plan(&self) -> Vec<Step> {
         let args = self.args;
         let flat = Pace::Flat { depth: args.depth };
         let bytes = |rate: f64| Pace::Bytes(rate * f64::from(1 << 20));
         let time = Duration::from_secs(args.seconds.into());
-        let step = |name, pace| Step { name, pace: Some(pace), loud: None, time, outage: None };
-        if args.trace.is_none() && args.profile == Profile::IdleMany {
+        let step = |name, pace| Step { time, ..Step::paced(name, pace) };
+        if self.is_idle() {
             let settling = Duration::from_secs(args.settle_s().into());
             let name = "connected a moment ago";
             return vec![Step { time: settling, ..step(name, flat) }, step("idle", flat)];

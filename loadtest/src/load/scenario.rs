@@ -25,8 +25,12 @@ pub(crate) struct Step {
 impl Step {
     /// Waits until everything that was sent is published.
     pub(crate) fn nothing(name: &'static str) -> Self {
-        let pace = Some(Pace::Flat { depth: 1 });
-        Self { name, pace, loud: None, time: Duration::ZERO, outage: None }
+        Self::paced(name, Pace::Flat { depth: 1 })
+    }
+
+    /// All machines alike, for no time yet.
+    pub(crate) fn paced(name: &'static str, pace: Pace) -> Self {
+        Self { name, pace: Some(pace), loud: None, time: Duration::ZERO, outage: None }
     }
 
     /// Its pace, now that the step before is known.

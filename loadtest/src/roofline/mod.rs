@@ -3,10 +3,12 @@
 //! Owns: the order, and the comparison. The parts are [`parts`]; the pipeline is a process server
 //! under the wire-level generator.
 
+mod beside;
 mod parts;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -56,6 +58,8 @@ pub(crate) struct Args {
 const APPLYING_MIB: u32 = 60;
 /// Bytes of the cache log for each core, whose shard has at least four segments.
 const CACHE_BYTES: u64 = 512 << 20;
+/// How long commits are timed beside everything else.
+const BESIDE: Duration = Duration::from_secs(10);
 /// Bare commits that are timed.
 const COMMITS: u32 = 2000;
 
@@ -70,10 +74,14 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
     let group = parts::bare_commit(4096 * in_flight as usize, COMMITS / 4, work.path())?;
     drop(progress);
     let pipeline = pipeline(args, program)?;
+    let half = pipeline.phases.last().map_or(0.0, |phase| phase.durable_bytes_per_second);
+    let beside = beside(args, half, work.path())?;
     let small = small_writes(args, program)?;
     let commits = Commits {
         bare_p50_ms: at(&bare, 0.5),
         bare_p99_ms: at(&bare, 0.99),
+        beside_p50_ms: at(&beside, 0.5),
+        beside_p99_ms: at(&beside, 0.99),
         group_writes_per_second: f64::from(in_flight) / (group.mean() / 1e6),
     };
     let applying = applying(args, program)?;
@@ -101,6 +109,16 @@ fn at(us: &Histogram<u64>, quantile: f64) -> f64 {
     us.value_at_quantile(quantile) as f64 / 1e3
 }
 
+/// Commits of a lean log at this rate, beside sealing and storing at the same.
+fn beside(args: &Args, rate: f64, work: &Path) -> Result<Histogram<u64>, LoadError> {
+    let content = content(args)?;
+    let _progress = Progress::new("commits beside sealing and storing");
+    let shares = parts::shares(content.all(), cores());
+    let folders = folders(shares.len(), work)?;
+    let placed: Vec<_> = shares.into_iter().zip(folders).collect();
+    beside::commits(&placed, args.level, rate.max(1.0), BESIDE)
+}
+
 /// Every part, on all cores at once.
 struct Alone {
     parts: Vec<Part>,
@@ -111,12 +129,7 @@ struct Alone {
 }
 
 fn all_parts(args: &Args, work: &Path) -> Result<Alone, LoadError> {
-    let progress = Progress::new("reading content");
-    let content = match &args.data {
-        Some(image) => Content::of_image(image, load::IMAGE_BYTES)?,
-        None => Content::of_files(&args.files, load::CONTENT_BYTES, 1)?,
-    };
-    drop(progress);
+    let content = content(args)?;
     let mut best: Option<Alone> = None;
     for round in 1..=args.rounds {
         let _progress = Progress::new(&format!("parts, round {round}"));
@@ -138,14 +151,27 @@ fn all_parts(args: &Args, work: &Path) -> Result<Alone, LoadError> {
     best.ok_or_else(|| LoadError::Usage("--rounds must be at least 1".into()))
 }
 
-fn one_round(args: &Args, bytes: &[u8], work: &Path) -> Result<Alone, LoadError> {
-    let shares = parts::shares(bytes, cores());
-    let folders = (0..shares.len()).map(|number| {
+fn content(args: &Args) -> Result<Content, LoadError> {
+    let _progress = Progress::new("reading content");
+    match &args.data {
+        Some(image) => Content::of_image(image, load::IMAGE_BYTES),
+        None => Content::of_files(&args.files, load::CONTENT_BYTES, 1),
+    }
+}
+
+/// One for each core.
+fn folders(count: usize, work: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let folders = (0..count).map(|number| {
         let folder = work.join(number.to_string());
         std::fs::create_dir_all(&folder).map_err(LoadError::file(&folder, "making it"))?;
         Ok(folder)
     });
-    let folders = folders.collect::<Result<Vec<_>, LoadError>>()?;
+    folders.collect()
+}
+
+fn one_round(args: &Args, bytes: &[u8], work: &Path) -> Result<Alone, LoadError> {
+    let shares = parts::shares(bytes, cores());
+    let folders = folders(shares.len(), work)?;
     let placed = || shares.iter().copied().zip(&folders);
     let (receive, _) = parts::together(placed(), |(share, _)| Ok((parts::receive(share)?, ())))?;
     let (checksum, _) = parts::together(placed(), |(share, _)| Ok((parts::checksum(share), ())))?;

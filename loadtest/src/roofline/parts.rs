@@ -28,13 +28,13 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// What the server compresses at once (`seal.frame_bytes`).
 const FRAME_BYTES: usize = 256 << 10;
 /// Source bytes of one object (`batch.bytes_max`).
-const OBJECT_BYTES: usize = 8 << 20;
+pub(crate) const OBJECT_BYTES: usize = 8 << 20;
 /// What one group commit of a busy log holds.
 const APPEND_BYTES: usize = 1 << 20;
 /// A write that is checked.
-const WRITE_BYTES: usize = 64 << 10;
+pub(crate) const WRITE_BYTES: usize = 64 << 10;
 /// A cache segment.
-const SEGMENT_BYTES: usize = 64 << 20;
+pub(crate) const SEGMENT_BYTES: usize = 64 << 20;
 /// Writes of 4 KiB that a bare commit holds at most: half of a segment.
 pub(crate) const COMMIT_WRITES_MAX: u32 = (SEGMENT_BYTES / 2 / 4096) as u32;
 /// The key of every frame: what it is costs nothing.
@@ -168,14 +168,17 @@ pub(crate) fn checksum(bytes: &[u8]) -> Part {
 /// Append and fdatasync of 1 MiB after another, into segments that were used before.
 pub(crate) fn append(bytes: &[u8], directory: &Path) -> Result<Part, LoadError> {
     let (file, path) = segment(directory)?;
-    let failed = || LoadError::file(&path, "appending to it");
     let watch = Stopwatch::start("append + fdatasync");
     for (number, piece) in bytes.chunks(APPEND_BYTES).enumerate() {
-        let at = number * APPEND_BYTES % SEGMENT_BYTES;
-        file.write_all_at(piece, at as u64).map_err(failed())?;
-        file.sync_data().map_err(failed())?;
+        commit(&file, piece, number * APPEND_BYTES % SEGMENT_BYTES, &path)?;
     }
     Ok(watch.stop(bytes.len()))
+}
+
+/// One append, durable.
+pub(crate) fn commit(file: &File, bytes: &[u8], at: usize, path: &Path) -> Result<(), LoadError> {
+    let written = file.write_all_at(bytes, at as u64).and_then(|()| file.sync_data());
+    written.map_err(LoadError::file(path, "appending to it"))
 }
 
 /// zstd over independent frames, one context. The part, and the frames.
@@ -191,9 +194,15 @@ pub(crate) fn compress(bytes: &[u8], level: i32) -> Result<(Part, Vec<Vec<u8>>),
     }
     let part = watch.stop(bytes.len());
     // Again, to keep them: that is no part.
+    Ok((part, frames(bytes, level)?))
+}
+
+/// The frames of `bytes`, compressed.
+pub(crate) fn frames(bytes: &[u8], level: i32) -> Result<Vec<Vec<u8>>, LoadError> {
+    let failed = || LoadError::file("zstd", "compressing");
+    let mut compressor = Compressor::new(level).map_err(failed())?;
     let frames = bytes.chunks(FRAME_BYTES).map(|frame| compressor.compress(frame));
-    let frames: Result<Vec<_>, _> = frames.collect();
-    Ok((part, frames.map_err(failed())?))
+    frames.collect::<Result<_, _>>().map_err(failed())
 }
 
 /// AES-256-GCM over the compressed frames where they lie.
@@ -285,14 +294,12 @@ pub(crate) fn bare_commit(
     directory: &Path,
 ) -> Result<Histogram<u64>, LoadError> {
     let (file, path) = segment(directory)?;
-    let failed = || LoadError::file(&path, "appending to it");
     let mut seen = Histogram::new(3).expect("three digits are allowed");
     let content = vec![0x5A; bytes];
     for number in 0..count as usize {
         let at = number * bytes % (SEGMENT_BYTES - bytes);
         let begun = System.monotonic();
-        file.write_all_at(&content, at as u64).map_err(failed())?;
-        file.sync_data().map_err(failed())?;
+        commit(&file, &content, at, &path)?;
         let us = (System.monotonic() - begun).as_micros() as u64;
         seen.record(us.max(1)).expect("it grows by itself");
     }
@@ -300,7 +307,7 @@ pub(crate) fn bare_commit(
 }
 
 /// A segment that was written once, as a recycled one was.
-fn segment(directory: &Path) -> Result<(File, std::path::PathBuf), LoadError> {
+pub(crate) fn segment(directory: &Path) -> Result<(File, std::path::PathBuf), LoadError> {
     let path = directory.join("segment");
     let failed = || LoadError::file(&path, "preparing it");
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);

@@ -192,7 +192,8 @@ impl World {
                 previous,
                 created: Timestamp(i64::MAX),
             };
-            let seal_settings = SealSettings { threads: 1, level: 1, frame_bytes: 4 << 10 };
+            let seal_settings =
+                SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 4 << 10 };
             let key = log.keys().newest();
             let sealed = seal(batch, lineage, key, &seal_settings, self.keep_every_write, &System);
             let sealed = sealed.unwrap();

@@ -99,7 +99,8 @@ impl Site {
                 previous: previous.replace(made),
                 created: self.clock.wall(),
             };
-            let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
+            let settings =
+                SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 64 << 10 };
             let delta = seal(batch, lineage, &key, &settings, false, &System);
             to.send(delta.unwrap_or_else(|error| panic!("{error}"))).await.unwrap();
         }

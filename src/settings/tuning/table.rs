@@ -78,6 +78,8 @@ pub(in super::super) const TABLE: &[Row] = &[
         "memory: upload.streams_max × this, 2 × this a seal thread; smaller means more requests to the store"),
     row!(batch.age_max_ms => age_max: Milliseconds, Whole, whole(6_000, 10, 60_000),
         "what the agent sends again when the server is lost with its disk (a bookmark closes its delta at once); shorter means more requests to the store"),
+    row!(seal.compress => compress: Switch, Switch, Bounds::Switch { default: true },
+        "off: zeros are still left out, all else is stored as it is: for disks that are encrypted; store space and traffic"),
     row!(seal.level => level: Level, Whole, Bounds::Whole { default: 1, least: -7, most: 19 },
         "the usual level; CPU: level 3 takes about 1.7 × the time of level 1"),
     row_at!(seal.level_min => levels.min: Level, Bounds::Whole { default: -5, least: -7, most: 19 },

@@ -333,7 +333,7 @@ impl<'a> Stream<'a> {
             previous: self.previous.replace(id),
             created: crate::model::Timestamp(0),
         };
-        let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
+        let settings = SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 64 << 10 };
         seal(batch, lineage, self.keys.newest(), &settings, false, self.entropy.as_ref()).unwrap()
     }
 }

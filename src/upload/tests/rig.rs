@@ -179,7 +179,8 @@ impl Rig {
             batches.push(batch);
         }
         let mut previous = manifest.last_delta;
-        let seal_settings = SealSettings { threads: 1, level: 1, frame_bytes: 4096 };
+        let seal_settings =
+            SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 4096 };
         let sealed = batches.into_iter().map(|batch| {
             let id = DeltaId(random16(entropy.as_ref()));
             let lineage = Lineage {
