@@ -8,6 +8,8 @@ use crate::error::LoadError;
 use crate::load::{self, Report};
 use crate::site::{parse_level, pinned_level};
 
+const GIB: f64 = (1u64 << 30) as f64;
+
 /// The same load from more and more machines; what follows is passed on to each rung
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -35,7 +37,11 @@ const SETTLED_PER_S: u32 = 25;
 struct Rung {
     machines: u32,
     bytes_per_second: f64,
+    /// Receiving to publishing.
     server_cpu_seconds_per_gib: f64,
+    /// A GiB that was applied; absent when nothing was. Applying goes on behind the load, so what was
+    /// applied meanwhile is not what was sent.
+    apply_cpu_seconds_per_gib: Option<f64>,
     generator_cpu_seconds_per_gib: f64,
     server_anonymous_bytes: Option<u64>,
     connect_seconds: f64,
@@ -44,14 +50,23 @@ struct Rung {
 impl Rung {
     fn of(report: &Report) -> Option<Self> {
         let phase = report.phases.first()?;
+        let applying = phase.server_cpu_seconds.apply / (phase.payload_bytes as f64 / GIB);
         Some(Self {
             machines: report.machines,
             bytes_per_second: phase.published_bytes_per_second,
-            server_cpu_seconds_per_gib: phase.server_cpu_seconds_per_gib,
+            server_cpu_seconds_per_gib: phase.server_cpu_seconds_per_gib - applying,
+            apply_cpu_seconds_per_gib: phase.apply_cpu_seconds_per_gib,
             generator_cpu_seconds_per_gib: phase.generator_cpu_seconds_per_gib,
             server_anonymous_bytes: report.server_memory.map(|memory| memory.anonymous_bytes),
             connect_seconds: report.connect_seconds,
         })
+    }
+}
+
+impl Rung {
+    /// A GiB on its whole way.
+    fn whole(&self) -> f64 {
+        self.server_cpu_seconds_per_gib + self.apply_cpu_seconds_per_gib.unwrap_or(0.0)
     }
 }
 
@@ -71,16 +86,21 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
     if args.json {
         return Ok(serde_json::to_string_pretty(&rungs).expect("plain values are JSON"));
     }
-    let first = rungs.first().map_or(1.0, |rung| rung.server_cpu_seconds_per_gib);
+    let first = rungs.first().map_or(1.0, Rung::whole);
     let mut text =
-        "machines      MB/s  server CPU s/GiB  to the first  generator  memory MiB\n".to_owned();
+        "                   server CPU s/GiB\nmachines      MB/s  published   applied       sum  \
+                    to the first  generator  memory MiB\n"
+            .to_owned();
     for rung in &rungs {
-        let Rung { machines, server_cpu_seconds_per_gib: cpu, .. } = rung;
+        let (machines, published) = (rung.machines, rung.server_cpu_seconds_per_gib);
+        let applied =
+            rung.apply_cpu_seconds_per_gib.map_or_else(|| "-".into(), |cpu| format!("{cpu:.2}"));
         let (mb, generator) = (rung.bytes_per_second / 1e6, rung.generator_cpu_seconds_per_gib);
         let memory = rung.server_anonymous_bytes.unwrap_or(0) >> 20;
-        let to_first = cpu / first.max(1e-9);
+        let (sum, to_first) = (rung.whole(), rung.whole() / first.max(1e-9));
         text.push_str(&format!(
-            "{machines:8} {mb:9.1} {cpu:17.2} {to_first:13.2} {generator:10.2} {memory:11}\n"
+            "{machines:8} {mb:9.1} {published:10.2} {applied:>9} {sum:9.2} {to_first:13.2} \
+             {generator:10.2} {memory:11}\n"
         ));
     }
     Ok(text.trim_end().to_owned())
