@@ -26,7 +26,7 @@ const PATH: &str = "/v1/replicate";
 /// Silence of the other system, in timeouts, after which TCP gives up. More than one: TCP counts it as
 /// silence, too, when the server's system answers and the server takes nothing for so long, and a
 /// server that is short of memory may do that (tcp(7), `TCP_USER_TIMEOUT`).
-pub(super) const SYSTEM_SILENT: u32 = 3;
+const SYSTEM_SILENT: u32 = 3;
 
 /// HTTP/1.1 upgrade over TLS 1.3 over TCP.
 pub(super) struct TcpDial {
@@ -85,4 +85,20 @@ fn notice(tcp: &TcpStream, timeout: Duration) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(tcp, true)?;
     let most = (timeout * SYSTEM_SILENT).as_millis();
     sockopt::set_tcp_user_timeout(tcp, u32::try_from(most).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_path_that_is_gone_is_noticed_while_nothing_is_sent() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        notice(&tcp, Duration::from_millis(1500)).unwrap();
+        assert!(sockopt::socket_keepalive(&tcp).unwrap());
+        assert_eq!(sockopt::tcp_user_timeout(&tcp).unwrap(), 4500);
+        assert!(sockopt::tcp_keepidle(&tcp).unwrap() <= Duration::from_secs(2));
+        assert!(sockopt::tcp_keepintvl(&tcp).unwrap() <= Duration::from_secs(2));
+    }
 }
