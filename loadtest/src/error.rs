@@ -40,6 +40,8 @@ pub(crate) enum LoadError {
         "machine {machine}, disk {disk}: exported SHA-256 {found}, the source disk has {expected}"
     )]
     Difference { machine: String, disk: String, found: String, expected: String },
+    #[error("machine {machine}: {what}")]
+    Broken { machine: String, what: String },
     #[error("a thread of the {0} ended in a panic")]
     Thread(&'static str),
     #[error("setting: {what}")]
@@ -96,7 +98,7 @@ impl LoadError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Setting { .. } => 2,
-            Self::Difference { .. } => 3,
+            Self::Difference { .. } | Self::Broken { .. } => 3,
             Self::Audit { source: AuditError::Difference { .. }, .. } => 3,
             _ => 1,
         }

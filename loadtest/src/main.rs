@@ -10,6 +10,7 @@ mod process;
 mod progress;
 mod roofline;
 mod site;
+mod takeover;
 mod tls;
 mod wait;
 
@@ -38,6 +39,7 @@ enum Command {
     Path(path::Args),
     Ladder(ladder::Args),
     Roofline(roofline::Args),
+    Takeover(takeover::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn run(cli: &Cli) -> Result<String, LoadError> {
         Some(Command::Path(args)) => path::run(args, &program),
         Some(Command::Ladder(args)) => ladder::run(args, &program),
         Some(Command::Roofline(args)) => roofline::run(args, &program),
+        Some(Command::Takeover(args)) => takeover::run(args, &program),
         None => load::run(&cli.load, &program),
     }
 }

@@ -85,6 +85,13 @@ impl Process {
         }
     }
 
+    /// Kills it: what it did not sync or send is lost.
+    pub(crate) fn kill(mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        self.end();
+    }
+
     /// Asks it to stop and waits for that; kills it when it does not listen.
     pub(crate) fn end(&mut self) {
         if let Some(watch) = self.watch.take() {

@@ -58,7 +58,12 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// Of the running server whose files are below `site`; `None` while there is none.
     pub(crate) fn read(site: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(site.join("run/addresses.json")).ok()?).ok()
+        Self::below(&site.join("run"))
+    }
+
+    /// Of the server whose run directory this is.
+    pub(crate) fn below(run: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(run.join("addresses.json")).ok()?).ok()
     }
 }
 
@@ -175,7 +180,10 @@ impl Machine {
 }
 
 /// Sets values in a settings file; its comments are lost.
-fn change<'a>(config: &Path, settings: impl Iterator<Item = &'a Setting>) -> Result<(), LoadError> {
+pub(crate) fn change<'a>(
+    config: &Path,
+    settings: impl Iterator<Item = &'a Setting>,
+) -> Result<(), LoadError> {
     let text = fs::read_to_string(config).map_err(LoadError::file(config, "reading it"))?;
     let wrong = |what: String| LoadError::Setting { what };
     let mut table: toml::Table = text.parse().map_err(|error| wrong(format!("{error}")))?;

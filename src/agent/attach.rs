@@ -99,6 +99,7 @@ impl Stream {
         core.round = None;
         core.last = at;
         core.sent = at;
+        core.sent_before = at;
         core.durable = at;
     }
 

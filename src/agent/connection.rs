@@ -1,42 +1,39 @@
-//! Keeping connected: servers in turn, back-off with full jitter, an answer for each refusal.
+//! Keeping connected: to one server after the other, with an answer for each refusal.
 //!
-//! Owns: which server is tried when. Does not own: what is said there ([`super::session`]).
+//! Owns: what follows the end of a connection. Does not own: which server is next and when
+//! ([`super::route`]), what is said there ([`super::session`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::clock::{back_off, fraction};
-use crate::format::wire::Refusal;
+use crate::clock::fraction;
+use crate::format::wire::{Redirect, Refusal};
 use crate::observe::error_chain;
 
 use super::dial::{Connection, Way};
 use super::error::AgentError;
+use super::route::Route;
 use super::run::Shared;
 use super::session::{self, End};
 
-/// First pause; doubles with each attempt in vain.
-const PAUSE_MIN: Duration = Duration::from_millis(200);
-/// Longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a refusal that only a human can lift.
 const PAUSE_SLOW: Duration = Duration::from_secs(120);
-/// Time for TCP, TLS and HTTP together, or for QUIC.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What follows the end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Again, with a pause that grows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// The next server.
     Retry,
-    /// Again after a long pause.
+    /// One of these first.
+    Follow(Vec<String>),
+    /// The next server after a long pause.
     Slowly,
     /// Never: only bitmaps are kept until the agent is restarted.
     Halt,
 }
 
 /// The one answer to each refusal.
-pub(super) fn next(code: Refusal) -> Next {
+fn next(code: Refusal) -> Next {
     match code {
         Refusal::Version | Refusal::Foreign => Next::Halt,
         Refusal::Identity | Refusal::Superseded => Next::Slowly,
@@ -44,32 +41,43 @@ pub(super) fn next(code: Refusal) -> Next {
     }
 }
 
-/// Connects, serves the connection, reconnects; returns when the agent leaves or must stop.
+/// The answer to the end of a connection to `server`, and why it ended.
+fn answer(server: &str, outcome: Result<End, AgentError>) -> Option<(Next, String)> {
+    Some(match outcome {
+        Ok(End::Left) => return None,
+        Ok(End::Refused(refuse)) => {
+            let why = format!("{server} refused ({:?}): {}", refuse.code, refuse.text);
+            (next(refuse.code), why)
+        }
+        Ok(End::Redirected(Redirect { addresses, reason })) => {
+            let why = format!("{server} sent us to {}: {reason}", addresses.join(", "));
+            (Next::Follow(addresses), why)
+        }
+        Ok(End::Foreign(why)) => (Next::Halt, format!("{server}: {why}")),
+        Err(error) => (Next::Retry, error_chain(&error)),
+    })
+}
+
+/// Connects, serves the connection, goes on with the next server; returns when the agent leaves or
+/// must stop.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut attempt = 0;
-    for server in shared.settings.servers.iter().cycle() {
-        if shared.leaving() {
-            return;
-        }
-        let welcomed = AtomicBool::new(false);
-        let outcome = connect(&shared, server, &welcomed).await;
-        shared.connected_to(None);
-        let (next, why) = match outcome {
-            Ok(End::Left) => return,
-            Ok(End::Refused(refuse)) => {
-                let why = format!("{server} refused ({:?}): {}", refuse.code, refuse.text);
-                (next(refuse.code), why)
-            }
-            Ok(End::Foreign(why)) => (Next::Halt, format!("{server}: {why}")),
-            Err(error) => (Next::Retry, error_chain(&error)),
-        };
+    let mut route = Route::new(&shared.settings.servers);
+    while !shared.leaving() {
+        let server = route.server().to_owned();
+        let mut welcomed = None;
+        let outcome = connect(&shared, &server, &mut welcomed).await;
+        shared.disconnected();
+        let Some((next, why)) = answer(&server, outcome) else { return };
         shared.failed(&why);
-        if welcomed.into_inner() {
-            attempt = 0;
-        }
-        let pause = match next {
-            Next::Retry => back_off(attempt, PAUSE_MIN, PAUSE_MAX, shared.entropy.as_ref()),
-            Next::Slowly => PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref())),
+        let now = shared.clock.monotonic();
+        let lasted = welcomed.map(|at| now.saturating_sub(at));
+        let (redirected, pause) = match next {
+            Next::Retry => (None, None),
+            Next::Follow(servers) => (Some(servers), None),
+            Next::Slowly => {
+                let pause = PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref()));
+                (None, Some(pause))
+            }
             Next::Halt => {
                 tracing::error!(
                     why,
@@ -79,8 +87,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 return;
             }
         };
-        tracing::warn!(why, pause_ms = pause.as_millis() as u64, attempt, "not connected");
-        attempt += 1;
+        route.ended(lasted, redirected);
+        let pause = pause.unwrap_or_else(|| route.pause(shared.entropy.as_ref()));
+        let (pause_ms, next) = (pause.as_millis() as u64, route.server());
+        tracing::warn!(why, next, pause_ms, "not connected");
         tokio::select! {
             () = shared.clock.sleep(pause) => {}
             () = shared.left.notified() => return,
@@ -89,7 +99,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// Connects, by the other way when the first one does not get through, and serves the connection.
-async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result<End, AgentError> {
+/// `welcomed` becomes the moment from which on it carried records.
+async fn connect(
+    shared: &Shared,
+    server: &str,
+    welcomed: &mut Option<Duration>,
+) -> Result<End, AgentError> {
     let mut way = shared.ways.to(server);
     let connection = match dial(shared, server, way).await {
         Ok(connection) => connection,
@@ -105,13 +120,13 @@ async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result
         },
     };
     let end = session::run(shared, server, connection, |welcome| {
-        welcomed.store(true, Ordering::Relaxed);
+        *welcomed = Some(shared.clock.monotonic());
         shared.ways.worked(server, way);
-        shared.connected_to(Some((format!("{server} ({})", welcome.server), way)));
+        shared.connected_to(server, welcome.server.as_str(), way);
     })
     .await;
     // A path that lets a handshake through and nothing behind it is no path.
-    if end.is_err() && !welcomed.load(Ordering::Relaxed) {
+    if end.is_err() && welcomed.is_none() {
         shared.ways.failed(server, way);
     }
     end
@@ -120,8 +135,8 @@ async fn connect(shared: &Shared, server: &str, welcomed: &AtomicBool) -> Result
 async fn dial(shared: &Shared, server: &str, way: Way) -> Result<Connection, AgentError> {
     tokio::select! {
         connection = shared.dial.dial(server, way) => connection,
-        () = shared.clock.sleep(DIAL_TIMEOUT) => {
-            let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in 15 s");
+        () = shared.clock.sleep(shared.settings.server_timeout) => {
+            let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time");
             Err(AgentError::dial(server, "connecting")(late))
         }
     }
@@ -144,5 +159,13 @@ mod tests {
         ] {
             assert_eq!(next(code), expected);
         }
+    }
+
+    #[test]
+    fn a_redirect_is_followed_and_says_why() {
+        let redirect = Redirect { addresses: vec!["b:1".into()], reason: "ps-1 drains".into() };
+        let (next, why) = answer("a:1", Ok(End::Redirected(redirect))).unwrap();
+        assert_eq!(next, Next::Follow(vec!["b:1".into()]));
+        assert_eq!(why, "a:1 sent us to b:1: ps-1 drains");
     }
 }

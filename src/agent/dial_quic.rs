@@ -37,42 +37,46 @@ const RECEIVE_WINDOW_BYTES: u32 = 256 << 10;
 const DATAGRAM_BYTES_MAX: u16 = 8952;
 /// Datagrams that the system keeps until the device takes them; it may give less.
 const SOCKET_BYTES: usize = 1 << 20;
-/// Silence of the peer after which the connection is gone; the server says its own, the shorter
-/// one counts.
-const IDLE_MAX_MS: u32 = 60_000;
-/// Keeps what stands between us and the server (NAT, firewalls) from forgetting the path. Progress
-/// leaves every second; this is for the time before the welcome.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Of a timeout: pause without a word of ours before we ask whether the server is there. It also
+/// keeps what stands between us and the server (NAT, firewalls) from forgetting the path.
+const KEEP_ALIVE_PART: u32 = 3;
 
 /// Connections over QUIC, of one machine.
 pub struct QuicDial {
     config: ClientConfig,
-    name: String,
+    name: Option<String>,
 }
 
 impl QuicDial {
     /// Reads certificates and key.
     pub(super) fn new(settings: &AgentSettings) -> Result<Self, AgentError> {
         let tls = tls::client_config(settings)?;
-        Self::with(tls, settings.server_name.clone(), settings.quic_congestion)
+        Self::with(
+            tls,
+            settings.server_name.clone(),
+            settings.quic_congestion,
+            settings.server_timeout,
+        )
     }
 
     /// With a machine's certificate that is no file: `tls` has it, and whom to trust. `name` is what
-    /// the server's certificate must say.
+    /// the server's certificate must say, if not its host. A server that says nothing for `timeout`
+    /// is gone.
     ///
     /// # Errors
     /// When the cryptographic provider of `tls` has no suite that QUIC can use.
     pub fn with(
         mut tls: rustls::ClientConfig,
-        name: String,
+        name: Option<String>,
         congestion: Congestion,
+        timeout: Duration,
     ) -> Result<Self, AgentError> {
         tls.alpn_protocols = vec![PROTOCOL.as_bytes().to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| {
             AgentError::Settings(format!("the cryptographic provider cannot do QUIC: {error}"))
         })?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport(congestion)));
+        config.transport_config(Arc::new(transport(congestion, timeout)));
         Ok(Self { config, name })
     }
 
@@ -102,7 +106,8 @@ impl QuicDial {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let endpoint = endpoint(any).map_err(AgentError::dial(server, "opening UDP"))?;
-        let connecting = endpoint.connect_with(self.config.clone(), address, &self.name);
+        let name = tls::expected_name(self.name.as_deref(), server)?;
+        let connecting = endpoint.connect_with(self.config.clone(), address, &name.to_str());
         let connecting = connecting.map_err(AgentError::dial(server, "QUIC"))?;
         let connection = connecting.await.map_err(AgentError::dial(server, "QUIC handshake"))?;
         let (control, reader) = connection
@@ -134,7 +139,10 @@ fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync
     }
 }
 
-fn transport(congestion: Congestion) -> TransportConfig {
+fn transport(congestion: Congestion, timeout: Duration) -> TransportConfig {
+    // The last question leaves a part of the timeout before its end, and is waited for that long.
+    let ask = timeout / KEEP_ALIVE_PART;
+    let idle = u32::try_from((timeout - ask).as_millis()).unwrap_or(u32::MAX);
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(DATAGRAM_BYTES_MAX);
@@ -148,8 +156,8 @@ fn transport(congestion: Congestion) -> TransportConfig {
         .send_fairness(false)
         .mtu_discovery_config(Some(mtu))
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(VarInt::from_u32(IDLE_MAX_MS).into()))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(VarInt::from_u32(idle).into()))
+        .keep_alive_interval(Some(ask))
         .congestion_controller_factory(controller(congestion));
     transport
 }

@@ -1,13 +1,15 @@
-//! What an agent does by the clock: rounds of clearing, the status file, the bound of mode sync.
+//! What an agent does by the clock: the policy's bookmarks, rounds of clearing, the status file, the
+//! bound of mode sync.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Sequence, TrackingMode};
+use crate::model::{BookmarkKind, Sequence, TrackingMode};
 use crate::settings::AgentMode;
 
 use super::clearing::Round;
 use super::run::Shared;
+use super::session::new_bookmark;
 use super::status::AgentStatus;
 
 /// Pause between two looks at a round of clearing that waits.
@@ -19,6 +21,31 @@ const REST: Duration = Duration::from_secs(5);
 const TELL: Duration = Duration::from_secs(1);
 /// Longest wait of a write in mode sync without any progress of the durable position.
 const SYNC_STALL_MAX: Duration = Duration::from_secs(5);
+
+/// Places the policy's bookmarks, unless nothing was written since the last one. Whether a server is
+/// there does not matter: what stands in the stream in order is a point once it is published, so a
+/// server that is lost leaves no gap between points.
+pub(super) async fn mark(shared: Arc<Shared>) {
+    let mut marked_at = shared.clock.monotonic();
+    loop {
+        let now = shared.clock.monotonic();
+        let due = marked_at + shared.mark_interval();
+        if now < due {
+            tokio::select! {
+                () = shared.clock.sleep(due - now) => {}
+                () = shared.mark_changed.notified() => {}
+            }
+            continue;
+        }
+        marked_at = now;
+        if shared.stream.lock().bookmark_due {
+            let bookmark = new_bookmark(&shared, BookmarkKind::CrashConsistent, "");
+            if let Err(why) = shared.stream.bookmark(bookmark) {
+                tracing::debug!(why, "no bookmark of the policy");
+            }
+        }
+    }
+}
 
 /// Clears bits, for as long as the agent lives.
 pub(super) async fn clear(shared: Arc<Shared>) {

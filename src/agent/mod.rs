@@ -26,6 +26,7 @@ mod opening;
 mod outgoing;
 mod pulse;
 mod quiesce;
+mod route;
 mod run;
 mod session;
 mod source;

@@ -3,7 +3,7 @@
 //! Owns: the state directory, starting and stopping. Does not own: any rule of the stream.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use super::{catchup, connection, keeping, opening, session};
 
 /// Time that an orderly stop waits for the stream to be published.
 const STOP_WAIT: Duration = Duration::from_secs(60);
+/// Interval of the policy's bookmarks until a server has said it.
+const MARK_INTERVAL_MS: u64 = 5_000;
 /// Pause between two looks while stopping.
 const STOP_LOOK: Duration = Duration::from_millis(50);
 
@@ -43,6 +45,9 @@ pub(super) struct Shared {
     pub(super) incarnation: Incarnation,
     /// Wakes whoever pauses between connections when the agent leaves.
     pub(super) left: Notify,
+    /// The policy asks for bookmarks in another interval.
+    pub(super) mark_changed: Notify,
+    mark_interval_ms: AtomicU64,
     leaving: AtomicBool,
     connection: Mutex<ConnectionState>,
     /// Held as long as anything of this agent lives.
@@ -54,6 +59,14 @@ pub(super) struct Shared {
 pub(super) struct ConnectionState {
     /// The server that welcomed us, and how it is reached.
     pub(super) server: Option<(String, Way)>,
+    /// The name of the last server that welcomed us.
+    welcomed_by: Option<String>,
+    /// How often that became another one.
+    pub(super) switches: u64,
+    /// Why the last session ended, while no other began.
+    left_because: Option<String>,
+    /// Why the server became another one last.
+    pub(super) switched_because: Option<String>,
     pub(super) last_error: Option<String>,
     pub(super) halted: bool,
 }
@@ -67,13 +80,41 @@ impl Shared {
         self.leaving.load(Ordering::Acquire)
     }
 
-    pub(super) fn connected_to(&self, server: Option<(String, Way)>) {
-        self.connection().server = server;
+    /// The server `name` at `address` welcomed us.
+    pub(super) fn connected_to(&self, address: &str, name: &str, way: Way) {
+        let mut connection = self.connection();
+        connection.server = Some((format!("{address} ({name})"), way));
+        let because = connection.left_because.take();
+        let before = connection.welcomed_by.replace(name.to_owned());
+        if before.is_some_and(|before| before != name) {
+            connection.switches += 1;
+            connection.switched_because = because;
+        }
+        drop(connection);
         self.stream.to_tell.notify_one();
     }
 
+    pub(super) fn disconnected(&self) {
+        self.connection().server = None;
+        self.stream.to_tell.notify_one();
+    }
+
+    /// A session ended, or an attempt to begin one.
     pub(super) fn failed(&self, why: &str) {
-        self.connection().last_error = Some(why.to_owned());
+        let mut connection = self.connection();
+        connection.last_error = Some(why.to_owned());
+        connection.left_because.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// How often the policy wants a bookmark.
+    pub(super) fn mark_interval(&self) -> Duration {
+        Duration::from_millis(self.mark_interval_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn mark_every(&self, interval: Duration) {
+        let ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        self.mark_interval_ms.store(ms, Ordering::Relaxed);
+        self.mark_changed.notify_one();
     }
 
     /// Replication ends for this life; changes are kept in the bitmap.
@@ -150,6 +191,8 @@ impl Agent {
             incarnation: Incarnation(random16(entropy.as_ref())),
             entropy,
             left: Notify::new(),
+            mark_changed: Notify::new(),
+            mark_interval_ms: AtomicU64::new(MARK_INTERVAL_MS),
             leaving: AtomicBool::new(false),
             connection: Mutex::default(),
             settings,
@@ -169,6 +212,7 @@ impl Agent {
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
+        agent.tasks.push(tokio::spawn(keeping::mark(Arc::clone(shared))));
         agent.tasks.push(tokio::spawn(keeping::clear(Arc::clone(shared))));
         agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
         agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));

@@ -1,6 +1,6 @@
 //! One connection: Hello, Welcome, then records one way and watermarks the other.
 //!
-//! Owns: credit, progress, the policy's bookmarks, answers to bookmark requests. Does not own:
+//! Owns: credit, progress, answers to bookmark requests, how long silence may last. Does not own:
 //! reconnecting ([`super::connection`]), what a watermark means ([`super::stream`]).
 
 use std::io;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer,
-    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Refuse, VERSION, Welcome, decode_from_server,
-    encode_from_agent,
+    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Redirect, Refuse, VERSION, Welcome,
+    decode_from_server, encode_from_agent,
 };
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
@@ -27,12 +27,13 @@ use super::quiesce::NO_HOOK;
 use super::run::Shared;
 use super::stream::{Placed, Stream};
 
-/// Time for the server to answer the Hello: it may have to take the machine over first.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
-/// Silence of the server, while it owes acknowledgements, after which it counts as gone.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Pause between two looks at whether the server is silent.
-const SILENCE_LOOK: Duration = Duration::from_secs(1);
+/// Time for the server to answer the Hello, in timeouts: it may have to take the machine over first.
+const WELCOME_TIMEOUTS: u32 = 3;
+/// Looks at whether the server is silent, in each timeout.
+const SILENCE_LOOKS: u32 = 10;
+/// A record that is on its way must get on at least this fast: on a slow line a large one is no
+/// silence of the server.
+const RECORD_BYTES_PER_S_MIN: u64 = 32 << 10;
 /// Bytes taken from the stream at a time.
 const TAKE_BYTES: u64 = 1 << 20;
 
@@ -41,6 +42,8 @@ const TAKE_BYTES: u64 = 1 << 20;
 pub(super) enum End {
     /// The server said so.
     Refused(Refuse),
+    /// Other servers are better ones.
+    Redirected(Redirect),
     /// Somebody else writes the stream.
     Foreign(String),
     /// The agent left in order.
@@ -76,7 +79,6 @@ impl Replies {
 struct Session<'a> {
     shared: &'a Shared,
     server: &'a str,
-    interval: Duration,
     credit_limit: AtomicU64,
     credit_spent: AtomicU64,
     /// Microseconds of the monotonic clock when the server was last heard.
@@ -98,13 +100,14 @@ pub(super) async fn run(
     outgoing.flush().await.map_err(lost)?;
     let first = tokio::select! {
         message = receive(&mut reader, server) => message?,
-        () = shared.clock.sleep(WELCOME_TIMEOUT) => {
+        () = shared.clock.sleep(shared.settings.server_timeout * WELCOME_TIMEOUTS) => {
             return Err(lost(io::Error::new(io::ErrorKind::TimedOut, "no answer to the Hello")));
         }
     };
     let welcome = match first {
         FromServer::Welcome(welcome) => welcome,
         FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+        FromServer::Redirect(redirect) => return Ok(End::Redirected(redirect)),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => {
             return Err(protocol(server, "the first message is no Welcome".to_owned()));
         }
@@ -119,17 +122,19 @@ pub(super) async fn run(
         }
     }
     welcomed(&welcome);
+    shared.mark_every(Duration::from_millis(u64::from(welcome.bookmark_interval_ms.max(1))));
     let session = Session {
         shared,
         server,
-        interval: Duration::from_millis(u64::from(welcome.bookmark_interval_ms.max(1))),
         credit_limit: AtomicU64::new(welcome.credit_limit),
         credit_spent: AtomicU64::new(0),
         heard_us: AtomicU64::new(micros(shared.clock.as_ref())),
         replies: Arc::default(),
     };
     session.resume();
+    // What the server said last counts more than that it takes nothing any more.
     let end = tokio::select! {
+        biased;
         end = session.receive_all(&mut reader) => end,
         end = session.send_all(&mut outgoing) => end,
         end = session.listen_for_silence() => end,
@@ -229,6 +234,7 @@ impl Session<'_> {
                 }
                 FromServer::BookmarkRequest(request) => self.ask(request),
                 FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+                FromServer::Redirect(redirect) => return Ok(End::Redirected(redirect)),
                 FromServer::Welcome(_) => {
                     return Err(protocol(self.server, "a second Welcome".to_owned()));
                 }
@@ -265,7 +271,6 @@ impl Session<'_> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
         let mut pulse = Pulse::new(clock.monotonic());
-        let mut bookmark_at = clock.monotonic() + self.interval;
         loop {
             let now = clock.monotonic();
             if now >= pulse.look_at() {
@@ -277,10 +282,6 @@ impl Session<'_> {
                         .map_err(lost)?;
                 }
                 self.resume();
-            }
-            if now >= bookmark_at {
-                self.policy_bookmark();
-                bookmark_at = now + self.interval;
             }
             let (records, spent) = self.shared.stream.take(self.credit(), TAKE_BYTES, price);
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
@@ -304,7 +305,7 @@ impl Session<'_> {
                 return Ok(End::Left);
             }
             outgoing.flush().await.map_err(lost)?;
-            let pause = pulse.look_at().min(bookmark_at).saturating_sub(clock.monotonic());
+            let pause = pulse.look_at().saturating_sub(clock.monotonic());
             tokio::select! {
                 () = self.shared.stream.to_send.notified() => {}
                 () = clock.sleep(pause) => {}
@@ -355,37 +356,30 @@ impl Session<'_> {
         (progress, core.witnessed)
     }
 
-    /// A bookmark of the policy, unless nothing was written since the last one.
-    fn policy_bookmark(&self) {
-        let stream = &self.shared.stream;
-        if stream.lock().bookmark_due {
-            let bookmark = new_bookmark(self.shared, BookmarkKind::CrashConsistent, "");
-            if let Err(why) = stream.bookmark(bookmark) {
-                tracing::debug!(why, "no bookmark of the policy");
-            }
-        }
-    }
-
     async fn listen_for_silence(&self) -> Result<End, AgentError> {
         let clock = self.shared.clock.as_ref();
+        let timeout = self.shared.settings.server_timeout;
         let mut owed_since = None;
         loop {
-            clock.sleep(SILENCE_LOOK).await;
-            let owed = {
-                let core = self.shared.stream.lock();
-                core.durable < core.sent
-            };
+            clock.sleep(timeout / SILENCE_LOOKS).await;
+            let due_bytes = self.shared.stream.lock().due_bytes();
             let now = micros(clock);
             // A server that owed nothing had no reason to speak.
-            owed_since = owed.then(|| owed_since.unwrap_or(now));
+            owed_since = due_bytes.map(|_| owed_since.unwrap_or(now));
+            let (Some(since), Some(bytes)) = (owed_since, due_bytes) else { continue };
             let heard = self.heard_us.load(Ordering::Acquire);
-            let silent = owed_since.map(|since| now.saturating_sub(since.max(heard)));
-            if silent.is_some_and(|silent| Duration::from_micros(silent) > SILENCE_MAX) {
-                let silent = io::Error::new(io::ErrorKind::TimedOut, "no acknowledgement in 60 s");
-                return Err(lost(self.server, silent));
+            let silent = Duration::from_micros(now.saturating_sub(since.max(heard)));
+            if silent > patience(timeout, bytes) {
+                let why = format!("no acknowledgement in {} ms", silent.as_millis());
+                return Err(lost(self.server, io::Error::new(io::ErrorKind::TimedOut, why)));
             }
         }
     }
+}
+
+/// How long a server may be silent that owes the acknowledgement of a record of so many bytes.
+fn patience(timeout: Duration, due_bytes: u64) -> Duration {
+    timeout + Duration::from_millis(due_bytes * 1000 / RECORD_BYTES_PER_S_MIN)
 }
 
 /// A bookmark of this moment with a fresh id.
@@ -401,4 +395,18 @@ pub(super) fn new_bookmark(shared: &Shared, kind: BookmarkKind, name: &str) -> B
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_record_on_a_slow_line_is_no_silence() {
+        let timeout = Duration::from_secs(5);
+        assert_eq!(patience(timeout, 0), timeout);
+        assert!(patience(timeout, 4096) < Duration::from_millis(5200));
+        // What a line of 512 kbit/s takes for the largest record, and then some.
+        assert!(patience(timeout, 1 << 20) > Duration::from_secs((1 << 20) / (64 << 10)));
+    }
 }

@@ -30,6 +30,10 @@ pub struct AgentStatus {
     pub server: Option<String>,
     /// What carries that connection: `tcp` or `quic`.
     pub transport: Option<&'static str>,
+    /// How often another process server than before welcomed it in this life.
+    pub switches: u64,
+    /// Why that happened last: how the connection to the one before ended.
+    pub switched_because: Option<String>,
     /// Why the last connection ended, or the last attempt was in vain.
     pub last_error: Option<String>,
     /// Replication stopped for good and a human must act.
@@ -46,6 +50,9 @@ pub struct AgentStatus {
     pub durable: u64,
     /// Last record that survives the loss of the server.
     pub published: u64,
+    /// Payload that was sent more than once in this life: a server was lost before it had published
+    /// it.
+    pub resent_bytes: u64,
     /// Bytes held for resending.
     pub buffered_bytes: u64,
     /// Most bytes held for resending.
@@ -90,7 +97,8 @@ fn words(mode: TrackingMode) -> &'static str {
 impl AgentStatus {
     /// Looks at the agent. The catch-up's rate is the caller's: it knows two moments.
     pub(super) fn of(shared: &Shared, catch_up_bytes_per_s: f64) -> Self {
-        let ConnectionState { server, last_error, halted } = shared.connection_state();
+        let ConnectionState { server, switches, switched_because, last_error, halted, .. } =
+            shared.connection_state();
         let (server, way) = server.unzip();
         let core = shared.stream.lock();
         let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
@@ -111,6 +119,8 @@ impl AgentStatus {
             epoch: core.epoch.0,
             server,
             transport: way.map(Way::as_str),
+            switches,
+            switched_because,
             last_error,
             halted,
             trouble: core.trouble.clone(),
@@ -123,6 +133,7 @@ impl AgentStatus {
             sent: core.sent.0,
             durable: core.durable.0,
             published: core.witnessed.0,
+            resent_bytes: core.resent_bytes,
             buffered_bytes: core.buffer.bytes(),
             buffered_bytes_max: core.buffer.bytes_max(),
             total_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),

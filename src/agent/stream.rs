@@ -51,6 +51,10 @@ pub(super) struct Core {
     pub(super) last: Sequence,
     pub(super) highest: Sequence,
     pub(super) sent: Sequence,
+    /// Last record of this order that was ever sent: what is sent up to it is sent again.
+    pub(super) sent_before: Sequence,
+    /// Payload that was sent again in this life.
+    pub(super) resent_bytes: u64,
     pub(super) connected: bool,
     /// An epoch was begun on disk and its first record is not in the stream yet.
     pub(super) epoch_due: bool,
@@ -98,6 +102,8 @@ impl Stream {
             last: Sequence::ZERO,
             highest: Sequence::ZERO,
             sent: Sequence::ZERO,
+            sent_before: Sequence::ZERO,
+            resent_bytes: 0,
             connected: false,
             epoch_due: false,
             epoch_placed: None,
@@ -272,16 +278,21 @@ impl Stream {
         price: impl Fn(&Record) -> u64,
     ) -> (Vec<Record>, u64) {
         let mut core = self.lock();
-        let (mut taken, mut spent) = (Vec::new(), 0);
+        let (mut taken, mut spent, mut again) = (Vec::new(), 0, 0);
         for record in core.buffer.after(core.sent) {
             let price = price(record);
             if spent + price > credit || spent >= most {
                 break;
             }
             spent += price;
+            if record.sequence <= core.sent_before {
+                again += record.change.payload_bytes();
+            }
             taken.push(record.clone());
         }
         core.sent = taken.last().map_or(core.sent, |record| record.sequence);
+        core.sent_before = core.sent_before.max(core.sent);
+        core.resent_bytes += again;
         (taken, spent)
     }
 
@@ -366,6 +377,7 @@ impl Stream {
             }
         }
         core.last = core.sent;
+        core.sent_before = core.sent; // other records get the numbers behind it
         core.epoch_due |= core.epoch_placed.is_some_and(|placed| placed > core.sent);
         core.buffer.clear();
         core.losses += 1;
@@ -412,6 +424,12 @@ impl Core {
         self.highest = self.highest.max(self.last);
         let sequence = self.last;
         self.buffer.push(Record { sequence, change });
+    }
+
+    /// Payload of the record whose acknowledgement the server owes next; `None` when it owes none.
+    pub(super) fn due_bytes(&self) -> Option<u64> {
+        let due = (self.durable < self.sent).then(|| self.buffer.after(self.durable).next());
+        due.map(|record| record.map_or(0, |record| record.change.payload_bytes()))
     }
 
     fn placed(&self) -> Placed {

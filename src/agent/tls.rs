@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::settings::AgentSettings;
@@ -34,6 +34,18 @@ pub(super) fn client_config(settings: &AgentSettings) -> Result<ClientConfig, Ag
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     Ok(config)
+}
+
+/// The name that the certificate of `server` must carry: the one of the settings, or the host that is
+/// connected to. Whoever named the address, the settings or another server: what is checked is the
+/// same.
+pub(super) fn expected_name(
+    settings: Option<&str>,
+    server: &str,
+) -> Result<ServerName<'static>, AgentError> {
+    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+    let name = settings.unwrap_or(host.trim_matches(['[', ']'])).to_owned();
+    ServerName::try_from(name).map_err(AgentError::dial(server, "reading its host name"))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, AgentError> {

@@ -1,28 +1,129 @@
-//! `holdfast agent`: the mobility agent.
+//! `holdfast agent`: the mobility agent, and how it is.
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use super::output::{print, print_json};
 use super::{Failure, block_on};
 use crate::agent::{self, Stopped};
+use crate::control::words;
 use crate::settings::load_agent;
 
 /// Run the mobility agent of this machine until told to stop
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Settings of the agent
-    #[arg(long, value_name = "AGENTDIR/agent.toml", default_value = "agent.toml")]
+    #[arg(long, value_name = "AGENTDIR/agent.toml", default_value = "agent.toml", global = true)]
     pub config: PathBuf,
 }
 
-/// Serves the machine's disks and replicates them until SIGTERM or Ctrl-C.
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Show how this machine's agent is: its server, its mode, what is not published yet
+    Status {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What cannot be shown.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: no status of an agent; start it with `holdfast agent`", path = .path.display())]
+struct NoStatus {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Serves the machine's disks and replicates them until SIGTERM or Ctrl-C; or shows how that goes.
 ///
 /// # Errors
 /// When a disk, a certificate or the state directory cannot be used.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let settings = load_agent(&args.config)?;
+    if let Some(Command::Status { json }) = args.command {
+        let path = settings.state_directory.join("status.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| NoStatus { path, source })?;
+        let status: Value = serde_json::from_str(&text)?;
+        return if json { print_json(&status) } else { print(&in_words(&status)) };
+    }
     let stopped = block_on(async { Ok(agent::run(settings).await?) })?;
     if stopped == Stopped::Unsettled {
         tracing::warn!("stopped before everything was published: the next start sends the rest");
     }
     Ok(())
+}
+
+/// The status for people.
+fn in_words(status: &Value) -> String {
+    let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
+    let number = |key: &str| status[key].as_u64().unwrap_or(0);
+    let bytes = |key: &str| words::bytes(number(key));
+    let mut lines = vec![
+        format!("machine    {}, {}", text("machine"), text("time")),
+        format!("mode       {}: {}", text("mode"), text("why")),
+        match (status["server"].as_str(), status["transport"].as_str()) {
+            (Some(server), Some(way)) => format!("server     {server} over {way}"),
+            _ => format!("server     none: {}", text("last_error")),
+        },
+    ];
+    let switches = number("switches");
+    if switches > 0 {
+        let resent = bytes("resent_bytes");
+        lines.push(format!(
+            "switches   {switches}, {resent} sent again; last: {}",
+            text("switched_because")
+        ));
+    }
+    lines.push(format!(
+        "sequence   given {}, sent {}, durable {}, published {}",
+        number("last"),
+        number("sent"),
+        number("durable"),
+        number("published")
+    ));
+    lines.push(format!(
+        "bytes      {} on disks, {} to read again, {} not known to be published, buffer {} of {}",
+        bytes("total_bytes"),
+        bytes("dirty_bytes"),
+        bytes("unsettled_bytes"),
+        bytes("buffered_bytes"),
+        bytes("buffered_bytes_max")
+    ));
+    if status["halted"] == true {
+        lines.push("halted     replication stopped; see last error, then restart it".to_owned());
+    }
+    if let Some(trouble) = status["trouble"].as_str() {
+        lines.push(format!("trouble    {trouble}"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_which_server_and_why_it_is_another_one() {
+        let mut status = serde_json::json!({
+            "machine": "web-1", "time": "now", "mode": "ordered", "why": "all goes in order",
+            "server": "b:9443 (ps-2)", "transport": "tcp", "switches": 2, "resent_bytes": 1 << 20,
+            "switched_because": "a:9443: the connection was lost", "published": 7, "last": 9,
+        });
+        let text = in_words(&status);
+        for line in [
+            "server     b:9443 (ps-2) over tcp",
+            "switches   2, 1.0 MiB sent again; last: a:9443: the connection was lost",
+            "given 9, sent 0, durable 0, published 7",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        status["server"] = Value::Null;
+        status["last_error"] = "b:9443: connecting".into();
+        assert!(in_words(&status).contains("server     none: b:9443: connecting"));
+    }
 }

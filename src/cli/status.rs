@@ -6,7 +6,7 @@ use super::{Failure, block_on};
 use crate::clock::{Clock, System};
 use crate::control::{Inquiry, MachineStatus, status, words};
 use crate::model::MachineId;
-use crate::observe::error_chain;
+use crate::observe::{MachineFacts, error_chain};
 
 /// Show health, watermarks, RPO, backlog and progress
 #[derive(Debug, clap::Args)]
@@ -54,12 +54,19 @@ async fn all(site: &Site, machine: Option<MachineId>) -> Result<Vec<MachineStatu
     Ok(statuses)
 }
 
+/// Requests to the store by the hour.
+fn requests(live: &MachineFacts) -> String {
+    let hourly: f64 = live.store_requests.values().map(|asked| asked.per_hour).sum();
+    format!("{hourly:.0}")
+}
+
 fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
     let headings = [
         "machine",
         "status",
         "rpo",
         "backlog",
+        "requests/h",
         "received",
         "durable",
         "published",
@@ -76,6 +83,7 @@ fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
             lines.join("\n"),
             status.rpo_seconds.map_or_else(unknown, words::span),
             status.backlog_bytes.map_or_else(unknown, words::bytes),
+            live.map_or_else(unknown, |live| requests(live)),
             live.map_or_else(unknown, |live| live.received.to_string()),
             live.map_or_else(unknown, |live| live.durable.to_string()),
             status.published.to_string(),

@@ -45,10 +45,23 @@ pub struct Enrolment {
     pub issued: Issued,
     /// The authority's certificate, PEM.
     pub ca_certificate: String,
-    /// Process servers, `host:port`.
+    /// Process servers, `host:port`, in the order in which the machine tries them.
     pub servers: Vec<String>,
     /// Whether the machine was unknown before.
     pub first: bool,
+}
+
+/// In which order `machine` shall try the servers with these addresses: machines begin at different
+/// ones, so that those who lose the same server do not all arrive at the same next one.
+fn preference(machine: &MachineId, mut addresses: Vec<String>, advertise: &str) -> Vec<String> {
+    let mut named = std::collections::BTreeSet::new();
+    addresses.retain(|address| named.insert(address.clone()));
+    if addresses.is_empty() {
+        return vec![advertise.to_owned()];
+    }
+    let first = crc32fast::hash(machine.as_str().as_bytes()) as usize % addresses.len();
+    addresses.rotate_left(first);
+    addresses
 }
 
 impl Registrar {
@@ -73,10 +86,8 @@ impl Registrar {
         }
         let mut servers: Vec<_> = self.vault.servers().await?;
         servers.sort_by_key(|server| std::cmp::Reverse(server.started));
-        let mut servers: Vec<_> = servers.into_iter().map(|server| server.address).collect();
-        if servers.is_empty() {
-            servers.push(self.advertise.clone());
-        }
+        let servers = servers.into_iter().map(|server| server.address);
+        let servers = preference(machine, servers.collect(), &self.advertise);
         Ok(Enrolment { issued, ca_certificate: self.ca.certificate().to_owned(), servers, first })
     }
 
@@ -99,5 +110,27 @@ impl Registrar {
             Err(VaultError::Exists { .. }) => Ok(false), // somebody else was faster: its key stays
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_machine_knows_all_servers_and_they_do_not_begin_at_the_same_one() {
+        let servers = ["a:1", "b:1", "a:1", "c:1"].map(str::to_owned).to_vec();
+        let mut first = std::collections::BTreeMap::new();
+        for number in 0..300 {
+            let machine = format!("web-{number}").parse().unwrap();
+            let order = preference(&machine, servers.clone(), "z:1");
+            *first.entry(order[0].clone()).or_insert(0) += 1;
+            let mut sorted = order;
+            sorted.sort();
+            assert_eq!(sorted, ["a:1", "b:1", "c:1"]);
+        }
+        assert!(first.values().all(|machines| (70..130).contains(machines)), "{first:?}");
+        let machine = "web-1".parse().unwrap();
+        assert_eq!(preference(&machine, Vec::new(), "z:1"), ["z:1"]);
     }
 }

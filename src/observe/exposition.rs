@@ -39,6 +39,7 @@ pub(super) fn render(
     fleet(&mut page, &facts, now);
     if shape.machines {
         machines(&mut page, &facts, now);
+        requests(&mut page, &facts);
     }
     if shape.openmetrics {
         page.line(format_args!("# EOF"));
@@ -230,6 +231,22 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
             AgentTracking::Bitmap => "bitmap",
         };
         page.sample(name, &[("machine", machine.machine.as_str()), ("mode", word)], 1);
+    }
+}
+
+/// Requests of each machine: who costs what.
+fn requests(page: &mut Page, facts: &ServerFacts) {
+    let name = "holdfast_machine_store_requests_total";
+    page.family(
+        name,
+        "counter",
+        "Requests to the store for a machine, of the kinds that were asked.",
+    );
+    for machine in &facts.machines {
+        for (kind, asked) in &machine.store_requests {
+            let labels = [("machine", machine.machine.as_str()), ("kind", kind.as_str())];
+            page.sample(name, &labels, asked.total);
+        }
     }
 }
 

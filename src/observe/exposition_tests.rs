@@ -28,6 +28,7 @@ fn everything() -> Metrics {
     web.recoverable_time.store(5_000_000, Ordering::Release);
     web.agent_mode.store(2, Ordering::Relaxed);
     web.backlog_bytes.store(77, Ordering::Relaxed);
+    web.store.count(StoreRequest::WritePages, 5);
     metrics.latency(Stage::Cache, Duration::from_micros(1_000));
     metrics.moved(Stage::Seal, 12, 3);
     metrics.store.count(StoreRequest::Put, 3, false);
@@ -64,6 +65,7 @@ fn the_page_says_what_was_measured() {
         "# TYPE holdfast_stage_latency_seconds histogram",
         "holdfast_store_requests_total{kind=\"put\"} 4",
         "holdfast_store_failures_total{kind=\"put\"} 1",
+        "holdfast_machine_store_requests_total{machine=\"web\",kind=\"write-pages\"} 5",
         "holdfast_queue_bytes{queue=\"receive\"} 5",
         "holdfast_queue_max_items{queue=\"appends\"} 1024",
         "holdfast_cache_pressure{level=\"slow\"} 1",

@@ -1,11 +1,12 @@
 //! What a process server says about itself as JSON: `/v1/status`. Read again by status.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CacheOutlook, MachineMetrics, Metrics, QueueFacts, Stage};
+use super::{CacheOutlook, MachineMetrics, Metrics, QueueFacts, RequestFacts, Stage, process};
 use crate::model::{MachineId, Timestamp, TrackingMode};
 
 /// Everything that one process server knows right now.
@@ -87,6 +88,8 @@ pub struct MachineFacts {
     pub dirty_bytes: u64,
     /// Bytes of all disks.
     pub total_bytes: u64,
+    /// Requests to the store for it, by kind; those that were never asked are left out.
+    pub store_requests: BTreeMap<String, RequestFacts>,
     /// What keeps the machine from advancing.
     pub trouble: Option<String>,
 }
@@ -133,6 +136,7 @@ impl ServerFacts {
     #[must_use]
     pub fn of(metrics: &Metrics, now: Timestamp) -> Self {
         let machines = metrics.machines();
+        let hours = process::age_hours();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             now,
@@ -151,7 +155,7 @@ impl ServerFacts {
             queues: metrics.queues(),
             machines: machines
                 .into_iter()
-                .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics))
+                .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics, hours))
                 .collect(),
         }
     }
@@ -167,7 +171,7 @@ impl StageFacts {
 }
 
 impl MachineFacts {
-    fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics) -> Self {
+    fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics, hours: f64) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
         let said = [&process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
@@ -190,6 +194,7 @@ impl MachineFacts {
             mode: AgentTracking::of(metrics.agent_mode.load(Ordering::Relaxed)),
             dirty_bytes: metrics.agent_dirty_bytes.load(Ordering::Relaxed),
             total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
+            store_requests: metrics.store.facts(hours),
             trouble,
         }
     }
@@ -204,8 +209,12 @@ mod tests {
         let process = Metrics::default();
         let machine: MachineId = "web".parse().unwrap();
         let metrics = process.machine(&machine);
-        let trouble = || MachineFacts::of(machine.clone(), &metrics, &process).trouble;
+        let trouble = || MachineFacts::of(machine.clone(), &metrics, &process, 1.0).trouble;
         assert_eq!(trouble(), None);
+        metrics.store.count(crate::observe::StoreRequest::Put, 6);
+        let facts = MachineFacts::of(machine.clone(), &metrics, &process, 0.5);
+        let puts = RequestFacts { total: 6, per_hour: 12.0 };
+        assert_eq!(facts.store_requests, [("put".to_owned(), puts)].into());
         metrics.set_trouble(Some("the store has no room".to_owned()));
         metrics.set_apply_trouble(Some("a lease ended".to_owned()));
         assert_eq!(trouble().as_deref(), Some("the store has no room; a lease ended"));

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
 use super::queues::{Queue, QueueFacts};
-use super::requests::StoreMetrics;
+use super::requests::{RequestCounts, StoreMetrics};
 use super::stage::{Stage, StageMetrics};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
@@ -76,6 +76,8 @@ pub struct MachineMetrics {
     pub connected: AtomicU64,
     /// Time (µs) of the agent's last word; 0 before the first.
     pub heard_time: AtomicI64,
+    /// Requests to the store for it.
+    pub store: RequestCounts,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
     /// The same of applying, which goes on and stops by itself.
@@ -135,6 +137,13 @@ impl Metrics {
     pub fn machine(&self, machine: &MachineId) -> Arc<MachineMetrics> {
         let mut machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(machines.entry(machine.clone()).or_default())
+    }
+
+    /// The metrics of a machine that has some.
+    #[must_use]
+    pub fn known(&self, machine: &str) -> Option<Arc<MachineMetrics>> {
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.get(&machine.parse().ok()?).map(Arc::clone)
     }
 
     /// All machines by name.

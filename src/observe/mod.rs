@@ -26,6 +26,6 @@ pub use metrics::{CpuTimer, MachineMetrics, Metrics};
 pub use pacing::{PacingMetrics, RetryReason};
 pub use pressure::{CacheOutlook, OutlookCell, Pressure};
 pub use queues::{Queue, QueueFacts};
-pub use requests::{StoreMetrics, StoreRequest};
+pub use requests::{RequestCounts, RequestFacts, StoreMetrics, StoreRequest};
 pub use samples::{Sample, SampleError, samples};
 pub use stage::Stage;

@@ -29,11 +29,31 @@ pub(super) fn render(page: &mut Page) {
     if let Some(most) = limit.current {
         page.single("process_max_fds", "gauge", "Most file descriptors.", most);
     }
-    if let (Some(ticks), Some(boot)) = (field(22), boot_seconds()) {
-        let seconds = boot + ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    if let Some(seconds) = started(&stat) {
         let help = "When the process started, seconds since 1970.";
         page.single("process_start_time_seconds", "gauge", help, seconds);
     }
+}
+
+/// Hours since the process started; never 0, so that it can be divided by.
+pub(super) fn age_hours() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let uptime = uptime.split_ascii_whitespace().next().and_then(|text| text.parse::<f64>().ok());
+    let age = uptime.zip(start_seconds(&stat)).map_or(0.0, |(uptime, start)| uptime - start);
+    age.max(1.0) / 3600.0
+}
+
+/// When the process started, seconds since 1970.
+fn started(stat: &str) -> Option<f64> {
+    Some(boot_seconds()? + start_seconds(stat)?)
+}
+
+/// The same since the system started.
+fn start_seconds(stat: &str) -> Option<f64> {
+    let field = stat.rsplit(')').next()?.split_ascii_whitespace().nth(22 - 3)?;
+    let ticks: u64 = field.parse().ok()?;
+    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 fn boot_seconds() -> Option<f64> {

@@ -1,6 +1,9 @@
 //! Requests to the store, by kind: people pay by request.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,40 @@ impl StoreRequest {
             Self::Lease => "lease",
         }
     }
+}
+
+/// What was asked of the store for one machine.
+#[derive(Debug, Default)]
+pub struct RequestCounts([AtomicU64; StoreRequest::ALL.len()]);
+
+impl RequestCounts {
+    /// `count` more of a kind.
+    pub fn count(&self, kind: StoreRequest, count: u64) {
+        self.0[kind as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Requests of a kind.
+    #[must_use]
+    pub fn of(&self, kind: StoreRequest) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Those kinds that were asked at all, by name, over `hours`.
+    pub(super) fn facts(&self, hours: f64) -> BTreeMap<String, RequestFacts> {
+        let asked = StoreRequest::ALL.map(|kind| (kind, self.of(kind))).into_iter();
+        let asked = asked.filter(|(_, total)| *total > 0);
+        let facts = |total| RequestFacts { total, per_hour: total as f64 / hours };
+        asked.map(|(kind, total)| (kind.as_str().to_owned(), facts(total))).collect()
+    }
+}
+
+/// Requests of one kind for one machine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestFacts {
+    /// Since the process started.
+    pub total: u64,
+    /// On average since then.
+    pub per_hour: f64,
 }
 
 /// What was asked of the store.

@@ -30,13 +30,24 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
     for server in &servers {
         c.host_port("servers", server);
     }
-    let server_name = raw.server_name.unwrap_or_else(|| host(servers.first()));
-    c.host_port("server_name", &format!("{server_name}:1"));
+    let twice = servers.iter().enumerate().find(|(at, server)| servers[..*at].contains(server));
+    if let Some((_, twice)) = twice {
+        c.violation("servers", format!("{twice:?}"), "must be named once", "leave one of them out");
+    }
+    if let Some(name) = &raw.server_name {
+        c.host_port("server_name", &format!("{name}:1"));
+    }
     let state_directory = c.path("state_directory", raw.state_directory.as_deref(), ".");
     let settings = AgentSettings {
         machine: c.name("machine", raw.machine.as_deref()),
         servers,
-        server_name,
+        server_name: raw.server_name,
+        server_timeout: Duration::from_millis(c.number(
+            "server_timeout_ms",
+            raw.server_timeout_ms,
+            5_000,
+            1_000..=120_000,
+        )),
         ca_certificate: c.path("ca_certificate", raw.ca_certificate.as_deref(), "ca.crt"),
         certificate: c.path("certificate", raw.certificate.as_deref(), "machine.crt"),
         key: c.path("key", raw.key.as_deref(), "machine.key"),
@@ -79,13 +90,6 @@ fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
     let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
     let timeout = Duration::from_millis(timeout);
     ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
-}
-
-/// The host of `host:port`.
-fn host(server: Option<&String>) -> String {
-    let host = server.and_then(|server| server.rsplit_once(':'));
-    let host = host.map_or("localhost", |(host, _)| host);
-    host.trim_matches(['[', ']']).to_owned()
 }
 
 fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {

@@ -236,10 +236,13 @@ impl ServerSettings {
 pub struct AgentSettings {
     /// This machine.
     pub machine: MachineId,
-    /// Process servers, `host:port`, tried in turn.
+    /// Process servers, `host:port`, in order of preference.
     pub servers: Vec<String>,
-    /// Name that the server's certificate must carry.
-    pub server_name: String,
+    /// Name that every server's certificate must carry; `None`: the host that was connected to.
+    pub server_name: Option<String>,
+    /// Silence of a process server that owes something, after which the next one is tried; default
+    /// 5 s.
+    pub server_timeout: Duration,
     /// CA certificate, PEM.
     pub ca_certificate: PathBuf,
     /// Own certificate chain, PEM.

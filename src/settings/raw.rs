@@ -121,6 +121,7 @@ pub(super) struct RawAgent {
     pub(super) machine: Option<String>,
     pub(super) servers: Option<Vec<String>>,
     pub(super) server_name: Option<String>,
+    pub(super) server_timeout_ms: Option<i64>,
     pub(super) ca_certificate: Option<String>,
     pub(super) certificate: Option<String>,
     pub(super) key: Option<String>,

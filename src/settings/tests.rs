@@ -41,7 +41,8 @@ fn defaults_are_those_of_the_checked_types() {
     assert_eq!(s.batch.age_max.as_millis(), 6_000);
     assert_eq!(s.sidecar.token_ttl.as_secs(), 3_600);
     let a = agent(AGENT).unwrap();
-    assert_eq!((a.server_name.as_str(), a.mode), ("h", AgentMode::Async));
+    assert_eq!((a.server_name, a.mode), (None, AgentMode::Async));
+    assert_eq!(a.server_timeout.as_secs(), 5);
     let Capture::Nbd { socket } = &a.disks[0].capture;
     assert!(socket.ends_with("a.sock") && socket.is_absolute());
 }

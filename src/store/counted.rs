@@ -28,8 +28,10 @@ impl Counted {
         Self { inner, metrics }
     }
 
+    /// `name` is the object's, or the prefix that is listed: it says whose request it is.
     async fn count<T>(
         &self,
+        name: &str,
         kind: StoreRequest,
         requests: u64,
         sent_bytes: u64,
@@ -38,6 +40,9 @@ impl Counted {
         let answer = call.await;
         let store = &self.metrics.store;
         store.count(kind, requests, answer.is_err());
+        if let Some(machine) = machine_of(name).and_then(|name| self.metrics.known(name)) {
+            machine.store.count(kind, requests);
+        }
         store.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
         answer
     }
@@ -59,30 +64,42 @@ macro_rules! plain {
             async fn stage_block(&self, name: &ObjectName, block: BlockId, body: Bytes) -> Result<()> {
                 let bytes = body.len() as u64;
                 let call = self.inner.stage_block(name, block, body);
-                self.count(StoreRequest::StageBlock, 1, bytes, call).await
+                self.count(name.as_str(), StoreRequest::StageBlock, 1, bytes, call).await
             }
 
             async fn put(&self, name: &ObjectName, body: Bytes, condition: Condition) -> Result<ETag> {
                 let bytes = body.len() as u64;
                 let call = self.inner.put(name, body, condition);
-                self.count(StoreRequest::Put, 1, bytes, call).await
+                self.count(name.as_str(), StoreRequest::Put, 1, bytes, call).await
             }
 
             async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<()> {
                 let bytes = body.len() as u64;
                 let call = self.inner.put_new(name, body);
-                self.count(StoreRequest::Put, 1, bytes, call).await
+                self.count(name.as_str(), StoreRequest::Put, 1, bytes, call).await
+            }
+
+            async fn put_leased(
+                &self,
+                name: &ObjectName,
+                body: Bytes,
+                condition: Condition,
+                lease: LeaseId,
+            ) -> Result<ETag> {
+                let bytes = body.len() as u64;
+                let call = self.inner.put_leased(name, body, condition, lease);
+                self.count(name.as_str(), StoreRequest::Put, 1, bytes, call).await
             }
 
             async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)> {
                 let call = self.inner.read(name);
-                let answer = self.count(StoreRequest::Read, 1, 0, call).await;
+                let answer = self.count(name.as_str(), StoreRequest::Read, 1, 0, call).await;
                 answer.inspect(|(bytes, _)| self.received(bytes))
             }
 
             async fn read_range(&self, name: &ObjectName, offset: u64, length: u64) -> Result<Bytes> {
                 let call = self.inner.read_range(name, offset, length);
-                let answer = self.count(StoreRequest::Read, 1, 0, call).await;
+                let answer = self.count(name.as_str(), StoreRequest::Read, 1, 0, call).await;
                 answer.inspect(|bytes| self.received(bytes))
             }
 
@@ -94,12 +111,12 @@ macro_rules! plain {
                 length: u64,
             ) -> Result<Bytes> {
                 let call = self.inner.read_pages(name, snapshot, offset, length);
-                let answer = self.count(StoreRequest::Read, 1, 0, call).await;
+                let answer = self.count(name.as_str(), StoreRequest::Read, 1, 0, call).await;
                 answer.inspect(|bytes| self.received(bytes))
             }
 
             async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-                self.count(StoreRequest::List, 1, 0, self.inner.list(prefix)).await
+                self.count(prefix, StoreRequest::List, 1, 0, self.inner.list(prefix)).await
             }
 
             // One request for each piece.
@@ -111,7 +128,7 @@ macro_rules! plain {
             ) -> Result<()> {
                 let bytes = writes.iter().map(sent_bytes).sum();
                 let call = self.inner.write_pages(name, writes, guard);
-                self.count(StoreRequest::WritePages, writes.len() as u64, bytes, call).await
+                self.count(name.as_str(), StoreRequest::WritePages, writes.len() as u64, bytes, call).await
             }
 
             // A store in the cloud has nothing to flush.
@@ -121,7 +138,7 @@ macro_rules! plain {
 
             $(async fn $method(&self, name: &ObjectName, $($arg: $type),*) -> Result<$out> {
                 let call = self.inner.$method(name, $($arg),*);
-                self.count(StoreRequest::$kind, 1, 0, call).await
+                self.count(name.as_str(), StoreRequest::$kind, 1, 0, call).await
             })*
         }
     };
@@ -143,6 +160,21 @@ plain! {
     Lease renew_lease(lease: LeaseId) -> ();
     Lease break_lease() -> ();
     Lease release_lease(lease: LeaseId) -> ();
+}
+
+/// The machine that an object belongs to, by where it stands (`docs/formats/manifest.md`).
+fn machine_of(name: &str) -> Option<&str> {
+    let mut parts = name.split('/');
+    match (parts.next()?, parts.next()?) {
+        ("machines", machine) => Some(machine),
+        ("vault", "machines") => parts.next(),
+        ("seed", disk) => {
+            // A machine's name may have hyphens; a disk's and an epoch have none.
+            let machine = disk.strip_prefix("asrseeddisk-")?.rsplitn(3, '-').nth(2);
+            machine.filter(|machine| !machine.is_empty())
+        }
+        _ => None,
+    }
 }
 
 fn sent_bytes(write: &PageWrite) -> u64 {
@@ -175,5 +207,29 @@ mod tests {
         let bytes = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         assert_eq!(bytes(&metrics.store.sent_bytes), 15);
         assert_eq!(bytes(&metrics.store.received_bytes), 7);
+    }
+
+    #[tokio::test]
+    async fn requests_count_for_the_machine_whose_object_it_is() {
+        use crate::format::names;
+        let metrics = Arc::new(Metrics::default());
+        let (web, other) = ("web-1".parse().unwrap(), "web".parse().unwrap());
+        let of_web = metrics.machine(&web);
+        let memory = Arc::new(Memory::new(crate::clock::System::clock()));
+        let store = Counted::new(memory, Arc::clone(&metrics));
+        let disk = names::seed_disk(&web, &"root_2".parse().unwrap(), crate::model::Epoch(3));
+        for name in [names::manifest(&web), names::machine_roll_entry(&web), disk] {
+            assert!(store.read(&name).await.is_err());
+        }
+        store.list(&names::deltas(&web)).await.unwrap();
+        store.list(names::MACHINES).await.unwrap();
+        let strangers = [names::manifest(&other), names::site_document()];
+        for name in strangers {
+            assert!(store.read(&name).await.is_err());
+        }
+        assert_eq!(of_web.store.of(StoreRequest::Read), 3);
+        assert_eq!(of_web.store.of(StoreRequest::List), 1);
+        assert_eq!(metrics.store.of(StoreRequest::Read).0, 5);
+        assert_eq!(metrics.machines().len(), 1, "asking makes nobody's metrics");
     }
 }

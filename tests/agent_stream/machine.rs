@@ -57,7 +57,8 @@ impl Machine {
         let settings = AgentSettings {
             machine: "web-1".parse().unwrap(),
             servers: vec!["ps-1:9443".into()],
-            server_name: "localhost".into(),
+            server_name: Some("localhost".into()),
+            server_timeout: Duration::from_secs(5),
             ca_certificate: path("ca.pem".into()),
             certificate: path("agent.pem".into()),
             key: path("agent.key".into()),

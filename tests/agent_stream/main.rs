@@ -5,4 +5,5 @@
 mod machine;
 mod server;
 mod stream;
+mod takeover;
 mod transport;

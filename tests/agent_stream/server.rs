@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use holdfast::agent::{AgentError, Connection, Dial, Way};
 use holdfast::format::wire::{
     Ack, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello,
-    Progress, Refuse, Welcome, decode_from_agent, encode_from_server,
+    Progress, Redirect, Refuse, Welcome, decode_from_agent, encode_from_server,
 };
 use holdfast::model::{CatchUp, Change, DiskIndex, Epoch, Generation, Record, Sequence};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -34,6 +34,8 @@ pub(crate) struct Held {
     pub(crate) goodbyes: u64,
     pub(crate) ask: Vec<BookmarkRequest>,
     pub(crate) refuse: Option<Refuse>,
+    /// Nothing is admitted any more; agents are sent there.
+    pub(crate) redirect: Option<Redirect>,
     /// The one connection that counts; what an older one still holds is not heard.
     seat: u64,
 }
@@ -41,6 +43,7 @@ pub(crate) struct Held {
 /// The server and its switches.
 #[derive(Default)]
 pub(crate) struct Server {
+    name: OnceLock<&'static str>,
     held: Mutex<Held>,
     /// No connection is accepted.
     pub(crate) away: AtomicBool,
@@ -48,6 +51,8 @@ pub(crate) struct Server {
     pub(crate) stalled: AtomicBool,
     /// Durable records are not published.
     pub(crate) unpublished: AtomicBool,
+    /// Nothing is said any more, and what comes is read and forgotten.
+    pub(crate) frozen: AtomicBool,
     /// Credit beyond what is durable.
     pub(crate) window: AtomicU64,
     /// Milliseconds between two acks.
@@ -61,6 +66,29 @@ impl Server {
         server.window.store(window, Ordering::Relaxed);
         server.pace_ms.store(2, Ordering::Relaxed);
         Arc::new(server)
+    }
+
+    /// One of several.
+    pub(crate) fn named(name: &'static str, window: u64) -> Arc<Self> {
+        let server = Self::new(window);
+        server.name.get_or_init(|| name);
+        server
+    }
+
+    fn name(&self) -> &'static str {
+        self.name.get().unwrap_or(&"ps-1")
+    }
+
+    /// Owns the machine from here on, with what `other` had published; whatever else that one had is
+    /// lost with it.
+    pub(crate) fn take_over(&self, other: &Self) {
+        let theirs = other.held();
+        let mut held = self.held();
+        (held.refuse, held.redirect) = (None, None);
+        held.log = theirs.log[..theirs.published as usize].to_vec();
+        held.published = theirs.published;
+        let published = held.published;
+        held.cut(published);
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -129,14 +157,15 @@ impl Server {
             let durable = held.durable;
             held.cut(durable);
             let seat = held.seat;
-            let answer = match held.refuse.clone() {
-                Some(refuse) => FromServer::Refuse(refuse),
-                None => FromServer::Welcome(held.welcome(window)),
+            let answer = match (held.refuse.clone(), held.redirect.clone()) {
+                (Some(refuse), _) => FromServer::Refuse(refuse),
+                (None, Some(redirect)) => FromServer::Redirect(redirect),
+                (None, None) => FromServer::Welcome(held.welcome(self.name(), window)),
             };
             (answer, seat)
         };
         send(&mut writer, &answer).await?;
-        if matches!(answer, FromServer::Refuse(_)) {
+        if !matches!(answer, FromServer::Welcome(_)) {
             return Ok(());
         }
         let (spent, limit) = (AtomicU64::new(0), AtomicU64::new(window));
@@ -157,6 +186,9 @@ impl Server {
         loop {
             let (message, bytes) = receive(reader).await?;
             let mut held = self.sitting(seat)?;
+            if held.redirect.is_some() || self.frozen.load(Ordering::Relaxed) {
+                continue;
+            }
             match message {
                 FromAgent::Record(record) => {
                     let spent = spent.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -187,7 +219,10 @@ impl Server {
         loop {
             let pace = self.pace_ms.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(pace)).await;
-            let (ack, asked, refuse) = {
+            if self.frozen.load(Ordering::Relaxed) {
+                continue;
+            }
+            let (ack, asked, last) = {
                 let mut held = self.sitting(seat)?;
                 if !self.stalled.load(Ordering::Relaxed) {
                     held.durable = held.log.len() as u64;
@@ -203,7 +238,9 @@ impl Server {
                     published: Sequence(held.published),
                     credit_limit,
                 };
-                (ack, std::mem::take(&mut held.ask), held.refuse.clone())
+                let refuse = held.refuse.clone().map(FromServer::Refuse);
+                let last = refuse.or(held.redirect.clone().map(FromServer::Redirect));
+                (ack, std::mem::take(&mut held.ask), last)
             };
             if send(writer, &FromServer::Ack(ack)).await.is_err() {
                 // The agent hears nothing any more; what it said last is still to be read.
@@ -212,8 +249,8 @@ impl Server {
             for request in asked {
                 send(writer, &FromServer::BookmarkRequest(request)).await?;
             }
-            if let Some(refuse) = refuse {
-                send(writer, &FromServer::Refuse(refuse)).await?;
+            if let Some(last) = last {
+                send(writer, &last).await?;
                 return Err(std::io::ErrorKind::ConnectionAborted.into());
             }
         }
@@ -238,9 +275,9 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, message: &FromServer) -> st
 }
 
 impl Held {
-    fn welcome(&self, window: u64) -> Welcome {
+    fn welcome(&self, server: &str, window: u64) -> Welcome {
         Welcome {
-            server: "ps-1".parse().unwrap(),
+            server: server.parse().unwrap(),
             generation: Generation(1),
             epoch: self.epoch,
             durable: Sequence(self.durable),
@@ -336,6 +373,24 @@ impl Held {
             _ => None,
         };
         self.log.iter().filter_map(named).collect()
+    }
+}
+
+/// Several servers, each at `NAME:9443`, without a network.
+pub(crate) struct Site(pub Vec<Arc<Server>>);
+
+#[async_trait]
+impl Dial for Site {
+    async fn dial(&self, server: &str, way: Way) -> Result<Connection, AgentError> {
+        let found = self.0.iter().find(|one| server == format!("{}:9443", one.name()));
+        match found {
+            Some(found) => Direct(Arc::clone(found)).dial(server, way).await,
+            None => Err(AgentError::Dial {
+                server: server.to_owned(),
+                action: "looking up the name",
+                source: "no such server".into(),
+            }),
+        }
     }
 }
 

@@ -12,15 +12,15 @@ use holdfast::settings::AgentMode;
 use crate::machine::{Machine, blocking, export, noise, settled, until};
 use crate::server::{Direct, Server};
 
-const CHUNK: u64 = 65536;
+pub(crate) const CHUNK: u64 = 65536;
 
-fn no_violations(server: &Server) {
+pub(crate) fn no_violations(server: &Server) {
     let violations = server.held().violations.clone();
     assert!(violations.is_empty(), "{violations:?}");
 }
 
 /// The stream through its end shows what the source disks hold.
-fn equals_source(server: &Server, machine: &Machine) {
+pub(crate) fn equals_source(server: &Server, machine: &Machine) {
     let held = server.held();
     let images = held.images(held.log.len() as u64);
     for disk in 0..machine.settings.disks.len() {
@@ -107,6 +107,11 @@ async fn bookmarks_are_prefixes_whatever_is_killed() {
         tokio::time::sleep(Duration::from_millis(3 + round * 7 % 40)).await;
         server.unpublished.store(round % 5 == 2, Ordering::Relaxed);
         server.kill(round % 4 == 3);
+        // Each time it waits longer before it comes back; sometimes it is killed again before.
+        let hellos = server.held().hellos.len();
+        if round % 3 != 0 {
+            until(&agent, "back", |_| server.held().hellos.len() > hellos).await;
+        }
     }
     server.unpublished.store(false, Ordering::Relaxed);
     until(&agent, "ordered", |status| status.mode == "ordered").await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use holdfast::agent::{Agent, AgentError, AgentStatus, Stopped};
 use holdfast::clock::System;
+use holdfast::format::wire::Redirect;
 use holdfast::model::DiskIndex;
 use holdfast::nbd::Client;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -17,38 +18,64 @@ use tokio_rustls::TlsAcceptor;
 use crate::machine::{Fast, Machine, blocking, noise, settled, until};
 use crate::server::Server;
 
-/// Writes the agent's files beside the machine's and returns what the server uses.
-fn certificates(machine: &Machine) -> TlsAcceptor {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let ca_key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&ca_key).unwrap();
-    let issuer = Issuer::new(params, ca_key);
-    let issue = |name: &str| {
+/// A certificate authority.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: rcgen::Certificate,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap();
+        Self { issuer: Issuer::new(params, key), root }
+    }
+
+    /// The site's one: the agent's files are written beside the machine's.
+    fn of(machine: &Machine) -> Self {
+        let site = Self::new();
+        let (agent, key) = site.issue("web-1");
+        std::fs::write(machine.path("ca.pem"), site.root.pem()).unwrap();
+        std::fs::write(machine.path("agent.pem"), agent.pem()).unwrap();
+        std::fs::write(machine.path("agent.key"), key.serialize_pem()).unwrap();
+        site
+    }
+
+    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &issuer).unwrap(), key)
-    };
-    let (agent, agent_key) = issue("web-1");
-    std::fs::write(machine.path("ca.pem"), ca.pem()).unwrap();
-    std::fs::write(machine.path("agent.pem"), agent.pem()).unwrap();
-    std::fs::write(machine.path("agent.key"), agent_key.serialize_pem()).unwrap();
-    let (server, server_key) = issue("localhost");
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone()).unwrap();
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(
-            vec![server.der().clone()],
-            PrivateKeyDer::from(PrivatePkcs8KeyDer::from(server_key.serialize_der())),
-        )
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// What a server uses whose certificate says `name`.
+    fn acceptor(&self, name: &str) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let (server, key) = self.issue(name);
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.der().clone()).unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(
+                vec![server.der().clone()],
+                PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+/// A server on a port of its own; its address.
+async fn start(acceptor: TlsAcceptor, server: &Arc<Server>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(listen(listener, acceptor, Arc::clone(server)));
+    address
 }
 
 /// Accepts, checks the request, switches protocols, serves.
@@ -57,7 +84,7 @@ async fn listen(listener: TcpListener, acceptor: TlsAcceptor, server: Arc<Server
         let (tcp, _) = listener.accept().await.unwrap();
         let (acceptor, server) = (acceptor.clone(), Arc::clone(&server));
         tokio::spawn(async move {
-            let mut tls = acceptor.accept(tcp).await.unwrap();
+            let Ok(mut tls) = acceptor.accept(tcp).await else { return };
             assert!(tls.get_ref().1.peer_certificates().is_some());
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -80,13 +107,10 @@ async fn listen(listener: TcpListener, acceptor: TlsAcceptor, server: Arc<Server
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nbd_in_tls_out() {
     let mut machine = Machine::new(&[4 << 20], 4 << 20);
-    let acceptor = certificates(&machine);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    // The first server does not exist: the next one is tried.
-    machine.settings.servers =
-        vec!["127.0.0.1:1".into(), listener.local_addr().unwrap().to_string()];
     let server = Server::new(4 << 20);
-    let listening = tokio::spawn(listen(listener, acceptor, Arc::clone(&server)));
+    let address = start(Authority::of(&machine).acceptor("localhost"), &server).await;
+    // The first server does not exist: the next one is tried.
+    machine.settings.servers = vec!["127.0.0.1:1".into(), address];
     let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
     let again = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
     assert!(matches!(again, Err(AgentError::StateInUse { .. })), "{again:?}");
@@ -115,7 +139,35 @@ async fn nbd_in_tls_out() {
     assert!(image == machine.source(0));
     assert!(image[1 << 20..(1 << 20) + 65536].iter().all(|byte| *byte == 0));
     assert!(image[2 << 20..(2 << 20) + 65536].iter().all(|byte| *byte == 0));
-    listening.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redirect_is_followed_to_a_server_of_the_site_and_to_nobody_else() {
+    let mut machine = Machine::new(&[1 << 20], 4 << 20);
+    let site = Authority::of(&machine);
+    let servers = ["a", "b", "stranger", "other"].map(|name| Server::named(name, 4 << 20));
+    let [a, b, stranger, other] = &servers;
+    let first = start(site.acceptor("127.0.0.1"), a).await;
+    let goal = start(site.acceptor("127.0.0.1"), b).await;
+    let addresses = vec![
+        start(Authority::new().acceptor("127.0.0.1"), stranger).await,
+        start(site.acceptor("ps-9.example"), other).await,
+        goal.clone(),
+    ];
+    machine.settings.server_name = None; // each server its own
+    machine.settings.servers = vec![first];
+    let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
+    settled(&agent).await;
+    b.take_over(a);
+    a.held().redirect = Some(Redirect { addresses, reason: "ps-1 drains".into() });
+    let at_goal = |status: &AgentStatus| status.server == Some(format!("{goal} (b)"));
+    let status = until(&agent, "at the goal", at_goal).await;
+    assert!(status.switched_because.unwrap().contains("ps-1 drains"));
+    assert!(status.last_error.unwrap().contains("TLS handshake"), "the last attempt in vain");
+    for refused in [stranger, other] {
+        assert!(refused.held().hellos.is_empty(), "not a word to it");
+    }
+    assert_eq!(agent.stop().await, Stopped::Clean);
 }
 
 #[tokio::test]

@@ -113,6 +113,30 @@ fn a_server_that_restarts_or_drains_is_found_again() {
 }
 
 #[test]
+fn a_path_that_dies_is_left_while_the_machine_is_idle() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let ground = Ground::new("quic");
+    let near = format!("127.0.0.1:{}", ground.relay.port);
+    let direct = format!("127.0.0.1:{}", ground.site.port);
+    ground.machine.set("servers", vec![near.clone(), direct.clone()]);
+    let agent = ground.machine.start(&DISKS);
+    let at = |address: &str| {
+        let status = ground.machine.status()?;
+        status["server"].as_str()?.starts_with(address).then_some(status)
+    };
+    let quiet = || at(&near).filter(|status| status["published"] == status["last"]);
+    eventually("all published through the relay", 60, quiet);
+    ground.relay.lose(1000);
+    // Five seconds by default; what the server calls silence is thirty.
+    let status = eventually("at the next address", 20, || at(&direct));
+    assert_eq!(status["switches"], 0, "it is the same server");
+    ground.relay.lose(0);
+    agent.stop();
+}
+
+#[test]
 fn auto_takes_the_way_that_gets_through() {
     if !have(&["curl"]) {
         return;

@@ -24,6 +24,8 @@ use super::machine::{Machine, Nonsense};
 use crate::tls::RecordKey;
 
 /// Longest wait for one answer: a thousand machines may be claimed before this one.
+/// As an agent's default: silence after which a QUIC connection is gone.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Longest head of the answer to the upgrade.
 const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -126,7 +128,7 @@ impl Dialer {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = self.config(&provider, certificate)?;
         let name = self.address.ip().to_string();
-        let dial = QuicDial::with(config, name, Congestion::Bbr)?;
+        let dial = QuicDial::with(config, Some(name), Congestion::Bbr, SERVER_TIMEOUT)?;
         let greeting = async {
             let (mut reader, mut outgoing) = dial.dial(&self.address.to_string()).await?.split();
             let broken = |error: std::io::Error| LinkError::from(error);
@@ -174,6 +176,7 @@ fn welcomed(machine: &mut Machine, first: FromServer) -> Result<(), DialError> {
     match first {
         FromServer::Welcome(welcome) => Ok(machine.welcome(&welcome)?),
         FromServer::Refuse(refuse) => Err(Nonsense::Refused(refuse.text).into()),
+        FromServer::Redirect(redirect) => Err(Nonsense::Refused(redirect.reason).into()),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => Err(DialError::NoWelcome),
     }
 }

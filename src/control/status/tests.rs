@@ -92,6 +92,7 @@ fn facts() -> MachineFacts {
         mode: AgentTracking::Ordered,
         dirty_bytes: 0,
         total_bytes: 10 << 30,
+        store_requests: std::collections::BTreeMap::new(),
         trouble: None,
     }
 }
