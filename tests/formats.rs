@@ -87,6 +87,8 @@ fn wire_page() -> Page {
             wire::SENTENCE_BYTES_MAX,
             "refuse | server | code u8 · text ≤ {} |",
         ),
+        claim("ADDRESSES_MAX", wire::ADDRESSES_MAX, "number of addresses u8 (1 to {}) ·"),
+        claim("ADDRESS_BYTES_MAX", wire::ADDRESS_BYTES_MAX, "each text ≤ {} · reason"),
         claim(
             "BOOKMARK_NAME_BYTES_MAX",
             change::BOOKMARK_NAME_BYTES_MAX,
@@ -290,6 +292,7 @@ fn every_frame_stands_in_the_wire_page_under_its_code() {
         (FrameKind::Ack, "ack | server"),
         (FrameKind::BookmarkRequest, "bookmark request | server"),
         (FrameKind::Refuse, "refuse | server"),
+        (FrameKind::Redirect, "redirect | server"),
     ];
     let text = wire_page().text();
     for (kind, name) in kinds {

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
     BookmarkOutcome, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer,
-    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Refuse, VERSION, Welcome, decode_from_server,
-    encode_from_agent,
+    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Redirect, Refusal, Refuse, VERSION, Welcome,
+    decode_from_server, encode_from_agent,
 };
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
@@ -105,6 +105,7 @@ pub(super) async fn run(
     let welcome = match first {
         FromServer::Welcome(welcome) => welcome,
         FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+        FromServer::Redirect(redirect) => return Ok(End::Refused(elsewhere(redirect))),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => {
             return Err(protocol(server, "the first message is no Welcome".to_owned()));
         }
@@ -229,6 +230,7 @@ impl Session<'_> {
                 }
                 FromServer::BookmarkRequest(request) => self.ask(request),
                 FromServer::Refuse(refuse) => return Ok(End::Refused(refuse)),
+                FromServer::Redirect(redirect) => return Ok(End::Refused(elsewhere(redirect))),
                 FromServer::Welcome(_) => {
                     return Err(protocol(self.server, "a second Welcome".to_owned()));
                 }
@@ -386,6 +388,11 @@ impl Session<'_> {
             }
         }
     }
+}
+
+/// The next server in turn is as good as the one that is named.
+fn elsewhere(redirect: Redirect) -> Refuse {
+    Refuse { code: Refusal::NotOwner, text: redirect.reason }
 }
 
 /// A bookmark of this moment with a fresh id.

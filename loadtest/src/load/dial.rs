@@ -174,6 +174,7 @@ fn welcomed(machine: &mut Machine, first: FromServer) -> Result<(), DialError> {
     match first {
         FromServer::Welcome(welcome) => Ok(machine.welcome(&welcome)?),
         FromServer::Refuse(refuse) => Err(Nonsense::Refused(refuse.text).into()),
+        FromServer::Redirect(redirect) => Err(Nonsense::Refused(redirect.reason).into()),
         FromServer::Ack(_) | FromServer::BookmarkRequest(_) => Err(DialError::NoWelcome),
     }
 }

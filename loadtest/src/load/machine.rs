@@ -227,6 +227,7 @@ impl Machine {
                 Ok(())
             }
             FromServer::Refuse(refuse) => Err(Nonsense::Refused(refuse.text)),
+            FromServer::Redirect(redirect) => Err(Nonsense::Refused(redirect.reason)),
             FromServer::Welcome(_) => Err(Nonsense::SecondWelcome),
         }
     }

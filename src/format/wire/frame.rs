@@ -29,6 +29,8 @@ pub enum FrameKind {
     BookmarkRequest,
     /// The connection ends, and why; server.
     Refuse,
+    /// The connection ends, and who serves the machine; server.
+    Redirect,
 }
 
 impl FrameKind {
@@ -45,6 +47,7 @@ impl FrameKind {
             Self::Ack => 0x21,
             Self::BookmarkRequest => 0x22,
             Self::Refuse => 0x23,
+            Self::Redirect => 0x24,
         }
     }
 
@@ -59,12 +62,13 @@ impl FrameKind {
             0x21 => Self::Ack,
             0x22 => Self::BookmarkRequest,
             0x23 => Self::Refuse,
+            0x24 => Self::Redirect,
             other => {
                 let found = format_args!("{other:#04x}");
                 return Err(FormatError::value(
                     "frame type",
                     found,
-                    "1 to 6, 0x10 to 0x13, 0x20 to 0x23",
+                    "1 to 6, 0x10 to 0x13, 0x20 to 0x24",
                 ));
             }
         })

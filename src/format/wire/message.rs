@@ -31,6 +31,8 @@ pub enum FromServer {
     BookmarkRequest(BookmarkRequest),
     /// The connection ends, and why.
     Refuse(Refuse),
+    /// The connection ends, and who serves the machine.
+    Redirect(Redirect),
 }
 
 /// Who the agent claims to be (checked against its certificate) and what it holds.
@@ -137,6 +139,17 @@ pub struct Refuse {
     pub code: Refusal,
     /// For people: the thing and the cure; at most 512 bytes.
     pub text: String,
+}
+
+/// Another process server serves the machine, or will: go there. In answer to a hello, or inside a
+/// session; then everything that was admitted up to here is durable, or will be sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `host:port`, at most [`super::ADDRESS_BYTES_MAX`] bytes each, 1 to
+    /// [`super::ADDRESSES_MAX`]: the first one that answers is meant.
+    pub addresses: Vec<String>,
+    /// For people; at most 512 bytes.
+    pub reason: String,
 }
 
 /// Reasons, each with one answer of the agent.

@@ -9,7 +9,7 @@ mod tests;
 pub use frame::{Frame, FrameHeader, FrameKind};
 pub use message::{
     Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
-    Refusal, Refuse, Welcome,
+    Redirect, Refusal, Refuse, Welcome,
 };
 pub use payload::{
     decode_from_agent, decode_from_server, encode_from_agent, encode_from_server, spoken_version,
@@ -27,7 +27,15 @@ pub const HEADER_BYTES: usize = 40;
 pub const PAYLOAD_BYTES_MAX: u32 = crate::model::WRITE_BYTES_MAX;
 /// Largest payload of a frame that is no write.
 pub const CONTROL_BYTES_MAX: u32 = 4096;
-/// Longest sentence for people in a refusal, bytes.
+/// Longest sentence for people in a refusal or redirect, bytes.
 pub const SENTENCE_BYTES_MAX: usize = 512;
+/// Most addresses in a redirect.
+pub const ADDRESSES_MAX: usize = 8;
+/// Longest address in a redirect, bytes.
+pub const ADDRESS_BYTES_MAX: usize = 255;
 
 const _: () = assert!(CONTROL_BYTES_MAX as usize >= crate::format::change::MARK_BYTES_MAX);
+const _: () = assert!(
+    CONTROL_BYTES_MAX as usize
+        >= 1 + ADDRESSES_MAX * (2 + ADDRESS_BYTES_MAX) + 2 + SENTENCE_BYTES_MAX
+);

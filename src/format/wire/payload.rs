@@ -3,9 +3,9 @@
 use super::frame::Place;
 use super::message::{
     Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
-    Refusal, Refuse, Welcome,
+    Redirect, Refusal, Refuse, Welcome,
 };
-use super::{Frame, FrameHeader, FrameKind, SENTENCE_BYTES_MAX};
+use super::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, Frame, FrameHeader, FrameKind, SENTENCE_BYTES_MAX};
 use crate::format::bytes::{FormatError, Reader, Writer};
 use crate::format::change::{
     BOOKMARK_NAME_BYTES_MAX, ChangeKind, NAME_BYTES_MAX, bookmark_kind, bookmark_kind_code,
@@ -70,6 +70,10 @@ pub fn encode_from_server(message: &FromServer) -> Frame {
             to.u8(refusal_code(refuse.code)).text(clipped(&refuse.text));
             FrameKind::Refuse
         }
+        FromServer::Redirect(redirect) => {
+            put_redirect(redirect, &mut to);
+            FrameKind::Redirect
+        }
     };
     Frame::new(kind, Place::default(), to.0.into())
 }
@@ -94,7 +98,8 @@ pub fn decode_from_agent(header: &FrameHeader, payload: Payload) -> Result<FromA
         | FrameKind::Welcome
         | FrameKind::Ack
         | FrameKind::BookmarkRequest
-        | FrameKind::Refuse => {
+        | FrameKind::Refuse
+        | FrameKind::Redirect => {
             let found = format_args!("{:#04x}", header.kind().code());
             return Err(FormatError::value("frame type", found, "a type that agents send"));
         }
@@ -126,6 +131,7 @@ pub fn decode_from_server(header: &FrameHeader, payload: &[u8]) -> Result<FromSe
             code: refusal(from.u8("refusal")?)?,
             text: from.text(SENTENCE_BYTES_MAX, "refusal text")?.into(),
         }),
+        FrameKind::Redirect => FromServer::Redirect(read_redirect(&mut from)?),
         FrameKind::Record(_)
         | FrameKind::Hello
         | FrameKind::Progress
@@ -279,6 +285,39 @@ fn read_welcome(from: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         credit_limit,
         bookmark_interval_ms,
     })
+}
+
+fn put_redirect(redirect: &Redirect, to: &mut Writer) {
+    let addresses = &redirect.addresses[..redirect.addresses.len().min(ADDRESSES_MAX)];
+    to.u8(u8::try_from(addresses.len()).expect("at most ADDRESSES_MAX"));
+    for address in addresses {
+        to.text(address);
+    }
+    to.text(clipped(&redirect.reason));
+}
+
+fn read_redirect(from: &mut Reader<'_>) -> Result<Redirect, FormatError> {
+    let count = usize::from(from.u8("number of addresses")?);
+    if !(1..=ADDRESSES_MAX).contains(&count) {
+        let expected = format_args!("1 to {ADDRESSES_MAX}");
+        return Err(FormatError::value("number of addresses", count, expected));
+    }
+    let mut addresses = Vec::with_capacity(count);
+    for _ in 0..count {
+        addresses.push(read_address(from)?);
+    }
+    let reason = from.text(SENTENCE_BYTES_MAX, "reason")?.into();
+    Ok(Redirect { addresses, reason })
+}
+
+fn read_address(from: &mut Reader<'_>) -> Result<String, FormatError> {
+    let address = from.text(ADDRESS_BYTES_MAX, "address")?;
+    let host_and_port = address.rsplit_once(':');
+    let port = host_and_port.filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse());
+    match port {
+        Some(Ok(1..=u16::MAX)) => Ok(address.into()),
+        _ => Err(FormatError::value("address", format_args!("{address:?}"), "host:port")),
+    }
 }
 
 fn refusal_code(code: Refusal) -> u8 {

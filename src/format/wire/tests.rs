@@ -147,6 +147,13 @@ fn from_server() -> Vec<(&'static str, FromServer)> {
                 text: "a newer connection of web-1 took over".into(),
             }),
         ),
+        (
+            "redirect",
+            FromServer::Redirect(Redirect {
+                addresses: vec!["ps-2.example.com:9443".into(), "[2001:db8::2]:9443".into()],
+                reason: "ps-2 serves web-1".into(),
+            }),
+        ),
     ]
 }
 
@@ -271,12 +278,33 @@ fn long_sentences_are_cut_between_characters() {
     assert_eq!(refuse.text, "x".repeat(511));
 }
 
+#[test]
+fn a_redirect_names_one_to_eight_places() {
+    let decoded = |addresses: Vec<String>| {
+        let redirect = Redirect { addresses, reason: String::new() };
+        let frame = encode_from_server(&FromServer::Redirect(redirect));
+        let header = FrameHeader::decode(&frame.header).unwrap();
+        decode_from_server(&header, &frame.payload.to_bytes())
+    };
+    let address = |bytes: usize| format!("{}:1", "h".repeat(bytes - 2));
+    assert!(decoded(vec![address(ADDRESS_BYTES_MAX); ADDRESSES_MAX]).is_ok());
+    let Ok(FromServer::Redirect(cut)) = decoded(vec![address(9); ADDRESSES_MAX + 1]) else {
+        panic!("more addresses than fit are left out");
+    };
+    assert_eq!(cut.addresses.len(), ADDRESSES_MAX);
+    for bad in ["", ":9443", "ps-2", "ps-2:", "ps-2:0", "ps-2:65536", "ps-2:x"] {
+        assert!(decoded(vec![bad.to_owned()]).is_err(), "{bad:?}");
+    }
+    assert!(decoded(vec![address(ADDRESS_BYTES_MAX + 1)]).is_err());
+    assert!(decoded(Vec::new()).is_err());
+}
+
 proptest! {
     /// Frames whose checksum is right and whose content is anything: an error, or exactly the
     /// bytes that the decoded message encodes to. One encoding a message, and never a panic.
     #[test]
     fn what_decodes_is_canonical(
-        pick in 0usize..15,
+        pick in 0usize..16,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let all = messages();
