@@ -72,8 +72,9 @@ impl Registrar {
             recorded.await?;
         }
         let mut servers: Vec<_> = self.vault.servers().await?;
-        servers.sort_by_key(|server| std::cmp::Reverse(server.started));
-        let mut servers: Vec<_> = servers.into_iter().map(|server| server.address).collect();
+        // The living first.
+        servers.sort_by_key(|(server, alive)| std::cmp::Reverse((*alive, server.started)));
+        let mut servers: Vec<_> = servers.into_iter().map(|(server, _)| server.address).collect();
         if servers.is_empty() {
             servers.push(self.advertise.clone());
         }
