@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
-use crate::control::{Client, ControlError};
+use crate::control::{Client, ControlError, MoveAnswer, MoveOrder};
 use crate::model::{MachineId, ServerId};
 use crate::observe::error_chain;
 use crate::settings::TlsFiles;
@@ -29,14 +28,6 @@ pub(in crate::server) trait Reach: Send + Sync + 'static {
         machine: &MachineId,
         to: &ServerId,
     ) -> Result<(), String>;
-}
-
-/// Body of `POST /v1/machines/<machine>/move`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::server) struct MoveOrder {
-    /// Where to.
-    pub(in crate::server) to: ServerId,
 }
 
 /// Over HTTPS with the operator's certificate. Without one a server is alive when its port takes
@@ -84,7 +75,7 @@ impl Reach for Line {
         };
         let path = format!("/v1/machines/{machine}/move");
         let order = MoveOrder { to: to.clone() };
-        let asked: Result<serde_json::Value, ControlError> =
+        let asked: Result<MoveAnswer, ControlError> =
             client.with_timeout(MOVE_MAX).post(address, &path, &order).await;
         asked.map(drop).map_err(|error| error_chain(&error))
     }
