@@ -14,6 +14,11 @@ pub trait Clock: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     /// Time since an arbitrary start; never goes back.
     fn monotonic(&self) -> Duration;
+    /// Time since an arbitrary start that goes on while the host is suspended: what leases are counted
+    /// by. Where a clock knows no suspending it is [`Clock::monotonic`].
+    fn boot(&self) -> Duration {
+        self.monotonic()
+    }
     /// Waits. Never used to make a race come out right.
     async fn sleep(&self, duration: Duration);
 }
@@ -81,6 +86,12 @@ impl Clock for System {
     fn monotonic(&self) -> Duration {
         static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
         START.get_or_init(std::time::Instant::now).elapsed()
+    }
+
+    fn boot(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
     }
 
     async fn sleep(&self, duration: Duration) {

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod apply;
+pub mod assign;
 pub mod bookmark;
 pub mod demo;
 pub mod enroll;
@@ -13,6 +14,7 @@ mod failure;
 mod files;
 pub mod init;
 pub mod mount;
+pub mod move_machine;
 pub mod output;
 pub mod points;
 pub mod serve;
@@ -49,6 +51,8 @@ enum Command {
     Status(status::Args),
     Top(top::Args),
     Points(points::Args),
+    Assign(assign::Args),
+    Move(move_machine::Args),
     Export(export::Args),
     Mount(mount::Args),
     Verify(verify::Args),
@@ -83,6 +87,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Points(args) => points::run(&args),
+        Command::Assign(args) => assign::run(&args),
+        Command::Move(args) => move_machine::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Verify(args) => verify::run(&args),

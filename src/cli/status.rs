@@ -1,10 +1,10 @@
-//! `holdfast status`: how machines are.
+//! `holdfast status`: how machines are, and which process servers there are.
 
 use super::output::{print, print_json, print_table, table};
 use super::site::{ConfigArgs, Site};
 use super::{Failure, block_on};
 use crate::clock::{Clock, System};
-use crate::control::{Inquiry, MachineStatus, status, words};
+use crate::control::{Inquiry, MachineStatus, ServerView, status, words};
 use crate::model::MachineId;
 use crate::observe::{MachineFacts, error_chain};
 
@@ -26,9 +26,16 @@ pub struct Args {
 /// When the machine is unknown or the store cannot be read.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let site = Site::open(&args.config.config)?;
-    let statuses = block_on(all(&site, args.machine.clone()))?;
+    let (statuses, servers) = block_on(async {
+        let statuses = all(&site, args.machine.clone()).await?;
+        Ok((statuses, site.sources.servers().await?))
+    })?;
     if args.json {
-        return print_json(&serde_json::json!({ "machines": statuses }));
+        let document = serde_json::json!({ "machines": statuses, "servers": servers });
+        return print_json(&document);
+    }
+    if args.machine.is_none() {
+        print_servers(&servers)?;
     }
     if statuses.is_empty() {
         return print("no machine is enrolled yet; `holdfast enroll MACHINE` does it");
@@ -60,9 +67,35 @@ fn requests(live: &MachineFacts) -> String {
     format!("{hourly:.0}")
 }
 
+fn print_servers(servers: &[ServerView]) -> Result<(), Failure> {
+    let headings = ["process server", "state", "address", "machines", "churn", "cache", "version"];
+    let mut table = table(&headings);
+    for server in servers {
+        let state = match (server.alive, server.leaving) {
+            (true, false) => "alive",
+            (true, true) => "draining",
+            (false, _) => "gone",
+        };
+        table.add_row([
+            server.server.to_string(),
+            state.to_owned(),
+            server.address.clone(),
+            server.machines.to_string(),
+            format!("{}/s", words::bytes(server.churn_bytes_per_s)),
+            format!("{:.0} %", 100.0 * server.cache_fill),
+            server.version.clone(),
+        ]);
+    }
+    match servers {
+        [] => Ok(()),
+        _ => print_table(&table),
+    }
+}
+
 fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
     let headings = [
         "machine",
+        "server",
         "status",
         "rpo",
         "backlog",
@@ -80,6 +113,7 @@ fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
         let lines: Vec<_> = status.lines.iter().map(|line| line.text.as_str()).collect();
         table.add_row([
             status.machine.to_string(),
+            status.owner.clone().unwrap_or_else(unknown),
             lines.join("\n"),
             status.rpo_seconds.map_or_else(unknown, words::span),
             status.backlog_bytes.map_or_else(unknown, words::bytes),

@@ -161,6 +161,7 @@ impl From<ControlError> for Refusal {
                 Self::new(status, code, &error, cure)
             }
             ControlError::NoOwner { .. }
+            | ControlError::OwnerGone { .. }
             | ControlError::Unreachable { .. }
             | ControlError::Broken { .. }
             | ControlError::Timeout { .. }

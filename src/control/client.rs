@@ -62,6 +62,23 @@ impl Client {
         Self { timeout, ..self.clone() }
     }
 
+    /// Whether a process server answers at `address`.
+    ///
+    /// # Errors
+    /// Names the URL and what happened instead.
+    pub async fn healthy(&self, address: &str) -> Result<(), ControlError> {
+        let path = "/healthz";
+        let url = url(address, path);
+        let (status, answer) = tokio::select! {
+            answered = self.exchange(Method::GET, address, path, &url, Bytes::new()) => answered?,
+            () = self.clock.sleep(self.timeout) => {
+                let seconds = self.timeout.as_secs();
+                return Err(ControlError::Timeout { url, seconds });
+            }
+        };
+        if status.is_success() { Ok(()) } else { Err(refused(url, status, &answer)) }
+    }
+
     /// `GET https://<address><path>`.
     ///
     /// # Errors
@@ -108,19 +125,7 @@ impl Client {
             return serde_json::from_slice(&answer)
                 .map_err(|source| ControlError::Answer { url, source });
         }
-        let error = serde_json::from_slice::<ErrorBody>(&answer).map(|body| body.error);
-        let error = error.unwrap_or_else(|_| super::answer::ErrorDetail {
-            code: "unexpected".to_owned(),
-            message: String::from_utf8_lossy(&answer).chars().take(200).collect(),
-            cure: "is this the address of a process server?".to_owned(),
-        });
-        Err(ControlError::Refused {
-            url,
-            status: status.as_u16(),
-            code: error.code,
-            message: error.message,
-            cure: error.cure,
-        })
+        Err(refused(url, status, &answer))
     }
 
     async fn exchange(
@@ -168,6 +173,22 @@ impl Client {
             },
         };
         outcome.map_err(broken)
+    }
+}
+
+fn refused(url: String, status: StatusCode, answer: &[u8]) -> ControlError {
+    let error = serde_json::from_slice::<ErrorBody>(answer).map(|body| body.error);
+    let error = error.unwrap_or_else(|_| super::answer::ErrorDetail {
+        code: "unexpected".to_owned(),
+        message: String::from_utf8_lossy(answer).chars().take(200).collect(),
+        cure: "is this the address of a process server?".to_owned(),
+    });
+    ControlError::Refused {
+        url,
+        status: status.as_u16(),
+        code: error.code,
+        message: error.message,
+        cure: error.cure,
     }
 }
 

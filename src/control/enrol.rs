@@ -12,7 +12,7 @@ use super::ca::{CertificateAuthority, Issued, SigningRequest};
 use crate::clock::{Clock, Entropy};
 use crate::model::MachineId;
 use crate::seal::KeyEncryptionKey;
-use crate::vault::{MachineDocument, Policy, Vault, VaultError};
+use crate::vault::{MachineDocument, Policy, ServerDocument, Vault, VaultError};
 
 /// Everything that enrolling needs.
 pub struct Registrar {
@@ -85,9 +85,18 @@ impl Registrar {
             recorded.await?;
         }
         let mut servers: Vec<_> = self.vault.servers().await?;
-        servers.sort_by_key(|server| std::cmp::Reverse(server.started));
-        let servers = servers.into_iter().map(|server| server.address);
-        let servers = preference(machine, servers.collect(), &self.advertise);
+        servers.sort_by_key(|(server, _)| std::cmp::Reverse(server.started));
+        let (alive, gone): (Vec<_>, Vec<_>) = servers.into_iter().partition(|(_, alive)| *alive);
+        let addresses = |servers: Vec<(ServerDocument, bool)>| {
+            servers.into_iter().map(|(server, _)| server.address).collect::<Vec<_>>()
+        };
+        // Those that are gone may come back: they are asked last.
+        let mut servers = preference(machine, addresses(alive), &self.advertise);
+        for address in addresses(gone) {
+            if !servers.contains(&address) {
+                servers.push(address);
+            }
+        }
         Ok(Enrolment { issued, ca_certificate: self.ca.certificate().to_owned(), servers, first })
     }
 

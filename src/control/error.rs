@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cloud_log::CloudLogError;
-use crate::model::MachineId;
+use crate::model::{MachineId, ServerId};
 use crate::recover::RecoverError;
 use crate::seal::SealError;
 use crate::vault::{TokenError, VaultError};
@@ -122,6 +122,22 @@ pub enum ControlError {
     NoOwner {
         /// Which.
         machine: MachineId,
+    },
+    /// The process server that owns the machine cannot be asked to give it up.
+    #[error(
+        "{owner}, which has machine {machine}, does not answer: as soon as its agent comes to another \
+         one, that one takes it over. `holdfast assign {machine} {to}` makes it {to}"
+    )]
+    OwnerGone {
+        /// Which machine.
+        machine: MachineId,
+        /// Whose it is.
+        owner: ServerId,
+        /// Where it should go.
+        to: ServerId,
+        /// What happened.
+        #[source]
+        source: Box<ControlError>,
     },
     /// A socket cannot be listened on.
     #[error("{address}: cannot listen there; is the port taken? sidecar.listen sets another")]

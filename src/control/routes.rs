@@ -14,6 +14,7 @@ use super::auth::{self, Peer};
 use super::body::Body;
 use super::bookmark::{BookmarkAnswer, BookmarkQuestion, NAME_BYTES_MAX, bookmark};
 use super::ca::SigningRequest;
+use super::placing::{MoveAnswer, MoveOrder, Wish, assign, move_machine};
 use super::sidecar::Shared;
 use super::status::{MachineStatus, status};
 use super::{ControlError, Inquiry};
@@ -32,6 +33,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/machines/{machine}/points", get(list_points))
         .route("/v1/machines/{machine}/points/{bookmark}/pin", post(pin).delete(unpin))
         .route("/v1/machines/{machine}/bookmarks", post(make_bookmark))
+        .route("/v1/machines/{machine}/assignment", get(show_wish).put(put_wish))
+        .route("/v1/machines/{machine}/move", post(order_move))
+        .route("/v1/servers", get(list_servers))
         .route("/v1/enrolment-tokens", post(make_token))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::operator));
     Router::new()
@@ -168,6 +172,36 @@ async fn make_bookmark(
     }
     let answer = bookmark(&shared.sources, &shared.client, &machine, &question).await?;
     Ok(Json(answer))
+}
+
+async fn list_servers(State(shared): Sidecar) -> Answer<Value> {
+    let servers = shared.sources.servers().await?;
+    Ok(Json(json!({ "servers": servers })))
+}
+
+async fn show_wish(State(shared): Sidecar, Path(machine): Path<String>) -> Answer<Wish> {
+    let machine = machine_named(&machine)?;
+    shared.sources.document(&machine).await?;
+    Ok(Json(Wish { server: shared.sources.vault.assignment(&machine).await? }))
+}
+
+async fn put_wish(
+    State(shared): Sidecar,
+    Path(machine): Path<String>,
+    Body(wish): Body<Wish>,
+) -> Answer<Wish> {
+    let machine = machine_named(&machine)?;
+    assign(&shared.sources, &machine, &wish).await?;
+    Ok(Json(wish))
+}
+
+async fn order_move(
+    State(shared): Sidecar,
+    Path(machine): Path<String>,
+    Body(order): Body<MoveOrder>,
+) -> Answer<MoveAnswer> {
+    let machine = machine_named(&machine)?;
+    Ok(Json(move_machine(&shared.sources, &shared.client, &machine, &order).await?))
 }
 
 #[derive(Deserialize)]

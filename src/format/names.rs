@@ -119,6 +119,12 @@ pub fn server_document(server: &ServerId) -> ObjectName {
 /// Prefix of all process servers.
 pub const SERVERS: &str = "vault/servers/";
 
+/// `vault/assignments/<machine>`: which process server shall serve it.
+#[must_use]
+pub fn assignment(machine: &MachineId) -> ObjectName {
+    name(format!("vault/assignments/{machine}"))
+}
+
 /// `vault/tokens/<id>`: a token's hash and what it allows.
 #[must_use]
 pub fn token_document(id: &str) -> ObjectName {

@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::admission::Admitted;
 use super::chunks::{Breach, Chunks};
 use super::listener::{Ingest, drained, within};
-use super::machine::{Asked, MachineLink, Seat, Ticket};
-use super::machines::Fingerprint;
+use super::machine::{Asked, MachineLink, Overruled, Seat, Ticket};
+use super::machines::{Fingerprint, LastWord};
 use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
@@ -36,6 +36,8 @@ use crate::model::{
 
 /// How long the last words may take to reach the peer.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long an agent waits to be told where its machine goes.
+const PARTING: Duration = Duration::from_secs(40);
 /// Bookmark requests that one agent may owe an answer for.
 const ASKED_MAX: usize = 64;
 
@@ -43,7 +45,7 @@ const ASKED_MAX: usize = 64;
 #[derive(Debug)]
 enum End {
     /// We end it, and say why.
-    Refuse(Refuse),
+    Told(LastWord),
     /// The agent said goodbye, or closed between two frames.
     Left,
     /// It broke.
@@ -54,14 +56,14 @@ enum End {
 
 impl From<Refuse> for End {
     fn from(refuse: Refuse) -> Self {
-        Self::Refuse(refuse)
+        Self::Told(refuse.into())
     }
 }
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         match error.downcast::<Breach>() {
-            Ok(Breach(refuse)) => Self::Refuse(refuse),
+            Ok(Breach(refuse)) => refuse.into(),
             Err(error) => Self::Broken(error),
         }
     }
@@ -99,7 +101,7 @@ pub(super) async fn serve<C, W>(
         end = converse(ground, &mut inbox, &mut outbox) => end,
         end = overdue(ground) => end,
         () = drained(ingest.drain.clone()) => {
-            End::Refuse(refuse(Refusal::NotOwner, "this process server drains"))
+            refuse(Refusal::NotOwner, "this process server drains").into()
         }
     };
     let machine = agent.machine;
@@ -115,10 +117,9 @@ pub(super) async fn serve<C, W>(
             let _ = within(&*ingest.clock, FAREWELL, outbox.close()).await;
         }
         End::Unread => tracing::warn!(%machine, "the agent took no acks; its connection is closed"),
-        End::Refuse(refuse) => {
-            tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
-            ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
-            outbox.push(&FromServer::Refuse(refuse));
+        End::Told(word) => {
+            note(ingest, machine, &word);
+            outbox.push(&word.into());
             let farewell = async {
                 outbox.flush(patience, &*ingest.clock).await?;
                 outbox.close().await?;
@@ -127,6 +128,20 @@ pub(super) async fn serve<C, W>(
             };
             // Whether it arrives or not, the connection ends here.
             let _ = within(&*ingest.clock, FAREWELL, farewell).await;
+        }
+    }
+}
+
+fn note(ingest: &Ingest, machine: &MachineId, word: &LastWord) {
+    match word {
+        LastWord::Refuse(refuse) => {
+            tracing::info!(%machine, code = ?refuse.code, text = refuse.text, "refused");
+            ingest.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+        }
+        LastWord::Redirect(redirect) => {
+            let (to, reason) = (redirect.addresses.join(", "), &redirect.reason);
+            tracing::info!(%machine, to, reason, "redirected");
+            ingest.metrics.scale.redirects.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -145,7 +160,7 @@ async fn overdue(ground: Ground<'_>) -> End {
             Err(Overdue::Writing) => return End::Unread,
             Err(Overdue::Reading) => {
                 let text = "the next frame did not arrive in time";
-                return End::Refuse(refuse(Refusal::Protocol, text));
+                return refuse(Refusal::Protocol, text).into();
             }
         }
     }
@@ -165,13 +180,22 @@ where
         Ok(link) => link,
         Err(error) => {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "not served");
-            return End::Refuse(error.refusal());
+            return End::Told(error.last_word());
         }
     };
     let ticket = link.announce();
-    tokio::select! {
-        why = ticket.overruled() => End::Refuse(why),
-        end = seated(ground, hello, &ticket, inbox, outbox) => end,
+    let overruled = tokio::select! {
+        why = ticket.overruled() => why,
+        end = seated(ground, hello, &ticket, inbox, outbox) => return end,
+    };
+    // The seat is free: whoever gives the machine up waits for that.
+    match overruled {
+        Overruled::Told(word) => End::Told(word),
+        Overruled::Soon => {
+            let word = within(&*ground.ingest.clock, PARTING, link.last_word()).await;
+            let late = || refuse(Refusal::NotOwner, "the machine is being given up").into();
+            End::Told(word.unwrap_or_else(late))
+        }
     }
 }
 
@@ -213,7 +237,7 @@ where
     let patience = ground.ingest.idle_timeout();
     let Some(mut seat) = within(&*ground.ingest.clock, patience, ticket.sit()).await else {
         let text = "what the connection before this one sent is not durable yet";
-        return End::Refuse(refuse(Refusal::Busy, text));
+        return refuse(Refusal::Busy, text).into();
     };
     let link = Arc::clone(&seat.link);
     let share = link.credit().borrow().share_of(link.backlog_bytes());
@@ -221,7 +245,7 @@ where
     let begun = Session::begin(hello, &seat.stream, &link.standing(), window);
     let (session, welcome) = match begun {
         Ok(begun) => begun,
-        Err(refuse) => return End::Refuse(refuse),
+        Err(refuse) => return refuse.into(),
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
     inbox.welcomed(welcome.durable);
@@ -339,7 +363,7 @@ impl Live<'_> {
                 Ok(()) = credit.changed() => {}
                 Ok(()) = settings.changed() => {}
                 Some(asked) = requests.recv() => self.ask(outbox, asked),
-                else => return End::Refuse(refuse(Refusal::NotOwner, "the machine is not served here")),
+                else => return refuse(Refusal::NotOwner, "the machine is not served here").into(),
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::admission::Admitted;
 use super::credit::CreditTerms;
+use super::machines::LastWord;
 use super::session::{Standing, refuse};
 use super::stream::StreamState;
 use crate::cache::DurableThrough;
@@ -65,7 +66,7 @@ pub struct MachineLink {
     durable: watch::Sender<Sequence>,
     published: watch::Sender<Sequence>,
     /// Why the machine is not served here any more.
-    ended: watch::Sender<Option<Refuse>>,
+    ended: watch::Sender<Ending>,
     /// The newest connection: an older one leaves its seat.
     newest: watch::Sender<Newest>,
     /// The seat itself. Its holder alone admits, so the stream's state lies in it.
@@ -129,6 +130,28 @@ struct Newest {
     why: Option<Refuse>,
 }
 
+/// Whether the machine is served here.
+#[derive(Debug)]
+enum Ending {
+    NotYet,
+    /// It is given up: nothing more is admitted, and what is to be said is not known yet.
+    Soon,
+    Said(LastWord),
+}
+
+fn not_served() -> Refuse {
+    refuse(Refusal::NotOwner, "the machine is not served here")
+}
+
+/// Why a connection has to leave the seat.
+#[derive(Debug)]
+pub(super) enum Overruled {
+    /// With these words.
+    Told(LastWord),
+    /// The words follow.
+    Soon,
+}
+
 /// A bookmark request on its way to the agent.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -159,7 +182,7 @@ impl MachineLink {
             metrics: setup.metrics,
             durable: watch::Sender::new(through),
             published: watch::Sender::new(setup.published),
-            ended: watch::Sender::new(None),
+            ended: watch::Sender::new(Ending::NotYet),
             newest: watch::Sender::new(Newest::default()),
             stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
             requests: Mutex::new(None),
@@ -221,14 +244,53 @@ impl MachineLink {
         self.overrule(Some(why));
     }
 
-    /// The machine is not served here any more (fenced, unprotected, the log failed): the present
-    /// session and all later ones are refused with this.
-    pub fn end(&self, why: Refuse) {
+    /// The machine is not served here any more (fenced, given up, unprotected, the log failed): the
+    /// present session and all later ones end with this.
+    pub fn end(&self, why: impl Into<LastWord>) {
         self.ended.send_if_modified(|ended| {
-            let first = ended.is_none();
-            ended.get_or_insert(why);
+            let first = !matches!(ended, Ending::Said(_));
+            if first {
+                *ended = Ending::Said(why.into());
+            }
             first
         });
+    }
+
+    /// Nothing more is admitted: the present session leaves its seat and waits for the word that
+    /// [`MachineLink::end`] gives, and later ones do, too.
+    pub fn close_door(&self) {
+        self.ended.send_if_modified(|ended| {
+            let open = matches!(ended, Ending::NotYet);
+            if open {
+                *ended = Ending::Soon;
+            }
+            open
+        });
+    }
+
+    /// Whether nothing more is admitted.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        !matches!(*self.ended.borrow(), Ending::NotYet)
+    }
+
+    /// Once the door is closed: completes when the session has left its seat and everything that was
+    /// ever admitted is durable, and handed to the pipeline.
+    pub async fn settled(&self) {
+        let stream = self.stream.lock().await;
+        let admitted = stream.sequence;
+        drop(stream);
+        self.durable_at(admitted).await;
+    }
+
+    /// The last word, once it is said.
+    pub async fn last_word(&self) -> LastWord {
+        let mut ended = self.ended.subscribe();
+        let said = ended.wait_for(|ended| matches!(ended, Ending::Said(_))).await;
+        match said.as_deref() {
+            Ok(Ending::Said(word)) => word.clone(),
+            Ok(Ending::NotYet | Ending::Soon) | Err(_) => not_served().into(),
+        }
     }
 
     /// The agent's last word on itself; `None` before its first. On an idle machine it says up to
@@ -369,21 +431,23 @@ pub(super) struct Ticket {
 
 impl Ticket {
     /// Why this connection must end now; waits until there is a reason.
-    pub(super) async fn overruled(&self) -> Refuse {
+    pub(super) async fn overruled(&self) -> Overruled {
         let mut ended = self.link.ended.subscribe();
         let mut newest = self.link.newest.subscribe();
         tokio::select! {
-            why = ended.wait_for(Option::is_some) => {
-                let why = why.ok().and_then(|why| why.clone());
-                why.unwrap_or_else(|| refuse(Refusal::NotOwner, "the machine is not served here"))
-            }
+            why = ended.wait_for(|ended| !matches!(ended, Ending::NotYet)) => match why.as_deref() {
+                Ok(Ending::Said(word)) => Overruled::Told(word.clone()),
+                Ok(Ending::NotYet | Ending::Soon) => Overruled::Soon,
+                Err(_) => Overruled::Told(not_served().into()),
+            },
             newest = newest.wait_for(|newest| newest.number > self.number) => {
                 let why = newest.ok().and_then(|newest| newest.why.clone());
-                why.unwrap_or_else(|| {
+                let why = why.unwrap_or_else(|| {
                     let machine = &self.link.machine;
                     let text = format_args!("a newer connection of machine {machine} took over");
                     refuse(Refusal::Superseded, text)
-                })
+                });
+                Overruled::Told(why.into())
             }
         }
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::machine::MachineLink;
 use super::session::refuse;
-use crate::format::wire::{Refusal, Refuse};
+use crate::format::wire::{FromServer, Redirect, Refusal, Refuse};
 use crate::model::MachineId;
 use crate::store::StoreError;
 
@@ -59,6 +59,16 @@ pub enum OpenError {
         /// Why, in words.
         reason: String,
     },
+    /// Another process server serves it.
+    #[error("machine {machine} is served elsewhere: {reason}")]
+    Elsewhere {
+        /// Which.
+        machine: MachineId,
+        /// `host:port` of that server, at least one.
+        addresses: Vec<String>,
+        /// Who, in words.
+        reason: String,
+    },
     /// It is being claimed, and that takes its time.
     #[error("machine {machine} is not claimed yet: {reason}")]
     Late {
@@ -78,15 +88,43 @@ pub enum OpenError {
     },
 }
 
+/// The last that an agent is told on a connection, and why it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// Not here, or not now.
+    Refuse(Refuse),
+    /// Somebody else serves the machine.
+    Redirect(Redirect),
+}
+
+impl From<Refuse> for LastWord {
+    fn from(refuse: Refuse) -> Self {
+        Self::Refuse(refuse)
+    }
+}
+
+impl From<LastWord> for FromServer {
+    fn from(word: LastWord) -> Self {
+        match word {
+            LastWord::Refuse(refuse) => Self::Refuse(refuse),
+            LastWord::Redirect(redirect) => Self::Redirect(redirect),
+        }
+    }
+}
+
 impl OpenError {
     /// What the agent is told. Causes inside the store stay in our log.
     #[must_use]
-    pub fn refusal(&self) -> Refuse {
+    pub fn last_word(&self) -> LastWord {
         let code = match self {
             Self::Unknown { .. } | Self::Revoked { .. } => Refusal::Identity,
             Self::NotOwner { .. } => Refusal::NotOwner,
             Self::Late { .. } | Self::Store { .. } => Refusal::Busy,
+            Self::Elsewhere { addresses, reason, .. } => {
+                let (addresses, reason) = (addresses.clone(), reason.clone());
+                return LastWord::Redirect(Redirect { addresses, reason });
+            }
         };
-        refuse(code, self)
+        refuse(code, self).into()
     }
 }

@@ -45,7 +45,7 @@ pub use http::{HEALTH_PATH, REPLICATE_PATH};
 pub use identity::{Identity, IdentityError, Role};
 pub use listener::{Ingest, IngestSetup};
 pub use machine::{BookmarkError, LinkSetup, MachineLink, PlacedBookmark};
-pub use machines::{Fingerprint, Machines, OpenError};
+pub use machines::{Fingerprint, LastWord, Machines, OpenError};
 pub use quic::{QuicConfig, QuicEnd, QuicError, quic_config};
 pub use session::{Event, Session, Standing, greet};
 pub use stream::{Order, Step, StreamError, StreamState};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
 use super::requests::StoreRequest;
-use super::{Metrics, Pressure, Stage, pacing, process};
+use super::{Metrics, Pressure, Stage, pacing, process, scale};
 use crate::model::Timestamp;
 use crate::settings::CacheSettings;
 
@@ -34,6 +34,7 @@ pub(super) fn render(
     cache(&mut page, metrics, &facts);
     marks(&mut page, settings);
     store(&mut page, metrics);
+    scale::render(&mut page, &metrics.scale);
     pacing::render(&mut page, &metrics.pacing);
     stages(&mut page, metrics);
     fleet(&mut page, &facts, now);

@@ -11,6 +11,7 @@ use super::PacingMetrics;
 use super::pressure::{OutlookCell, Pressure};
 use super::queues::{Queue, QueueFacts};
 use super::requests::{RequestCounts, StoreMetrics};
+use super::scale::ScaleMetrics;
 use super::stage::{Stage, StageMetrics};
 use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
 
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub pacing: PacingMetrics,
     /// Requests to the store.
     pub store: StoreMetrics,
+    /// Who serves which machine.
+    pub scale: ScaleMetrics,
     queues: Mutex<Vec<Queue>>,
     /// How the cache stands to its marks, and where it is going.
     pub outlook: OutlookCell,
@@ -153,6 +156,13 @@ impl Metrics {
         machines.iter().map(|(id, metrics)| (id.clone(), Arc::clone(metrics))).collect()
     }
 
+    /// Lets a machine's metrics go: another process server serves it. Watermarks of another ownership
+    /// begin anew.
+    pub fn forget_machine(&self, machine: &MachineId) {
+        let mut machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.remove(machine);
+    }
+
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
@@ -181,6 +191,13 @@ impl Metrics {
     pub fn backlog_bytes(&self) -> u64 {
         let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         machines.values().map(|machine| machine.backlog_bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Bytes of writes received, over all machines served now.
+    #[must_use]
+    pub fn source_bytes(&self) -> u64 {
+        let machines = self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        machines.values().map(|machine| machine.source_bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Bytes into and out of a stage.

@@ -14,6 +14,7 @@ mod process;
 mod queues;
 mod requests;
 mod samples;
+mod scale;
 mod stage;
 mod tuning;
 
@@ -28,4 +29,5 @@ pub use pressure::{CacheOutlook, OutlookCell, Pressure};
 pub use queues::{Queue, QueueFacts};
 pub use requests::{RequestCounts, RequestFacts, StoreMetrics, StoreRequest};
 pub use samples::{Sample, SampleError, samples};
+pub use scale::ScaleMetrics;
 pub use stage::Stage;

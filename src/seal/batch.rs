@@ -195,6 +195,13 @@ impl Batcher {
         self.close(ClosedBy::Drain);
     }
 
+    /// All records that it holds, in order: they may be the only copies.
+    #[must_use]
+    pub fn into_items(mut self) -> Vec<Durable> {
+        self.drain();
+        self.closed.into_iter().flat_map(|batch| batch.items).chain(self.refused).collect()
+    }
+
     fn close(&mut self, closed_by: ClosedBy) {
         if let Some(open) = self.open.take() {
             let coverage = open.coverage.map(Coverage::closed);

@@ -26,6 +26,7 @@ use agenda::{Agenda, Due};
 pub(super) use news::News;
 use turn::{Pause, Work};
 
+use super::peers::Peers;
 use crate::apply::Bodies;
 use crate::clock::{Clock, Entropy};
 use crate::model::{MachineId, ServerId};
@@ -60,6 +61,8 @@ pub(super) struct Applying {
     pub(super) drain: watch::Receiver<bool>,
     /// The process server whose pipelines tell the news; `None`: nobody does.
     pub(super) publisher: Option<ServerId>,
+    /// That process server among the others: who lives decides who applies.
+    pub(super) peers: Option<Arc<Peers>>,
     pub(super) news: Arc<News>,
     /// Shared by the machines that are applied at the same moment.
     pub(super) bodies: Bodies,
@@ -88,6 +91,7 @@ impl Applying {
         tokio::select! {
             _ = drain.wait_for(|drain| *drain) => {}
             () = self.read_roll() => {}
+            () = self.watch_peers() => {}
             () = self.take_turns(&mut machines) => {}
         }
         while let Some(ended) = machines.turns.running.join_next_with_id().await {
@@ -113,6 +117,18 @@ impl Applying {
                     tracing::warn!(error = error_chain(&error), "the machines cannot be listed");
                     self.clock.sleep(ROLL_INTERVAL_ALONE).await;
                 }
+            }
+        }
+    }
+
+    /// When a process server came or went, every machine is looked at: whose it is to apply may be
+    /// another one's now.
+    async fn watch_peers(&self) {
+        let Some(peers) = &self.peers else { return std::future::pending().await };
+        let mut living = peers.living();
+        while living.changed().await.is_ok() {
+            if let Ok(machines) = self.vault.machines().await {
+                self.news.look_again(machines);
             }
         }
     }
@@ -143,6 +159,10 @@ impl Applying {
                     let spread = (0_u32..).map(|nth| FIRST_LOOK_EVERY.saturating_mul(nth));
                     for (machine, later) in told.enrolled.iter().zip(spread) {
                         machines.agenda.enter(machine, now + later);
+                    }
+                    let spread = (0_u32..).map(|nth| FIRST_LOOK_EVERY.saturating_mul(nth));
+                    for (machine, later) in told.again.iter().zip(spread) {
+                        machines.agenda.wake(machine, now + later);
                     }
                 }
                 Ok(()) = settings.changed() => {} // applying may be on or off now

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cache::CacheError;
 use crate::ingest::{QuicError, TlsError};
+use crate::model::{ServerId, Timestamp};
 use crate::seal::SealError;
 use crate::store::StoreError;
 use crate::vault::VaultError;
@@ -51,6 +52,41 @@ pub enum ServerError {
         /// The cause.
         #[source]
         source: std::io::Error,
+    },
+    /// Another process runs under this name.
+    #[error(
+        "another process serves as {server} (at {address}); give each process server its own `server` \
+         name, or, if that one was just killed on another cache directory, wait 15 s for its lease"
+    )]
+    NameTaken {
+        /// The name.
+        server: ServerId,
+        /// Where the other one is.
+        address: String,
+    },
+    /// Somebody acted under this name since the records in this cache log were admitted.
+    #[error(
+        "process server {server} ran on another cache directory since {started}, and the cache log \
+         here holds records from before: nothing proves that they are still their machines' next ones. \
+         Start it on that other cache directory, or give this one another `server` name to have \
+         them held, or move the shards' directories away"
+    )]
+    NameMoved {
+        /// The name.
+        server: ServerId,
+        /// When the other one started.
+        started: Timestamp,
+    },
+    /// Another process took this name while this one ran.
+    #[error(
+        "another process serves as {server} now; give each process server its own `server` name"
+    )]
+    NameLost {
+        /// The name.
+        server: ServerId,
+        /// What the store said.
+        #[source]
+        source: VaultError,
     },
     /// The thread of QUIC ended in a panic.
     #[error("the thread of QUIC ended unexpectedly; its log says why")]

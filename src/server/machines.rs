@@ -1,7 +1,8 @@
 //! The machines of this process server: claimed when their agent comes or their records are found.
 //!
-//! Owns: who is served, and how many are claimed at once. Does not own: sessions (ingest), the way of
-//! a durable record (`routes`), publishing (pipeline).
+//! Owns: who is served, how many are claimed at once, and that a machine is let go when its pipeline
+//! has ended. Does not own: who shall serve it (`ownership`), sessions (ingest), the way of a durable
+//! record (`routes`), publishing (pipeline).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -9,14 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared as Claiming};
-use futures_util::{FutureExt, StreamExt, stream};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::applying::News;
-use super::pipeline::Pipeline;
+use super::ownership::Insisting;
+use super::peers::Peers;
+use super::pipeline::{Ended, Pipeline};
 use super::recovered::Kept;
 use super::routes::{Route, Routes};
 use crate::budget::Slots;
@@ -24,15 +27,16 @@ use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
+use crate::format::wire::{Refusal, Refuse};
 use crate::ingest::{
     Admitted, CreditTerms, Fingerprint, LinkSetup, MachineLink, Machines, OpenError, StreamState,
 };
-use crate::model::{MachineId, MachineKey, ServerId};
+use crate::model::{Generation, MachineId, MachineKey, ServerId};
 use crate::observe::{Metrics, error_chain};
 use crate::seal::{KeyEncryptionKey, KeyRing, SealPool};
 use crate::settings::Tuning;
 use crate::store::StoreError;
-use crate::upload::{self, Uplink, UploadContext};
+use crate::upload::{self, Uplink, UploadContext, UploadError};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 
 /// How long an agent waits for its machine to be claimed before it is told to come again: less
@@ -63,10 +67,12 @@ pub(super) struct Shared {
     pub(super) shards: Vec<ShardQueue>,
     /// Tells the applier what was published.
     pub(super) news: Arc<News>,
+    /// This server among the others.
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Shared {
-    fn upload_context(&self, machine: &MachineId, keys: KeyRing) -> UploadContext {
+    pub(super) fn upload_context(&self, machine: &MachineId, keys: KeyRing) -> UploadContext {
         let store = Arc::clone(self.vault.store());
         UploadContext {
             log: Arc::new(LogStore::new(store, machine.clone(), keys)),
@@ -93,11 +99,31 @@ impl ShardQueue {
     }
 }
 
-/// One claimed machine. A link that was ended stays: records of its generation may still be on
-/// their way through the log, so the machine is claimed anew only by a new process.
+/// One claimed machine. It stays until its pipeline has ended: records of its generation may be on
+/// their way through the log as long.
 pub(super) struct Served {
     pub(super) link: Arc<MachineLink>,
+    pub(super) generation: Generation,
+    pub(super) context: UploadContext,
+    /// It is being given up: whoever does that lets it go.
+    pub(super) moving: AtomicBool,
+    /// Its uploads stopped for good: it stays as it is until the server is restarted.
+    stuck: Arc<AtomicBool>,
+    pub(super) state: watch::Sender<State>,
     keep_every_write: Arc<AtomicBool>,
+}
+
+/// How far a machine has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its pipeline runs.
+    Running,
+    /// Its pipeline has ended, and everything admitted is published.
+    Published,
+    /// Its pipeline has ended otherwise.
+    Stopped,
+    /// It can be claimed anew.
+    Gone,
 }
 
 impl Served {
@@ -124,6 +150,8 @@ pub(super) struct Registry {
     pipelines: tokio::sync::Mutex<JoinSet<()>>,
     /// First come, first served.
     claiming: Slots,
+    insisting: Insisting,
+    kept_changed: Notify,
 }
 
 impl Registry {
@@ -138,6 +166,8 @@ impl Registry {
             routes: Routes::default(),
             pipelines: tokio::sync::Mutex::default(),
             claiming: Slots::new(CLAIMS_MAX),
+            insisting: Insisting::default(),
+            kept_changed: Notify::new(),
         })
     }
 
@@ -149,37 +179,37 @@ impl Registry {
         &self.shared
     }
 
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    pub(super) fn insisting(&self) -> &Insisting {
+        &self.insisting
+    }
+
+    pub(super) fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the cache log has records of a machine that nobody serves.
+    pub(super) fn keeps(&self, machine: MachineKey) -> bool {
+        self.kept().machines().contains(&machine)
+    }
+
+    /// Completes when records were added to those.
+    pub(super) async fn kept_changed(&self) {
+        self.kept_changed.notified().await;
+    }
+
+    /// All machines that are claimed, or are being claimed.
+    pub(super) fn machines(&self) -> Vec<MachineId> {
+        self.claims().keys().cloned().collect()
+    }
+
     /// A machine that is claimed already.
     pub(super) fn served(&self, machine: &MachineId) -> Option<Arc<Served>> {
         let claimed = self.claims().get(machine).cloned()?;
         claimed.peek()?.as_ref().ok().cloned()
-    }
-
-    /// Claims the machines whose records the cache log kept: they are published without waiting for
-    /// an agent. True when none is left.
-    pub(super) async fn claim_kept(&self) -> Result<bool, VaultError> {
-        let keys = self.kept.lock().unwrap_or_else(PoisonError::into_inner).machines();
-        if keys.is_empty() {
-            return Ok(true);
-        }
-        let enrolled = self.shared.vault.machines().await?;
-        let waiting = enrolled.into_iter().filter(|one| keys.contains(&MachineKey::of(one)));
-        // Side by side: one that cannot be claimed must not keep the others' records from the store.
-        let claims = stream::iter(waiting).map(|machine| self.claim_one_kept(machine));
-        // As many as there are: how many are made at once is the claims' own to say.
-        Ok(claims.buffer_unordered(usize::MAX).fold(true, async |all, one| all && one).await)
-    }
-
-    async fn claim_one_kept(&self, machine: MachineId) -> bool {
-        let claimed = match self.shared.vault.machine(&machine).await {
-            Ok(None) => return true,
-            Ok(Some(document)) => self.claimed(&machine, &document).await.map(drop),
-            Err(error) => Err(unreadable(&machine, error)),
-        };
-        if let Err(error) = &claimed {
-            tracing::error!(%machine, error = error_chain(error), "kept records wait");
-        }
-        claimed.is_ok()
     }
 
     /// Lets go of all links: once the last session has ended, the shards' logs close.
@@ -201,11 +231,13 @@ impl Registry {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn claimed(
+    /// The machine's claim, made unless there is one, and whether it was made within this call: then
+    /// nobody can have taken it since unnoticed.
+    pub(super) async fn claimed(
         &self,
         machine: &MachineId,
         document: &MachineDocument,
-    ) -> Result<Arc<Served>, OpenError> {
+    ) -> Result<(Arc<Served>, bool), OpenError> {
         let claimed = {
             let mut claims = self.claims();
             let present = claims.get(machine).filter(|one| !matches!(one.peek(), Some(Err(_))));
@@ -213,7 +245,111 @@ impl Registry {
             claims.insert(machine.clone(), claimed.clone());
             claimed
         };
-        claimed.await
+        let fresh = claimed.peek().is_none();
+        let served = claimed.await;
+        self.count();
+        Ok((served?, fresh))
+    }
+
+    /// The machine, served here under the newest ownership. A claim of some time ago is compared with
+    /// the manifest: whoever took the machine meanwhile was not seen by a pipeline that had nothing
+    /// to publish, and a welcome that knows less than the agent is worse than none.
+    async fn serving(
+        &self,
+        machine: &MachineId,
+        document: &MachineDocument,
+    ) -> Result<Arc<Served>, OpenError> {
+        loop {
+            let (served, fresh) = self.claimed(machine, document).await?;
+            if served.stuck.load(Ordering::Acquire) {
+                return Ok(served); // its words are the link's
+            }
+            if !served.link.has_ended() {
+                match fresh {
+                    true => return Ok(served),
+                    false => match upload::resume(&served.context, served.generation).await {
+                        Ok(_) => return Ok(served),
+                        Err(UploadError::Fenced { .. }) => self.let_go(&served),
+                        Err(error) => {
+                            let (machine, reason) = (machine.clone(), error_chain(&error));
+                            return Err(OpenError::NotOwner { machine, reason });
+                        }
+                    },
+                }
+            }
+            let mut state = served.state.subscribe();
+            drop(state.wait_for(|state| *state == State::Gone).await); // we hold the sender
+        }
+    }
+
+    /// Another server has the machine.
+    fn let_go(&self, served: &Arc<Served>) {
+        let text = "another process server has the machine; connect again".to_owned();
+        served.link.end(Refuse { code: Refusal::NotOwner, text });
+        let (routes, link) = (self.routes.clone(), Arc::clone(&served.link));
+        self.runtime.spawn(async move { detach(&routes, &link).await });
+    }
+
+    /// Once nothing more is admitted: closes the pipeline's queue behind the last record.
+    pub(super) async fn detach(&self, link: &Arc<MachineLink>) {
+        detach(&self.routes, link).await;
+    }
+
+    /// Lets a machine go whose pipeline has ended.
+    pub(super) fn forget(&self, served: &Served) {
+        let machine = served.link.machine();
+        let present = |one: &Claimed| match one.peek() {
+            Some(Ok(present)) => present.generation == served.generation,
+            Some(Err(_)) | None => false,
+        };
+        let removed = {
+            let mut claims = self.claims();
+            let ours = claims.get(machine).is_some_and(present);
+            ours && claims.remove(machine).is_some()
+        };
+        if removed {
+            self.shared.metrics.forget_machine(machine);
+            self.count();
+        }
+        served.state.send_replace(State::Gone);
+    }
+
+    fn count(&self) {
+        let claims = self.claims();
+        let served = claims.values().filter(|one| matches!(one.peek(), Some(Ok(_)))).count();
+        self.shared.metrics.scale.machines_served.store(served as u64, Ordering::Relaxed);
+    }
+
+    /// Sees a machine's pipeline to its end.
+    async fn tend(
+        self: Arc<Self>,
+        work: Pipeline,
+        durable: mpsc::UnboundedReceiver<Durable>,
+        served: Weak<Served>,
+        generation: Generation,
+    ) {
+        let link = served.clone();
+        let routes = self.routes.clone();
+        let detached = async move {
+            // Gone when the server drains: then all queues are closed anyway.
+            if let Some(link) = link.upgrade().map(|served| Arc::clone(&served.link)) {
+                detach(&routes, &link).await;
+            }
+        };
+        let Ended { fenced, held } = work.run(durable, detached).await;
+        if fenced {
+            self.shared.metrics.scale.fenced.fetch_add(1, Ordering::Relaxed);
+        }
+        let all = held.is_empty() && !fenced;
+        if !held.is_empty() {
+            self.kept().hold(held, generation);
+            self.kept_changed.notify_one();
+        }
+        let Some(served) = served.upgrade() else { return };
+        served.state.send_replace(if all { State::Published } else { State::Stopped });
+        if !served.moving.load(Ordering::Acquire) {
+            self.forget(&served);
+        }
     }
 
     fn begin_claim(&self, machine: &MachineId, document: &MachineDocument) -> Claimed {
@@ -250,8 +386,7 @@ impl Registry {
     /// Where the machine's stream goes on: behind what is published and what the cache log kept.
     fn resume(&self, machine: &MachineId, claimed: &Manifest) -> (StreamState, Vec<Durable>) {
         let mut state = StreamState::published(claimed);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (records, given_up) = kept.take(claimed, &mut state);
+        let (records, given_up) = self.kept().take(claimed, &mut state);
         if let Some(why) = given_up {
             tracing::error!(%machine, error = error_chain(&why),
                 "records of the cache log are given up; the agent sends them again");
@@ -274,11 +409,10 @@ impl Registry {
         let context = shared.upload_context(machine, keys);
         let mut drain = shared.drain.clone();
         let claim = tokio::select! {
-            claim = upload::claim(&context, &shared.server) => claim,
+            claim = self.own(&context) => claim?,
             // After an outage it would take the machine from its next owner.
             _ = drain.wait_for(|drain| *drain) => return Err(draining(machine)),
         };
-        let claim = claim.map_err(|error| refused(&error))?;
         let metrics = shared.metrics.machine(machine);
         let machine_key = MachineKey::of(machine);
         let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];
@@ -302,6 +436,16 @@ impl Registry {
         let route = Route { link: Arc::downgrade(&link), pipeline, metrics: Arc::clone(&metrics) };
         self.routes.add(machine_key, route);
         self.routes.durable(records);
+        let stuck = Arc::default();
+        let served = Arc::new(Served {
+            link: Arc::clone(&link),
+            generation: claim.manifest.generation,
+            context: context.clone(),
+            moving: AtomicBool::new(false),
+            stuck: Arc::clone(&stuck),
+            state: watch::Sender::new(State::Running),
+            keep_every_write: Arc::clone(&keep_every_write),
+        });
         let work = Pipeline {
             context,
             generation: claim.manifest.generation,
@@ -313,12 +457,32 @@ impl Registry {
             link: Arc::downgrade(&link),
             metrics,
             news: Arc::clone(&shared.news),
+            stuck: Arc::clone(&stuck),
         };
         // The owner before us may have left something to apply.
         shared.news.published(machine);
-        self.pipelines.lock().await.spawn_on(work.run(durable), &self.runtime);
-        Ok(Arc::new(Served { link, keep_every_write }))
+        self.begin_pipeline(work, durable, &served).await;
+        Ok(served)
     }
+
+    async fn begin_pipeline(
+        &self,
+        work: Pipeline,
+        durable: mpsc::UnboundedReceiver<Durable>,
+        served: &Arc<Served>,
+    ) {
+        let this = self.this.upgrade().expect("whoever calls holds it");
+        let mut pipelines = self.pipelines.lock().await;
+        while pipelines.try_join_next().is_some() {} // those of machines that went
+        let tended = this.tend(work, durable, Arc::downgrade(served), served.generation);
+        pipelines.spawn_on(tended, &self.runtime);
+    }
+}
+
+/// Once nothing more is admitted: closes the pipeline's queue behind the last record.
+async fn detach(routes: &Routes, link: &Arc<MachineLink>) {
+    link.settled().await;
+    routes.remove(link.key(), link);
 }
 
 fn interval_ms(policy: &Policy) -> u32 {
@@ -352,7 +516,7 @@ impl Machines for Registry {
             return Err(OpenError::Revoked { machine, certificate });
         }
         let served = tokio::select! {
-            served = self.claimed(machine, &document) => served?,
+            served = self.serving(machine, &document) => served?,
             () = self.shared.clock.sleep(OPEN_MAX) => {
                 let trouble = self.shared.metrics.machine(machine);
                 let trouble = trouble.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -369,7 +533,7 @@ fn draining(machine: &MachineId) -> OpenError {
     OpenError::NotOwner { machine: machine.clone(), reason: "the server drains".to_owned() }
 }
 
-fn unreadable(machine: &MachineId, error: VaultError) -> OpenError {
+pub(super) fn unreadable(machine: &MachineId, error: VaultError) -> OpenError {
     let machine = machine.clone();
     match error {
         VaultError::Store { source, .. } => OpenError::Store { machine, source },

@@ -10,7 +10,8 @@ use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
     Generation, Record, Sequence, Timestamp,
 };
-use crate::server::testing::{Hands, settings, uplink};
+use crate::server::keeping::Left;
+use crate::server::testing::{Hands, Network, peers, settings, uplink};
 use crate::store::faulty::{Fault, Gate, Op, Rule};
 use crate::store::{Condition, Faulty, Memory, Store};
 use crate::turns::Turns;
@@ -19,6 +20,8 @@ use crate::vault::CertificateEntry;
 const CERTIFICATE: Fingerprint = Fingerprint([7; 32]);
 
 struct Site {
+    server: String,
+    network: Arc<Network>,
     registry: Arc<Registry>,
     faulty: Arc<Faulty>,
     clock: Arc<Hands>,
@@ -33,10 +36,24 @@ fn id(name: &str) -> MachineId {
 
 impl Site {
     /// The registry of `ps-1`, which has no machine yet.
-    fn new(kept: Kept) -> Self {
+    async fn new(kept: Kept) -> Self {
         let clock = Arc::new(Hands::default());
         let memory: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
         let faulty = Arc::new(Faulty::new(memory));
+        Self::on("ps-1", (clock, faulty, Arc::default()), kept).await
+    }
+
+    /// Another process server on the same store.
+    async fn beside(&self, server: &str, kept: Kept) -> Self {
+        let ground = (Arc::clone(&self.clock), Arc::clone(&self.faulty), Arc::clone(&self.network));
+        Self::on(server, ground, kept).await
+    }
+
+    async fn on(
+        server: &str,
+        (clock, faulty, network): (Arc<Hands>, Arc<Faulty>, Arc<Network>),
+        kept: Kept,
+    ) -> Self {
         let kek = Arc::new(KeyEncryptionKey::of([7; 32].into()));
         let metrics = Arc::new(Metrics::default());
         let (drain, settings) = (watch::Sender::new(false), settings());
@@ -45,9 +62,10 @@ impl Site {
         let (room, entropy) = (Turns::new(64 << 20, 0), System::entropy());
         let (pool_clock, shared) = (Arc::clone(&clock) as _, Arc::clone(&metrics));
         let pool = SealPool::new(settings.seal.clone(), room, shared, pool_clock, entropy);
+        let vault = Vault::new(Arc::clone(&faulty) as _, kek.derive("holdfast vault 1"));
         let shared = Shared {
-            server: "ps-1".parse().unwrap(),
-            vault: Vault::new(Arc::clone(&faulty) as _, kek.derive("holdfast vault 1")),
+            server: server.parse().unwrap(),
+            vault: vault.clone(),
             kek,
             clock: Arc::clone(&clock) as _,
             entropy: System::entropy(),
@@ -59,9 +77,11 @@ impl Site {
             drain: drain.subscribe(),
             shards: vec![ShardQueue { appends: Some(appends).into(), credit }],
             news: Arc::default(),
+            peers: peers(server, vault, &clock, &metrics, &network).await,
         };
         let registry = Registry::new(shared, kept);
-        Self { registry, faulty, clock, metrics, drain, _admitted: admitted }
+        let server = server.to_owned();
+        Self { server, network, registry, faulty, clock, metrics, drain, _admitted: admitted }
     }
 
     async fn enroll(&self, machine: &MachineId) -> MachineDocument {
@@ -89,7 +109,7 @@ impl Site {
         document: &MachineDocument,
     ) -> tokio::task::JoinHandle<Result<Arc<Served>, OpenError>> {
         let (registry, document) = (Arc::clone(&self.registry), document.clone());
-        tokio::spawn(async move { registry.claimed(&document.machine, &document).await })
+        tokio::spawn(async move { Ok(registry.claimed(&document.machine, &document).await?.0) })
     }
 
     /// The machine is `owner`'s, as of some earlier time.
@@ -122,13 +142,13 @@ impl Site {
 
 #[tokio::test]
 async fn many_openers_at_once_share_one_claim() {
-    let site = Site::new(Kept::default());
+    let site = Site::new(Kept::default()).await;
     let document = site.enroll(&id("web")).await;
     let gate = site.hold_claims();
     let openers: Vec<_> = (0..20).map(|_| site.opener(&document)).collect();
     gate.arrived(1).await;
     gate.open();
-    let first = site.registry.claimed(&document.machine, &document).await.unwrap();
+    let (first, _) = site.registry.claimed(&document.machine, &document).await.unwrap();
     for opener in openers {
         assert!(Arc::ptr_eq(&first, &opener.await.unwrap().unwrap()));
     }
@@ -139,7 +159,7 @@ async fn many_openers_at_once_share_one_claim() {
 
 #[tokio::test]
 async fn a_claim_that_failed_is_made_anew_for_the_next_opener() {
-    let site = Site::new(Kept::default());
+    let site = Site::new(Kept::default()).await;
     let document = site.enroll(&id("web")).await;
     let manifest = names::manifest(&document.machine);
     site.faulty.put(&manifest, Bytes::from_static(b"damaged"), Condition::Absent).await.unwrap();
@@ -154,7 +174,7 @@ async fn a_claim_that_failed_is_made_anew_for_the_next_opener() {
 
 #[tokio::test]
 async fn a_claim_goes_on_when_whoever_wanted_it_has_gone() {
-    let site = Site::new(Kept::default());
+    let site = Site::new(Kept::default()).await;
     let document = site.enroll(&id("web")).await;
     let gate = site.hold_claims();
     let opener = site.opener(&document);
@@ -188,34 +208,70 @@ fn kept(machine: &MachineId) -> Vec<Durable> {
     records.map(|record| Durable::never_written(key, record)).collect()
 }
 
-#[tokio::test]
-async fn kept_records_are_published_unless_another_server_had_the_machine() {
-    for (before, published) in [("ps-1", 4), ("ps-2", 0)] {
-        let machine = id("web");
-        let records = kept(&machine);
-        let mut found = Kept::default();
-        let survived =
-            |record: &Durable| Survivor { record: record.clone(), generation: Generation(1) };
-        found.add(records.iter().map(survived).collect());
-        let site = Site::new(found);
-        let document = site.enroll(&machine).await;
-        site.owned_by(before, &document).await;
-        assert!(site.registry.claim_kept().await.unwrap());
-        let metrics = site.metrics.machine(&machine);
-        assert_eq!(metrics.watermarks().durable, Sequence(published), "after {before}");
+fn found(machine: &MachineId) -> (Vec<Durable>, Kept) {
+    let records = kept(machine);
+    let mut found = Kept::default();
+    let survived =
+        |record: &Durable| Survivor { record: record.clone(), generation: Generation(1) };
+    found.add(records.iter().map(survived).collect());
+    (records, found)
+}
+
+impl Site {
+    async fn published(&self, machine: &MachineId, through: u64) {
+        let metrics = self.metrics.machine(machine);
         let mut steps = 0..100_000;
-        while metrics.watermarks().published < Sequence(published) {
+        while metrics.watermarks().published < Sequence(through) {
             steps.next().expect("it comes to an end");
-            site.clock.advance(Duration::from_secs(1)).await;
+            self.clock.advance(Duration::from_secs(1)).await;
         }
+    }
+
+    /// Until nobody holds them any more.
+    async fn let_go(&self, records: &[Durable]) {
         let mut steps = 0..100_000;
         while records.iter().any(|record| record.holders() > 1) {
             steps.next().expect("it comes to an end");
-            site.settle().await; // published, or given up: then nobody holds them
+            self.settle().await;
         }
-        assert_eq!(metrics.watermarks().published, Sequence(published), "after {before}");
-        assert!(site.registry.claim_kept().await.unwrap());
     }
+}
+
+#[tokio::test]
+async fn kept_records_are_published_when_nobody_else_had_the_machine() {
+    let machine = id("web");
+    let (records, found) = found(&machine);
+    let site = Site::new(found).await;
+    let document = site.enroll(&machine).await;
+    site.owned_by("ps-1", &document).await;
+    assert_eq!(site.registry.look_after_kept().await.unwrap(), Left::Nothing);
+    assert_eq!(site.metrics.machine(&machine).watermarks().durable, Sequence(4));
+    site.published(&machine, 4).await;
+    site.let_go(&records).await;
+    assert_eq!(site.registry.look_after_kept().await.unwrap(), Left::Nothing);
+}
+
+/// The agent may be gone for good: what it did not send to the other server is held as long.
+#[tokio::test]
+async fn kept_records_are_held_until_another_server_has_published_them() {
+    let machine = id("web");
+    let (records, ours) = found(&machine);
+    let site = Site::new(ours).await;
+    let document = site.enroll(&machine).await;
+    site.owned_by("ps-2", &document).await;
+    for _ in 0..3 {
+        assert_eq!(site.registry.look_after_kept().await.unwrap(), Left::Held);
+    }
+    assert_eq!(site.metrics.scale.held_records.load(Ordering::Relaxed), 4);
+    assert!(records.iter().all(|record| record.holders() > 1), "their segment may be recycled");
+    assert!(site.registry.served(&machine).is_none(), "nothing is taken from the other");
+    let (_, theirs) = found(&machine);
+    let other = site.beside("ps-2", theirs).await;
+    assert_eq!(other.registry.look_after_kept().await.unwrap(), Left::Nothing);
+    other.published(&machine, 4).await;
+    assert_eq!(site.registry.look_after_kept().await.unwrap(), Left::Nothing);
+    site.let_go(&records).await;
+    assert_eq!(site.metrics.scale.held_records.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
@@ -226,20 +282,21 @@ async fn a_machine_that_cannot_be_read_keeps_no_others_records() {
         let survived = |record| Survivor { record, generation: Generation(1) };
         found.add(kept(machine).into_iter().map(survived).collect());
     }
-    let site = Site::new(found);
+    let site = Site::new(found).await;
     for machine in [&damaged, &web] {
         site.enroll(machine).await;
     }
     let (name, body) = (names::machine_document(&damaged), Bytes::from_static(b"damaged"));
     site.faulty.put(&name, body, Condition::Always).await.unwrap();
-    assert!(!site.registry.claim_kept().await.unwrap(), "one of them waits");
+    let left = site.registry.look_after_kept().await.unwrap();
+    assert_eq!(left, Left::Waiting, "one of them waits");
     assert!(site.registry.served(&web).is_some());
     assert!(site.registry.served(&damaged).is_none());
 }
 
 #[tokio::test]
 async fn so_many_claims_at_once_and_a_stuck_one_counts_for_a_while_only() {
-    let site = Site::new(Kept::default());
+    let site = Site::new(Kept::default()).await;
     let gate = site.hold_claims();
     let mut openers = Vec::new();
     for number in 0..u64::from(CLAIMS_MAX) + 40 {
@@ -268,7 +325,7 @@ async fn so_many_claims_at_once_and_a_stuck_one_counts_for_a_while_only() {
 /// have it already.
 #[tokio::test]
 async fn a_claim_that_is_not_made_when_the_server_drains_takes_no_machine() {
-    let site = Site::new(Kept::default());
+    let site = Site::new(Kept::default()).await;
     let gate = site.hold_claims();
     let mut openers = Vec::new();
     for number in 0..=CLAIMS_MAX {
@@ -284,3 +341,6 @@ async fn a_claim_that_is_not_made_when_the_server_drains_takes_no_machine() {
     }
     assert_eq!(site.claims(), 0);
 }
+
+#[path = "ownership_tests.rs"]
+mod ownership;

@@ -12,11 +12,16 @@
 //! machines are dropped, so the shards' logs see their queues close, write everything and close
 //! cleanly; then the pipelines' queues close, and they publish what is left.
 
+mod announce;
 mod applying;
 mod error;
+mod handover;
+mod keeping;
 mod machines;
 mod operator;
+mod ownership;
 mod pacing;
+mod peers;
 mod pipeline;
 mod pressure;
 mod process;

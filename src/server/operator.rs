@@ -1,4 +1,5 @@
-//! What operators may ask of a process server on its data port: status, settings, and bookmarks.
+//! What operators, and other process servers, may ask of a process server on its data port: status,
+//! settings, bookmarks, and to give a machine up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 
+use super::handover::HandoverError;
 use super::machines::Registry;
 use crate::clock::random16;
-use crate::control::{BookmarkAnswer, BookmarkQuestion, BookmarkWait};
+use crate::control::{BookmarkAnswer, BookmarkQuestion, BookmarkWait, MoveAnswer, MoveOrder};
 use crate::format::wire::BookmarkRequest;
-use crate::ingest::{BookmarkError, PlacedBookmark};
+use crate::ingest::{BookmarkError, OpenError, PlacedBookmark};
 use crate::model::{BookmarkId, MachineId};
 use crate::observe;
 use crate::observe::endpoint::{Door, Observed};
@@ -30,6 +32,7 @@ pub(super) fn router(registry: &Arc<Registry>) -> Router {
     let shared = registry.shared();
     let bookmarks = Router::new()
         .route("/v1/machines/{machine}/bookmarks", post(bookmark))
+        .route("/v1/machines/{machine}/move", post(give_up))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::clone(registry));
     let observed = observe::endpoint::router(Observed {
@@ -89,6 +92,48 @@ async fn bookmark(
     let BookmarkQuestion { name, kind, wait: reached } = order;
     let (bookmark, sequence) = (id.to_string(), sequence.0);
     Json(BookmarkAnswer { bookmark, name, kind, sequence, time, reached }).into_response()
+}
+
+async fn give_up(
+    State(registry): State<Arc<Registry>>,
+    Path(machine): Path<String>,
+    Json(order): Json<MoveOrder>,
+) -> Response {
+    let Ok(machine) = machine.parse::<MachineId>() else {
+        let message = format!("{machine:?} is no machine's name");
+        return refuse(StatusCode::NOT_FOUND, "unknown-machine", &message);
+    };
+    let server = order.to;
+    if server == registry.shared().server {
+        let message = format!("{server} is asked to give machine {machine} to itself");
+        return refuse(StatusCode::CONFLICT, "same-server", &message);
+    }
+    let to = match registry.shared().peers.target(&server).await {
+        Ok(to) => to,
+        Err(why) => {
+            let message = format!("machine {machine} cannot go to {server}: {why}");
+            return refuse(StatusCode::CONFLICT, "no-target", &message);
+        }
+    };
+    match registry.hand_over(&machine, to).await {
+        Ok(()) => Json(MoveAnswer { machine, server, moved: true }).into_response(),
+        Err(error) => {
+            let (status, code) = match &error {
+                HandoverError::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown-machine"),
+                HandoverError::Open(OpenError::Elsewhere { .. }) => {
+                    (StatusCode::CONFLICT, "not-owner")
+                }
+                HandoverError::Late { .. } => (StatusCode::GATEWAY_TIMEOUT, "late"),
+                HandoverError::Open(_)
+                | HandoverError::Leaving { .. }
+                | HandoverError::Unpublished { .. } => (StatusCode::CONFLICT, "not-given-up"),
+                HandoverError::Vault { .. } | HandoverError::Upload { .. } => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable")
+                }
+            };
+            refuse(status, code, &observe::error_chain(&error))
+        }
+    }
 }
 
 fn reason(registry: &Registry, machine: &MachineId) -> String {

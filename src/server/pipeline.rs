@@ -46,6 +46,8 @@ pub(super) struct Pipeline {
     pub(super) metrics: Arc<MachineMetrics>,
     /// Tells the applier.
     pub(super) news: Arc<News>,
+    /// Set when it stops for another reason than being fenced.
+    pub(super) stuck: Arc<AtomicBool>,
 }
 
 /// How a time of being awake ended.
@@ -53,7 +55,24 @@ enum Woken {
     /// Nothing came for a while, or the queue was closed; all is published.
     Quiet,
     /// It cannot go on.
-    Stopped,
+    Stopped(Stopped),
+}
+
+/// A pipeline that cannot go on.
+#[derive(Debug)]
+struct Stopped {
+    fenced: bool,
+    /// Durable here and not published, in any order.
+    held: Vec<Durable>,
+}
+
+/// How a pipeline ended: its queue was closed in every case.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Another process server took the machine.
+    pub(super) fenced: bool,
+    /// Durable here and not published, in stream order: they may be the only copies.
+    pub(super) held: Vec<Durable>,
 }
 
 /// Why a pipeline stopped before its queue was closed.
@@ -77,26 +96,52 @@ impl Stop {
         }
     }
 
-    /// Another process server has the machine: its records are that one's to know.
+    /// Another process server has the machine.
     fn is_fenced(&self) -> bool {
         self.class() == Class::Fence
+    }
+
+    /// The records that lie in the reason itself.
+    fn into_records(self) -> Vec<Durable> {
+        match self {
+            Self::Seal(unsealed) => unsealed.batch.items().to_vec(),
+            Self::Batch(_) | Self::Upload(_) => Vec::new(),
+        }
     }
 }
 
 impl Pipeline {
-    /// Runs until `durable` is closed and everything is published, or this server is fenced.
-    /// Whatever else stops it keeps every record in the cache log and says so: after a restart they
-    /// are sealed and published again. Nothing that other machines could use is kept meanwhile.
-    pub(super) async fn run(self, mut durable: mpsc::UnboundedReceiver<Durable>) {
+    /// Runs until `durable` is closed, and everything is published unless something stopped it. Then it
+    /// says so and keeps every record in the cache log; nothing that other machines could use is kept
+    /// meanwhile. When it was fenced, `detach` sees to it that the queue is closed.
+    pub(super) async fn run(
+        self,
+        mut durable: mpsc::UnboundedReceiver<Durable>,
+        detach: impl Future<Output = ()>,
+    ) -> Ended {
+        let mut stopped = Stopped { fenced: false, held: Vec::new() };
         while let Some(first) = durable.recv().await {
             // Boxed, so that the task of an idle machine is small.
-            match Box::pin(self.awake(first, &mut durable)).await {
-                Woken::Quiet => {}
-                Woken::Stopped => break,
+            if let Woken::Stopped(woken) = Box::pin(self.awake(first, &mut durable)).await {
+                stopped = woken;
+                break;
             }
+        }
+        let Stopped { fenced, mut held } = stopped;
+        let rest = async {
+            while let Some(record) = durable.recv().await {
+                held.push(record);
+            }
+        };
+        if fenced {
+            tokio::join!(detach, rest);
+        } else {
+            rest.await;
         }
         // What is left is another server's to publish, or the next life's.
         self.metrics.backlog_bytes.store(0, Ordering::Relaxed);
+        held.sort_by_key(Durable::sequence);
+        Ended { fenced, held }
     }
 
     /// From the first record after a pause until nothing came for a while and all is published.
@@ -106,11 +151,8 @@ impl Pipeline {
             Err(error) => {
                 let stop = Stop::from(error);
                 self.tell(&stop);
-                if !stop.is_fenced() {
-                    until_closed(durable).await;
-                }
-                drop(first); // held until then: it may be the only copy
-                return Woken::Stopped;
+                let fenced = stop.is_fenced();
+                return Woken::Stopped(Stopped { fenced, held: vec![first] });
             }
         };
         let (to_upload, mut sealed) = mpsc::channel(1);
@@ -153,11 +195,12 @@ impl Pipeline {
                 Err((stop, held)) => (Some(stop), held),
             },
         };
-        if !stop.is_fenced() && !then.as_ref().is_some_and(Stop::is_fenced) {
-            tokio::join!(seals.settle(), until_closed(durable));
-        }
-        drop((stop, then, held, seals)); // the records are in all of them
-        Woken::Stopped
+        seals.settle().await;
+        let fenced = stop.is_fenced() || then.as_ref().is_some_and(Stop::is_fenced);
+        let mut records = seals.into_records();
+        records.extend(held.iter().flat_map(|sealed| sealed.items().to_vec()));
+        records.extend([Some(stop), then].into_iter().flatten().flat_map(Stop::into_records));
+        Woken::Stopped(Stopped { fenced, held: records })
     }
 
     fn published(&self, published: &Published) {
@@ -178,23 +221,15 @@ impl Pipeline {
         self.metrics.set_trouble(Some(text.clone()));
         let (code, why) = if stop.is_fenced() {
             tracing::warn!(%machine, %text, "fenced: another process server has the machine");
-            (Refusal::NotOwner, "another process server has the machine")
+            (Refusal::NotOwner, "another process server has the machine; connect again")
         } else {
+            self.stuck.store(true, Ordering::Release);
             tracing::error!(%machine, %text, "upload stopped; restart the server once it is cured");
             (Refusal::Busy, "uploads of the machine have stopped; see the process server's log")
         };
         if let Some(link) = self.link.upgrade() {
             link.end(Refuse { code, text: why.to_owned() });
         }
-    }
-}
-
-/// Holds what still comes until the queue is closed, which is after the cache log has: before, to
-/// drop records is to free the segments that hold their only copy.
-async fn until_closed(durable: &mut mpsc::UnboundedReceiver<Durable>) {
-    let mut held = Vec::new();
-    while let Some(record) = durable.recv().await {
-        held.push(record);
     }
 }
 

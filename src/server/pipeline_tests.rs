@@ -60,7 +60,9 @@ struct Rig {
     records: mpsc::UnboundedSender<Durable>,
     /// A handle on each: it tells who else has one.
     pushed: Vec<Durable>,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Ended>,
+    /// Told when it was fenced.
+    detached: tokio::sync::oneshot::Receiver<()>,
     next: u64,
     looks: Cell<u64>,
 }
@@ -98,11 +100,14 @@ impl Rig {
             link: Weak::new(),
             metrics: Arc::clone(&metrics),
             news: Arc::default(),
+            stuck: Arc::default(),
         };
         let (records, durable) = mpsc::unbounded_channel();
-        let task = tokio::spawn(pipeline.run(durable));
+        let (fenced, detached) = tokio::sync::oneshot::channel();
+        let detach = async move { fenced.send(()).unwrap() };
+        let task = tokio::spawn(pipeline.run(durable, detach));
         let (pushed, looks) = (Vec::new(), Cell::new(1));
-        Self { faulty, clock, context, metrics, records, pushed, task, next: 1, looks }
+        Self { faulty, clock, context, metrics, records, pushed, task, detached, next: 1, looks }
     }
 
     fn push(&mut self, change: Change) {
@@ -196,8 +201,13 @@ async fn a_machine_that_was_taken_while_it_was_quiet_publishes_nothing() {
     rig.clock.advance(QUIET * 2).await;
     let theirs = claim(&rig.context, &"ps-2".parse().unwrap()).await.unwrap();
     rig.write();
-    let Rig { task, context, .. } = rig;
-    task.await.unwrap(); // it ends although its queue is open
+    let Rig { task, context, records, pushed, detached, .. } = rig;
+    detached.await.unwrap(); // it finds out although its queue is open
+    drop(records);
+    let Ended { fenced, held } = task.await.unwrap();
+    assert!(fenced);
+    let sequences: Vec<_> = held.iter().map(Durable::sequence).collect();
+    assert_eq!(sequences, [pushed.last().unwrap().sequence()], "it may be the only copy");
     let manifest = context.log.manifest().await.unwrap().unwrap().0;
     assert_eq!(manifest, theirs.manifest);
 }

@@ -10,11 +10,15 @@ use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
+use super::announce::announce;
 use super::applying::{Applying, News};
 use super::error::ServerError;
+use super::handover::GIVE_UP_MAX;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
 use super::pacing::Pacing;
+use super::peers::reach::Line;
+use super::peers::{Peers, PeersSetup};
 use super::pressure::Pressures;
 use super::quic;
 use super::recovered::Kept;
@@ -31,7 +35,7 @@ use crate::settings::{ServerSettings, Tuning};
 use crate::store;
 use crate::turns::Turns;
 use crate::upload::Uplink;
-use crate::vault::{ServerDocument, Vault};
+use crate::vault::Vault;
 
 /// Connections of one shard that wait to be accepted; the system's own bound may be lower.
 const WAITING_MAX: u32 = 1024;
@@ -39,6 +43,8 @@ const WAITING_MAX: u32 = 1024;
 const APPENDS_QUEUED: usize = 1024;
 /// Ports that are tried when the system chooses one.
 const PORT_TRIES: u32 = 16;
+/// How long the others may take to be told that this server leaves, and its lease to be given back.
+const TELL_MAX: Duration = Duration::from_secs(2);
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -58,8 +64,13 @@ pub struct ProcessServer {
     addresses: Addresses,
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
+    peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     drain: watch::Sender<bool>,
+    /// Told when another process took the name.
+    name_lost: oneshot::Receiver<ServerError>,
+    /// Ends the renewal of the lease.
+    drained: watch::Sender<bool>,
     shards: Vec<(u16, JoinHandle<()>)>,
     quic: JoinHandle<()>,
     logs: Vec<oneshot::Receiver<Result<(), CacheError>>>,
@@ -94,9 +105,20 @@ impl ProcessServer {
             metrics: address(&observed, settings.metrics_listen)?,
             pid: std::process::id(),
         };
-        announce(&settings, &vault, &addresses, clock.as_ref()).await?;
+        let kept = opened.iter().any(|log| !log.recovered.is_empty());
+        let time = (clock.as_ref(), entropy.as_ref());
+        let (document, lease) = announce(&settings, &vault, &addresses, time, kept).await?;
+        let peers = Peers::new(PeersSetup {
+            vault: vault.clone(),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            reach: Arc::new(Line::new(&settings.tls, Arc::clone(&clock))),
+            document,
+            lease,
+        });
         let drain = watch::Sender::new(false);
-        let mut server = Building { settings, tuning, clock, entropy, metrics, vault, drain };
+        let mut server =
+            Building { settings, tuning, clock, entropy, metrics, vault, peers, drain };
         server.run(kek, tls, opened, Ports { data, datagrams, quic, observed, addresses })
     }
 
@@ -113,13 +135,17 @@ impl ProcessServer {
     }
 
     /// Waits until a shard's log ends by itself: the cache can no longer be trusted, and the
-    /// process must end so that recovery reads what is really on the disk.
+    /// process must end so that recovery reads what is really on the disk. Or until another process
+    /// has this one's name.
     ///
     /// # Errors
     /// What the log ended with.
     pub async fn failed(&mut self) -> ServerError {
         let ended = futures_util::future::select_all(self.logs.iter_mut());
-        let (ended, shard, _) = ended.await;
+        let (ended, shard, _) = tokio::select! {
+            ended = ended => ended,
+            Ok(lost) = &mut self.name_lost => return lost,
+        };
         let shard = u16::try_from(shard).unwrap_or(u16::MAX);
         match ended {
             Ok(Err(error)) => error.into(),
@@ -127,12 +153,18 @@ impl ProcessServer {
         }
     }
 
-    /// Stops in an orderly way: nothing more is accepted, everything received becomes durable,
-    /// what can be published within half a minute is.
+    /// Stops in an orderly way: machines are given up to other process servers as far as there are
+    /// any; then nothing more is accepted, everything received becomes durable, what can be published
+    /// within half a minute is.
     ///
     /// # Errors
     /// When a log could not be closed.
     pub async fn drain(self) -> Result<(), ServerError> {
+        let clock = Arc::clone(&self.clock);
+        within(&clock, TELL_MAX, self.peers.leave()).await;
+        if self.peers.has_others() {
+            within(&clock, GIVE_UP_MAX, self.registry.hand_over_all()).await;
+        }
         self.drain.send_replace(true);
         self.registry.close();
         let mut result = Ok(());
@@ -147,9 +179,11 @@ impl ProcessServer {
                 tracing::warn!("not everything could be published; the cache log keeps it");
             }
         }
+        self.drained.send_replace(true);
         for task in self.tasks {
             drop(task.await);
         }
+        within(&clock, TELL_MAX, self.peers.release()).await;
         let joined = tokio::task::spawn_blocking(move || {
             let failed = self.quic.join().err().map(|_| ServerError::QuicThread);
             self.shards.into_iter().fold(failed, |failed, (shard, thread)| {
@@ -172,6 +206,7 @@ struct Building {
     entropy: Arc<dyn Entropy>,
     metrics: Arc<Metrics>,
     vault: Vault,
+    peers: Arc<Peers>,
     drain: watch::Sender<bool>,
 }
 
@@ -239,13 +274,44 @@ impl Building {
         }
         let clock = Arc::clone(&self.clock);
         let quic = quic::start(ingest, datagrams, quic, clock, Arc::clone(&self.metrics))?;
-        tasks.push(tokio::spawn(claim_kept(Arc::clone(&registry), Arc::clone(&self.clock))));
+        tasks.push(tokio::spawn(Arc::clone(&registry).keep()));
+        let (name_lost, drained) = self.renewing(&mut tasks);
         tasks.push(self.endpoint(observed, addresses.metrics)?);
         tasks.push(tokio::spawn(self.applying(kek, uplink, news).run()));
         let clock = Arc::clone(&self.clock);
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
-        Ok(ProcessServer { addresses, metrics, registry, clock, drain, shards, quic, logs, tasks })
+        let peers = Arc::clone(&self.peers);
+        Ok(ProcessServer {
+            addresses,
+            metrics,
+            registry,
+            peers,
+            clock,
+            drain,
+            name_lost,
+            drained,
+            shards,
+            quic,
+            logs,
+            tasks,
+        })
+    }
+
+    /// Keeps the server's name until it has drained.
+    fn renewing(
+        &self,
+        tasks: &mut Vec<Task<()>>,
+    ) -> (oneshot::Receiver<ServerError>, watch::Sender<bool>) {
+        let (tell, lost) = oneshot::channel();
+        let drained = watch::Sender::new(false);
+        let (peers, stop) = (Arc::clone(&self.peers), drained.subscribe());
+        tasks.push(tokio::spawn(async move {
+            if let Err(error) = peers.run(stop).await {
+                drop(tell.send(error)); // whoever would hear it is draining
+            }
+        }));
+        (lost, drained)
     }
 
     fn shared(
@@ -283,6 +349,7 @@ impl Building {
             drain: self.drain.subscribe(),
             shards,
             news,
+            peers: Arc::clone(&self.peers),
         })
     }
 
@@ -315,6 +382,7 @@ impl Building {
             tuning: self.tuning.clone(),
             drain: self.drain.subscribe(),
             publisher: Some(self.settings.server.clone()),
+            peers: Some(Arc::clone(&self.peers)),
             news,
             bodies: Bodies::default(),
         })
@@ -368,26 +436,10 @@ impl Building {
     }
 }
 
-/// Claims machines with kept records; repeated until the vault could be read.
-async fn claim_kept(registry: Arc<Registry>, clock: Arc<dyn Clock>) {
-    let mut drain = registry.shared().drain.clone();
-    while !*drain.borrow_and_update() {
-        // A claim waits as long as the store says "later": a server that drains does not.
-        let claimed = tokio::select! {
-            claimed = registry.claim_kept() => claimed,
-            _ = drain.changed() => return,
-        };
-        match claimed {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(error = observe::error_chain(&error), "kept records wait");
-            }
-        }
-        tokio::select! {
-            _ = drain.changed() => {}
-            () = clock.sleep(Duration::from_secs(1)) => {}
-        }
+async fn within(clock: &Arc<dyn Clock>, time: Duration, future: impl Future<Output = ()>) {
+    tokio::select! {
+        () = future => {}
+        () = clock.sleep(time) => {}
     }
 }
 
@@ -493,28 +545,4 @@ async fn open_logs(
         opened.push(log);
     }
     Ok(opened)
-}
-
-/// Tells where this server is: in the vault for the sidecar, in a file for scripts.
-async fn announce(
-    settings: &ServerSettings,
-    vault: &Vault,
-    addresses: &Addresses,
-    clock: &dyn Clock,
-) -> Result<(), ServerError> {
-    let advertised = settings.advertise.clone();
-    let document = ServerDocument {
-        server: settings.server.clone(),
-        address: match advertised.strip_suffix(":0") {
-            Some(host) => format!("{host}:{}", addresses.data.port()),
-            None => advertised,
-        },
-        started: clock.wall(),
-    };
-    vault.record_server(&document).await?;
-    let path = settings.run_directory.join("addresses.json");
-    let body = serde_json::to_vec_pretty(addresses).expect("plain values are JSON");
-    let written =
-        std::fs::create_dir_all(&settings.run_directory).and_then(|()| std::fs::write(&path, body));
-    written.map_err(|source| ServerError::Io { path, action: "writing it", source })
 }

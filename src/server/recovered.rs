@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::cache::{Durable, Survivor};
 use crate::format::manifest::Manifest;
 use crate::ingest::{StreamError, StreamState};
-use crate::model::{Generation, MachineKey, Sequence};
+use crate::model::{Generation, MachineKey, Sequence, ServerId};
 
 /// Why records that were kept are not taken up.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,18 @@ pub(super) enum GivenUp {
     Gap(#[from] StreamError),
 }
 
+/// What becomes of records that are durable here and not published: the table in
+/// docs/scale-out.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Rows K1: the machine is claimed, they are published.
+    Claim,
+    /// Row K4: they are published by somebody else.
+    GiveUp,
+    /// Rows K3 and K5: they stay.
+    Hold,
+}
+
 /// Unpublished records by machine, each machine's in stream order.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
@@ -40,6 +52,42 @@ impl Kept {
         for one in survivors {
             self.by_machine.entry(one.record.machine()).or_default().push_back(one);
         }
+    }
+
+    /// Records that were durable here when another server took their machine.
+    pub(super) fn hold(&mut self, records: Vec<Durable>, generation: Generation) {
+        self.add(records.into_iter().map(|record| Survivor { record, generation }).collect());
+    }
+
+    /// How many records wait.
+    pub(super) fn records(&self) -> usize {
+        self.by_machine.values().map(VecDeque::len).sum()
+    }
+
+    /// What becomes of a machine's records when `present` is its manifest and `us` this server.
+    pub(super) fn fate(
+        &self,
+        machine: MachineKey,
+        present: Option<&Manifest>,
+        us: &ServerId,
+    ) -> Fate {
+        let Some(kept) = self.by_machine.get(&machine) else { return Fate::GiveUp };
+        let Some(present) = present else { return Fate::Claim }; // K1
+        if present.owner == *us {
+            let unbroken = |one: &Survivor| one.generation >= present.owned_since;
+            let mut left = kept.iter().filter(|one| one.record.sequence() > present.published);
+            return if left.all(unbroken) { Fate::Claim } else { Fate::Hold }; // K1, K3
+        }
+        let last = kept.back().map_or(Sequence::ZERO, |one| one.record.sequence());
+        match present.published >= last && !present.catching_up {
+            true => Fate::GiveUp,
+            false => Fate::Hold, // K5
+        }
+    }
+
+    /// Lets a machine's records go: their segments become free.
+    pub(super) fn give_up(&mut self, machine: MachineKey) {
+        self.by_machine.remove(&machine);
     }
 
     /// Machines that have records here.
@@ -80,7 +128,7 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::model::{
-        CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin, MachineId, Record, ServerId,
+        CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin, MachineId, Record,
     };
 
     fn machine() -> MachineId {
@@ -141,6 +189,32 @@ mod tests {
         for generation in [3, 4] {
             let (records, given_up) = taken(kept([1, 1, 1, 1]), generation, 3);
             assert_eq!((records, given_up.as_deref()), (Vec::new(), Some(why)));
+        }
+    }
+
+    #[test]
+    fn each_row_of_the_table_of_kept_records() {
+        let manifest = |owner: &str, generation, owned_since, published, catching_up| Manifest {
+            generation: Generation(generation),
+            owned_since: Generation(owned_since),
+            published: Sequence(published),
+            catching_up,
+            ..Manifest::first(machine(), server(owner))
+        };
+        let rows = [
+            ("K1", None, Fate::Claim),
+            ("K1", Some(manifest("ps-a", 2, 1, 0, false)), Fate::Claim),
+            ("K3", Some(manifest("ps-a", 4, 3, 0, false)), Fate::Hold),
+            ("K3, but published", Some(manifest("ps-a", 4, 3, 4, false)), Fate::Claim),
+            ("K4", Some(manifest("ps-b", 2, 2, 4, false)), Fate::GiveUp),
+            ("K4", Some(manifest("ps-b", 2, 2, 9, false)), Fate::GiveUp),
+            ("K5, behind", Some(manifest("ps-b", 2, 2, 3, false)), Fate::Hold),
+            ("K5, repaired", Some(manifest("ps-b", 2, 2, 9, true)), Fate::Hold),
+        ];
+        for (row, present, expected) in rows {
+            let kept = kept([1, 1, 2, 2]);
+            let found = kept.fate(MachineKey::of(&machine()), present.as_ref(), &server("ps-a"));
+            assert_eq!(found, expected, "{row}");
         }
     }
 

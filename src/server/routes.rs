@@ -32,6 +32,14 @@ impl Routes {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(machine, route);
     }
 
+    /// Closes the queue of a machine's pipeline, if it is `link`'s.
+    pub(super) fn remove(&self, machine: MachineKey, link: &Arc<MachineLink>) {
+        let mut routes = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if routes.get(&machine).is_some_and(|route| route.link.as_ptr() == Arc::as_ptr(link)) {
+            routes.remove(&machine);
+        }
+    }
+
     /// Closes the pipelines' queues.
     pub(super) fn clear(&self) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clear();

@@ -125,6 +125,13 @@ impl<'a> Sealing<'a> {
         }
     }
 
+    /// All records that it holds; in any order.
+    pub(super) fn into_records(self) -> Vec<Durable> {
+        let sealed = self.left.iter().flat_map(|sealed| sealed.items().to_vec());
+        let unsealed = self.unsealed.iter().flat_map(|unsealed| unsealed.batch.items().to_vec());
+        sealed.chain(unsealed).chain(self.batcher.into_items()).collect()
+    }
+
     fn follow_policy(&mut self) {
         let keep = self.pipeline.keep_every_write.load(Ordering::Relaxed);
         self.batcher.keep_every_write(keep);

@@ -49,6 +49,7 @@ pub async fn apply(
         uplink,
         drain,
         publisher,
+        peers: None,
         news,
         bodies: Bodies::default(),
     };

@@ -1,6 +1,6 @@
 //! What this room's tests share: a clock that the test moves, settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,10 +8,15 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, System};
-use crate::model::Timestamp;
+use crate::model::{MachineId, ServerId, Timestamp};
 use crate::observe::Metrics;
 use crate::settings::{RateSchedule, ServerSettings, StreamBounds, load_server};
+use crate::store::LeaseId;
 use crate::upload::Uplink;
+use crate::vault::{ServerDocument, Vault};
+
+use super::peers::reach::Reach;
+use super::peers::{Peers, PeersSetup, name};
 
 /// Polls that everything takes to come to rest: no task waits for anything but the clock then.
 const SETTLED: usize = 200;
@@ -63,6 +68,65 @@ impl Hands {
         }
         *self.now.lock().unwrap() = end;
     }
+}
+
+/// The network between process servers: everybody answers but those that are down.
+#[derive(Default)]
+pub(super) struct Network {
+    pub(super) down: Mutex<BTreeSet<String>>,
+    /// Machine, whom it was asked of, for whom.
+    pub(super) asked: Mutex<Vec<(MachineId, String, ServerId)>>,
+}
+
+#[async_trait]
+impl Reach for Network {
+    async fn dial(&self, address: &str) -> Result<(), String> {
+        match self.down.lock().unwrap().contains(address) {
+            true => Err("connection refused".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    async fn ask_for(
+        &self,
+        address: &str,
+        machine: &MachineId,
+        to: &ServerId,
+    ) -> Result<(), String> {
+        let asked = (machine.clone(), address.to_owned(), to.clone());
+        self.asked.lock().unwrap().push(asked);
+        Ok(())
+    }
+}
+
+/// A process server of this name, at `<name>:9443`.
+pub(super) fn server_document(server: &str, cache: u8) -> ServerDocument {
+    ServerDocument {
+        server: server.parse().unwrap(),
+        address: format!("{server}:9443"),
+        started: Timestamp(0),
+        incarnation: "1".repeat(32),
+        version: "1".to_owned(),
+        cache: hex::encode([cache; 16]),
+        leaving: false,
+        load: Default::default(),
+    }
+}
+
+/// That server with its name taken.
+pub(super) async fn peers(
+    server: &str,
+    vault: Vault,
+    clock: &Arc<Hands>,
+    metrics: &Arc<Metrics>,
+    network: &Arc<Network>,
+) -> Arc<Peers> {
+    let cache = server.bytes().fold(0, u8::wrapping_add);
+    let (document, lease) = (server_document(server, cache), LeaseId([cache; 16]));
+    name::take(&vault, &document, lease, false).await.unwrap();
+    let (clock, metrics) = (Arc::clone(clock) as _, Arc::clone(metrics));
+    let reach = Arc::clone(network) as _;
+    Peers::new(PeersSetup { vault, clock, metrics, reach, document, lease })
 }
 
 /// The defaults.

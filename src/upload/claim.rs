@@ -1,15 +1,14 @@
-//! Takes a machine: the next generation of its manifest, ours.
+//! Takes a machine, and gives it up: the next generation of its manifest.
 //!
 //! Owns: the first manifest and the change of owner. Does not own: whether this server should have
-//! the machine; two servers that both believe so take it from each other in turn, and the one
-//! whose generation is no longer the newest can publish nothing.
+//! the machine: whoever decides that looks at the manifest first, and claims over exactly what it
+//! saw. Two servers that both believe so race by compare-and-swap, and one of them is told.
 
 use super::context::{Patience, UploadContext};
 use super::error::UploadError;
 use super::truncate::owned;
-use crate::cloud_log::CloudLogError;
 use crate::format::manifest::Manifest;
-use crate::model::{Generation, MachineId, ServerId};
+use crate::model::{Generation, ServerId};
 use crate::store::{Class, ETag};
 
 /// An ownership: the manifest that says so, as it stood when it was last known to.
@@ -21,31 +20,72 @@ pub struct Claim {
     pub etag: ETag,
 }
 
-/// Takes the machine over for `owner`. Waits as long as the store says "later", with the reason in
-/// the machine's trouble.
+/// The manifest as it stands; `None` before the first claim. Waits as long as the store says
+/// "later", with the reason in the machine's trouble.
 ///
 /// # Errors
 /// When the manifest cannot be believed, or the store refuses for good.
-pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, UploadError> {
+pub async fn look(context: &UploadContext) -> Result<Option<Claim>, UploadError> {
     let machine = context.log.machine();
     let mut patience = Patience::new(context);
     loop {
         let attempt = async {
-            let attempt = attempt(context, owner).await;
-            attempt.map_err(|source| UploadError::log(machine, source))
+            let read = context.log.manifest().await;
+            read.map_err(|source| UploadError::log(machine, source))
         };
         match context.ask(attempt).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            ended => return Ok(ended?.map(|(manifest, etag)| Claim { manifest, etag })),
+        }
+    }
+}
+
+/// Takes the machine over for `owner`, over what was `seen`. Waits as [`look`] does.
+///
+/// # Errors
+/// [`UploadError::Fenced`] when it changed hands since: look again, and decide again. Else as there.
+pub async fn claim_over(
+    context: &UploadContext,
+    owner: &ServerId,
+    seen: Option<Claim>,
+) -> Result<Claim, UploadError> {
+    let generation = seen.as_ref().map(|claim| claim.manifest.generation);
+    change_owner(context, generation, Known(Some(seen)), |present| next(context, owner, present))
+        .await
+}
+
+/// Looks and claims, whoever owns the machine: for who need not ask whether the owner lives.
+///
+/// # Errors
+/// As [`claim_over`].
+pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, UploadError> {
+    loop {
+        let seen = look(context).await?;
+        match claim_over(context, owner, seen).await {
+            Err(UploadError::Fenced { .. }) => {}
             ended => return ended,
         }
     }
 }
 
-/// The claim of `generation` as it stands now, for an owner that kept nothing but that number: one
-/// read. Waits as [`claim`] does.
+/// Makes `to` the owner of a machine that `generation` owns. Whoever calls has published everything
+/// that is durable here, or another one would have to send it again. Waits as [`look`] does.
 ///
 /// # Errors
-/// [`UploadError::Fenced`] when another generation owns the machine; else as [`claim`].
+/// [`UploadError::Fenced`] when another generation owns the machine. Else as there.
+pub async fn give_up(
+    context: &UploadContext,
+    generation: Generation,
+    to: &ServerId,
+) -> Result<Claim, UploadError> {
+    change_owner(context, Some(generation), Known(None), |present| next(context, to, present)).await
+}
+
+/// The claim of `generation` as it stands now, for an owner that kept nothing but that number: one
+/// read. Waits as [`look`] does.
+///
+/// # Errors
+/// [`UploadError::Fenced`] when another generation owns the machine; else as [`look`].
 pub async fn resume(context: &UploadContext, generation: Generation) -> Result<Claim, UploadError> {
     let mut patience = Patience::new(context);
     loop {
@@ -56,31 +96,76 @@ pub async fn resume(context: &UploadContext, generation: Generation) -> Result<C
     }
 }
 
-async fn attempt(context: &UploadContext, owner: &ServerId) -> Result<Claim, CloudLogError> {
-    let present = context.log.manifest().await?;
-    let (manifest, expected) = next(context.log.machine(), owner, present);
-    let entropy = context.entropy.as_ref();
-    let etag = context.log.replace(&manifest, expected.as_ref(), entropy).await?;
-    Ok(Claim { manifest, etag })
-}
+/// What is known of the manifest before the first attempt: read already, or not.
+struct Known(Option<Option<Claim>>);
 
-/// The manifest that makes `owner` the owner, and the version it must replace. The same server
-/// claims anew, too: what an earlier life of it still has in flight is fenced like a stranger's.
-fn next(
-    machine: &MachineId,
-    owner: &ServerId,
-    present: Option<(Manifest, ETag)>,
-) -> (Manifest, Option<ETag>) {
-    match present {
-        None => (Manifest::first(machine.clone(), owner.clone()), None),
-        Some((mut manifest, etag)) => {
-            manifest.generation = Generation(manifest.generation.0.saturating_add(1));
-            manifest.version = manifest.version.saturating_add(1);
-            if manifest.owner != *owner {
-                manifest.owner = owner.clone();
-                manifest.owned_since = manifest.generation;
-            }
-            (manifest, Some(etag))
+/// One compare-and-swap over a manifest of `generation`, with whatever was changed beside the owner.
+async fn change_owner(
+    context: &UploadContext,
+    generation: Option<Generation>,
+    mut known: Known,
+    next: impl Fn(Option<&Manifest>) -> Manifest + Send + Sync,
+) -> Result<Claim, UploadError> {
+    let machine = context.log.machine();
+    let mut patience = Patience::new(context);
+    loop {
+        let attempt = async {
+            let present = match known.0.take() {
+                Some(present) => present,
+                None => {
+                    let read = context.log.manifest().await;
+                    let read = read.map_err(|source| UploadError::log(machine, source))?;
+                    read.map(|(manifest, etag)| Claim { manifest, etag })
+                }
+            };
+            let present = expected(context, generation, present)?;
+            let manifest = next(present.as_ref().map(|claim| &claim.manifest));
+            let etag = present.map(|claim| claim.etag);
+            let written = context.log.replace(&manifest, etag.as_ref(), context.entropy.as_ref());
+            let etag = written.await.map_err(|source| UploadError::log(machine, source))?;
+            Ok(Claim { manifest, etag })
+        };
+        match context.ask(attempt).await {
+            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            ended => return ended,
         }
     }
+}
+
+/// What is there, if it is still of the generation that was decided on.
+fn expected(
+    context: &UploadContext,
+    generation: Option<Generation>,
+    present: Option<Claim>,
+) -> Result<Option<Claim>, UploadError> {
+    let found = present.as_ref().map(|claim| claim.manifest.generation);
+    if found == generation {
+        return Ok(present);
+    }
+    let machine = context.log.machine().clone();
+    match present {
+        Some(claim) => Err(UploadError::Fenced {
+            machine,
+            ours: generation.unwrap_or(Generation(0)),
+            theirs: claim.manifest.generation,
+            their_owner: claim.manifest.owner,
+        }),
+        None => Err(UploadError::Contradiction { machine, detail: "is gone".to_owned() }),
+    }
+}
+
+/// The manifest that makes `owner` the owner. The same server claims anew, too: what an earlier life
+/// of it still has in flight is fenced like a stranger's.
+fn next(context: &UploadContext, owner: &ServerId, present: Option<&Manifest>) -> Manifest {
+    let Some(present) = present else {
+        return Manifest::first(context.log.machine().clone(), owner.clone());
+    };
+    let mut manifest = present.clone();
+    manifest.generation = Generation(manifest.generation.0.saturating_add(1));
+    manifest.version = manifest.version.saturating_add(1);
+    if manifest.owner != *owner {
+        manifest.owner = owner.clone();
+        manifest.owned_since = manifest.generation;
+    }
+    manifest
 }

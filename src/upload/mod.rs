@@ -32,7 +32,7 @@ mod tests;
 mod truncate;
 mod uplink;
 
-pub use claim::{Claim, claim, resume};
+pub use claim::{Claim, claim, claim_over, give_up, look, resume};
 pub use context::UploadContext;
 pub use error::UploadError;
 pub use machine::{Stopped, Upload};

@@ -15,7 +15,8 @@ pub struct SiteDocument {
     pub created: Timestamp,
 }
 
-/// `vault/servers/<server>`: where a process server can be reached.
+/// `vault/servers/<server>`: where a process server can be reached, and how loaded it is. Written by
+/// that server alone, under the lease of the document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerDocument {
@@ -25,6 +26,44 @@ pub struct ServerDocument {
     pub address: String,
     /// When it last started.
     pub started: Timestamp,
+    /// This life of its process, 32 hexadecimal digits.
+    #[serde(default)]
+    pub incarnation: String,
+    /// Version of its program.
+    #[serde(default)]
+    pub version: String,
+    /// Which cache directory it runs on, 32 hexadecimal digits: another one under the same name knows
+    /// by it that somebody acted under that name.
+    #[serde(default)]
+    pub cache: String,
+    /// It drains: nothing new is placed there.
+    #[serde(default)]
+    pub leaving: bool,
+    /// What it carries.
+    #[serde(default)]
+    pub load: ServerLoad,
+}
+
+/// What a process server carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerLoad {
+    /// Bytes of writes that its machines send a second, over about a minute.
+    pub churn_bytes_per_s: u64,
+    /// Machines that it serves.
+    pub machines: u64,
+    /// Fill of its cache log, 0 to 1.
+    pub cache_fill: f64,
+}
+
+/// `vault/assignments/<machine>`: the wish which process server shall serve a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignmentDocument {
+    /// Which machine.
+    pub machine: MachineId,
+    /// Which server; `None`: the least loaded.
+    pub server: Option<ServerId>,
 }
 
 /// `machines/<machine>/machine`.

@@ -8,6 +8,7 @@ mod envelope;
 mod error;
 mod machines;
 mod policy;
+mod servers;
 mod site;
 #[cfg(test)]
 mod tests;
@@ -16,10 +17,12 @@ mod tokens;
 mod vault;
 
 pub use documents::{
-    CertificateEntry, LadderStep, MachineDocument, PinDocument, PointsDocument, Policy,
-    ServerDocument, SiteDocument, SnapshotDisk, SnapshotPoint, TokenDocument, WrappedKey,
+    AssignmentDocument, CertificateEntry, LadderStep, MachineDocument, PinDocument, PointsDocument,
+    Policy, ServerDocument, ServerLoad, SiteDocument, SnapshotDisk, SnapshotPoint, TokenDocument,
+    WrappedKey,
 };
 pub use error::{PolicyViolation, VaultError};
 pub use policy::PolicyBounds;
+pub use servers::LEASE_SECONDS;
 pub use tokens::{Token, TokenError};
 pub use vault::Vault;

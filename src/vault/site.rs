@@ -1,8 +1,8 @@
-//! The installation that owns the store, and its process servers.
+//! The installation that owns the store.
 
-use super::{ServerDocument, SiteDocument, Vault, VaultError};
+use super::{SiteDocument, Vault, VaultError};
 use crate::format::names;
-use crate::model::{ServerId, SiteId, Timestamp};
+use crate::model::{SiteId, Timestamp};
 
 impl Vault {
     /// Makes the store this site's, or finds that it is.
@@ -31,37 +31,5 @@ impl Vault {
             }
             None => Err(VaultError::Missing { name: name.to_string() }),
         }
-    }
-
-    /// Records where a process server can be reached; called when it starts.
-    ///
-    /// # Errors
-    /// The store's error.
-    pub async fn record_server(&self, document: &ServerDocument) -> Result<(), VaultError> {
-        let name = names::server_document(&document.server);
-        self.replace(&name, document).await?;
-        Ok(())
-    }
-
-    /// A process server; `None` when it never started.
-    ///
-    /// # Errors
-    /// When its document was altered or the store does not answer.
-    pub async fn server(&self, server: &ServerId) -> Result<Option<ServerDocument>, VaultError> {
-        let read = self.read(&names::server_document(server)).await?;
-        Ok(read.map(|(document, _)| document))
-    }
-
-    /// All process servers by name.
-    ///
-    /// # Errors
-    /// When a document was altered or the store does not answer.
-    pub async fn servers(&self) -> Result<Vec<ServerDocument>, VaultError> {
-        let mut servers = Vec::new();
-        for name in self.list(names::SERVERS).await? {
-            let Ok(server) = name.parse() else { continue };
-            servers.extend(self.server(&server).await?);
-        }
-        Ok(servers)
     }
 }

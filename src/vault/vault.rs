@@ -188,6 +188,15 @@ impl Vault {
         Ok(names.map(str::to_owned).collect())
     }
 
+    /// A document as it is stored, for a write under a lease.
+    pub(super) fn wrapped<T: Serialize>(
+        &self,
+        name: &ObjectName,
+        document: &T,
+    ) -> Result<Bytes, VaultError> {
+        self.wrap(name, document)
+    }
+
     fn wrap<T: Serialize>(&self, name: &ObjectName, document: &T) -> Result<Bytes, VaultError> {
         let write = random16(self.entropy.as_ref());
         self.key.wrap(name, write, document)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use holdfast::cloud_log::LogStore;
-use holdfast::format::manifest::DeltaEntry;
+use holdfast::format::manifest::{DeltaEntry, Manifest};
 use holdfast::format::names;
 use holdfast::model::MachineId;
 use holdfast::recover::{CACHE_BYTES, DiskReader, PointSpec, Recovery};
@@ -32,20 +32,32 @@ impl Library {
         self.runtime.block_on(read).unwrap().map(|(document, _)| document)
     }
 
+    fn log(&self) -> LogStore {
+        let vault = &self.site.sources.vault;
+        let document = self.runtime.block_on(vault.machine(&self.machine)).unwrap().unwrap();
+        let keys = holdfast::seal::KeyRing::unwrap(&self.site.sources.kek, &document).unwrap();
+        LogStore::new(Arc::clone(vault.store()), self.machine.clone(), keys)
+    }
+
+    pub fn manifest(&self) -> Manifest {
+        self.runtime.block_on(self.log().manifest()).unwrap().unwrap().0
+    }
+
+    /// Everything that the manifest names.
+    pub fn entries(&self) -> Vec<DeltaEntry> {
+        let (log, manifest) = (self.log(), self.manifest());
+        self.runtime.block_on(log.entries(&manifest, manifest.truncated)).unwrap()
+    }
+
     /// The published watermark and the names of all deltas that the manifest names.
     pub fn published(&self) -> (u64, Vec<String>) {
-        self.runtime.block_on(async {
-            let vault = &self.site.sources.vault;
-            let document = vault.machine(&self.machine).await.unwrap().unwrap();
-            let keys = holdfast::seal::KeyRing::unwrap(&self.site.sources.kek, &document).unwrap();
-            let log = LogStore::new(Arc::clone(vault.store()), self.machine.clone(), keys);
-            let (manifest, _) = log.manifest().await.unwrap().unwrap();
-            let entries = log.entries(&manifest, manifest.truncated).await.unwrap();
-            let name = |e: &DeltaEntry| {
-                names::delta(&self.machine, e.generation, e.first, e.last, e.id).to_string()
-            };
-            (manifest.published.0, entries.iter().map(name).collect())
-        })
+        let (log, manifest) = (self.log(), self.manifest());
+        let entries = log.entries(&manifest, manifest.truncated);
+        let entries = self.runtime.block_on(entries).unwrap();
+        let name = |e: &DeltaEntry| {
+            names::delta(&self.machine, e.generation, e.first, e.last, e.id).to_string()
+        };
+        (manifest.published.0, entries.iter().map(name).collect())
     }
 
     /// The first `length` bytes of each disk at a point.

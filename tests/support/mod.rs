@@ -2,6 +2,7 @@
 //! applier as children of the test, ended by process id when dropped.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod fleet;
 pub mod library;
 pub mod mounts;
 pub mod oracle;

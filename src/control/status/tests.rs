@@ -249,6 +249,11 @@ fn a_server_that_does_not_answer_is_a_fact() {
     sheet.manifest = manifest(false, vec![entry(9, 1, true)]);
     sheet.live = Live::Silent {
         server: ServerDocument {
+            incarnation: String::new(),
+            version: String::new(),
+            cache: String::new(),
+            leaving: false,
+            load: Default::default(),
             server: "ps-1".parse().unwrap(),
             address: "h:1".to_owned(),
             started: NOW,

@@ -23,6 +23,8 @@ pub(super) struct Told {
     pub(super) published: HashSet<MachineId>,
     /// Machines on the roll, in its order.
     pub(super) enrolled: Vec<MachineId>,
+    /// Machines that another one may have to apply now.
+    pub(super) again: Vec<MachineId>,
 }
 
 impl News {
@@ -39,6 +41,12 @@ impl News {
     /// The roll was read.
     pub(super) fn enrolled(&self, machines: Vec<MachineId>) {
         self.told().enrolled = machines;
+        self.notify.notify_one();
+    }
+
+    /// A process server came or went.
+    pub(super) fn look_again(&self, machines: Vec<MachineId>) {
+        self.told().again = machines;
         self.notify.notify_one();
     }
 

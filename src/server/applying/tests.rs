@@ -146,6 +146,7 @@ impl Site {
             uplink: uplink(&self.clock, &Arc::default()),
             drain: self.drain.subscribe(),
             publisher: publisher.map(|name| name.parse().unwrap()),
+            peers: None,
             news: Arc::clone(&news),
             bodies: Bodies::default(),
         };

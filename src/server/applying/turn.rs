@@ -39,8 +39,9 @@ pub(super) struct Work {
     machine: MachineId,
     rhythm: Rhythm,
     open: Option<Box<Open>>,
-    /// Under which ownership it was seen last; another one decides anew who applies.
-    generation: Option<Generation>,
+    /// Under which ownership it was seen last, and whose it was to apply; another one decides anew
+    /// who applies.
+    seen: Option<(Generation, bool)>,
     standby: Option<Standby>,
     /// Everything through here is on the seed disks, as far as we know.
     applied: Option<u64>,
@@ -81,7 +82,7 @@ impl Work {
             machine,
             rhythm: Rhythm::new(now, spread),
             open: None,
-            generation: None,
+            seen: None,
             standby: None,
             applied: None,
             said: None,
@@ -137,7 +138,7 @@ impl Work {
             self.rhythm.tidied(now);
             return Ok(()); // nothing was published yet
         };
-        if self.generation.is_none() && self.is_recent(&manifest) {
+        if self.seen.is_none() && self.is_recent(&manifest) {
             self.rhythm.inherited(now);
         }
         self.note_owner(&manifest, now);
@@ -232,13 +233,16 @@ impl Work {
         Ok(Some(Box::new(Open { context, policy, policy_read_at, applier: None })))
     }
 
-    /// A change of ownership decides who applies: the process server that publishes. Another one
-    /// stands by, and `holdfast apply` asks nobody.
+    /// A change of ownership decides who applies: the process server that publishes, or who stands in
+    /// for it while it is gone. Another one stands by, and `holdfast apply` asks nobody.
     fn note_owner(&mut self, manifest: &Manifest, now: Duration) {
-        let before = self.generation.replace(manifest.generation);
-        let Some(publisher) = &self.applying.publisher else { return };
-        if before != Some(manifest.generation) {
-            let ours = manifest.owner == *publisher;
+        let peers = self.applying.peers.as_ref();
+        let steward = peers.map(|peers| peers.steward(&self.machine, &manifest.owner));
+        let steward = steward.as_ref().unwrap_or(&manifest.owner);
+        let ours = self.applying.publisher.as_ref().is_none_or(|publisher| publisher == steward);
+        let seen = Some((manifest.generation, ours));
+        let alone = self.applying.publisher.is_none();
+        if std::mem::replace(&mut self.seen, seen) != seen && !alone {
             self.standby = (!ours).then(|| Standby::new(0, now));
         }
     }

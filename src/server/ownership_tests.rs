@@ -1,0 +1,281 @@
+//! Several process servers on one store: rows A to H, fencing, moves.
+
+use super::*;
+use crate::ingest::LastWord;
+use crate::server::peers::Found;
+
+impl Site {
+    /// It renews its lease and looks at the others from now on.
+    async fn watch(&self) -> watch::Sender<bool> {
+        let stop = watch::Sender::new(false);
+        let (peers, stopped) = (Arc::clone(&self.registry.shared().peers), stop.subscribe());
+        tokio::spawn(async move { peers.run(stopped).await });
+        self.settle().await;
+        stop
+    }
+
+    async fn open(&self, machine: &MachineId) -> Result<Arc<MachineLink>, OpenError> {
+        self.registry.open(machine, &CERTIFICATE).await
+    }
+
+    async fn opens(&self, machine: &MachineId) -> Arc<MachineLink> {
+        let opened = self.open(machine).await;
+        opened.unwrap_or_else(|why| panic!("{} does not serve {machine}: {why}", self.server))
+    }
+
+    /// The server that it sends the agent to.
+    async fn sends(&self, machine: &MachineId) -> String {
+        match self.open(machine).await {
+            Err(OpenError::Elsewhere { addresses, .. }) => {
+                addresses[0].trim_end_matches(":9443").to_owned()
+            }
+            Err(other) => panic!("{}: {other}", self.server),
+            Ok(_) => panic!("{} serves {machine} itself", self.server),
+        }
+    }
+
+    async fn manifest(&self, machine: &MachineId) -> Manifest {
+        let shared = self.registry.shared();
+        let document = shared.vault.machine(machine).await.unwrap().unwrap();
+        let keys = KeyRing::unwrap(&shared.kek, &document).unwrap();
+        let context = shared.upload_context(machine, keys);
+        upload::look(&context).await.unwrap().unwrap().manifest
+    }
+
+    async fn owner(&self, machine: &MachineId) -> (String, u64) {
+        let manifest = self.manifest(machine).await;
+        (manifest.owner.to_string(), manifest.generation.0)
+    }
+
+    fn cut_off(&self, server: &str) {
+        self.network.down.lock().unwrap().insert(format!("{server}:9443"));
+    }
+
+    fn back(&self, server: &str) {
+        self.network.down.lock().unwrap().remove(&format!("{server}:9443"));
+    }
+
+    fn counted(&self, counter: impl Fn(&crate::observe::ScaleMetrics) -> &AtomicU64) -> u64 {
+        counter(&self.metrics.scale).load(Ordering::Relaxed)
+    }
+}
+
+async fn two() -> (Site, Site, MachineId) {
+    let first = Site::new(Kept::default()).await;
+    let second = first.beside("ps-2", Kept::default()).await;
+    let machine = id("web");
+    first.enroll(&machine).await;
+    (first, second, machine)
+}
+
+#[tokio::test]
+async fn an_agent_is_sent_to_the_server_that_serves_its_machine() {
+    let (first, second, machine) = two().await;
+    first.opens(&machine).await;
+    assert_eq!(second.sends(&machine).await, "ps-1");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1));
+    first.opens(&machine).await;
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1), "claimed once");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_loses_its_machine_at_once_and_can_have_it_again() {
+    let (first, second, machine) = two().await;
+    let link = first.opens(&machine).await;
+    first.cut_off("ps-1");
+    let theirs = second.opens(&machine).await;
+    assert_eq!(second.owner(&machine).await, ("ps-2".to_owned(), 2));
+    assert_eq!(second.counted(|scale| &scale.takeovers), 1);
+    // It was only cut off. Its link is of an ownership that is over: nobody is welcomed by it.
+    first.back("ps-1");
+    assert_eq!(first.sends(&machine).await, "ps-2");
+    assert!(link.has_ended() && !theirs.has_ended());
+    assert!(first.registry.served(&machine).is_none());
+    // The same process takes it back.
+    first.cut_off("ps-2");
+    first.opens(&machine).await;
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 3));
+    first.back("ps-2");
+    assert_eq!(second.sends(&machine).await, "ps-1");
+}
+
+#[tokio::test]
+async fn of_two_that_take_over_at_once_one_does() {
+    let (first, second, machine) = two().await;
+    let third = first.beside("ps-3", Kept::default()).await;
+    first.opens(&machine).await;
+    first.cut_off("ps-1");
+    let gate = first.hold_claims();
+    let open = |site: &Site| {
+        let (registry, machine) = (Arc::clone(&site.registry), machine.clone());
+        tokio::spawn(async move { registry.open(&machine, &CERTIFICATE).await })
+    };
+    let both = [open(&second), open(&third)];
+    gate.arrived(2).await;
+    gate.open();
+    let mut served = 0;
+    for opened in both {
+        match opened.await.unwrap() {
+            Ok(_) => served += 1,
+            Err(OpenError::Elsewhere { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(served, 1);
+    assert_eq!(first.manifest(&machine).await.generation, Generation(2));
+    assert_eq!(second.counted(|s| &s.takeovers) + third.counted(|s| &s.takeovers), 1);
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_is_believed_by_who_saw_the_store_meanwhile() {
+    let (first, second, machine) = two().await;
+    first.opens(&machine).await;
+    first.clock.advance(Duration::from_secs(20)).await; // nobody renews
+    let owner = "ps-1".parse().unwrap();
+    let peers = &second.registry.shared().peers;
+    assert!(matches!(peers.find(&owner).await.unwrap(), Found::Well(_)), "row F: it answers");
+    let _watching = second.watch().await;
+    first.clock.advance(Duration::from_secs(16)).await;
+    assert!(matches!(peers.find(&owner).await.unwrap(), Found::Gone(_)), "row E");
+    second.opens(&machine).await;
+    let unknown = "ps-9".parse().unwrap();
+    assert!(matches!(peers.find(&unknown).await.unwrap(), Found::Gone(_)), "row G");
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_again_and_again_is_asked_for() {
+    let (first, second, machine) = two().await;
+    first.opens(&machine).await;
+    let asked = || first.network.asked.lock().unwrap().clone();
+    for _ in 0..2 {
+        assert_eq!(second.sends(&machine).await, "ps-1");
+        second.settle().await;
+    }
+    assert!(asked().is_empty());
+    assert_eq!(second.sends(&machine).await, "ps-1", "never do both serve");
+    second.settle().await;
+    let expected = (machine.clone(), "ps-1:9443".to_owned(), "ps-2".parse().unwrap());
+    assert_eq!(asked(), [expected]);
+    second.clock.advance(Duration::from_secs(61)).await;
+    second.sends(&machine).await;
+    second.settle().await;
+    assert_eq!(asked().len(), 1, "counted from the beginning");
+}
+
+#[tokio::test]
+async fn a_machine_is_given_up_in_good_order() {
+    let (first, second, machine) = two().await;
+    let link = first.opens(&machine).await;
+    let _watching = first.watch().await;
+    let to = first.registry.shared().peers.target(&"ps-2".parse().unwrap()).await.unwrap();
+    first.registry.hand_over(&machine, to).await.unwrap();
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 2));
+    let LastWord::Redirect(redirect) = link.last_word().await else { panic!("no redirect") };
+    assert_eq!(redirect.addresses, ["ps-2:9443"]);
+    assert_eq!(first.sends(&machine).await, "ps-2");
+    second.opens(&machine).await;
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 3));
+    assert_eq!((first.counted(|s| &s.moves), first.counted(|s| &s.machines_served)), (1, 0));
+}
+
+/// Records that came before the door was closed are published first.
+#[tokio::test]
+async fn what_was_admitted_before_a_move_is_published_by_who_admitted_it() {
+    let machine = id("web");
+    let (records, ours) = found(&machine);
+    let first = Site::new(ours).await;
+    let _second = first.beside("ps-2", Kept::default()).await;
+    let document = first.enroll(&machine).await;
+    first.owned_by("ps-1", &document).await;
+    first.opens(&machine).await;
+    let to = first.registry.shared().peers.target(&"ps-2".parse().unwrap()).await.unwrap();
+    first.registry.hand_over(&machine, to).await.unwrap();
+    let manifest = first.manifest(&machine).await;
+    assert_eq!((manifest.published, manifest.owner.as_str()), (Sequence(4), "ps-2"));
+    first.let_go(&records).await;
+}
+
+#[tokio::test]
+async fn what_a_fenced_server_made_durable_is_held() {
+    let (first, second, machine) = two().await;
+    first.opens(&machine).await;
+    first.cut_off("ps-1");
+    second.opens(&machine).await;
+    first.back("ps-1");
+    let records = kept(&machine);
+    first.registry.routes().durable(records.clone());
+    let mut steps = 0..100_000;
+    while first.registry.served(&machine).is_some() {
+        steps.next().expect("it comes to an end");
+        first.clock.advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(first.registry.kept().records(), 4);
+    assert!(records.iter().all(|record| record.holders() > 1), "they may be the only copies");
+    assert_eq!(first.counted(|scale| &scale.fenced), 1);
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
+    // The agent comes back here: it has them itself, and sends them again.
+    first.cut_off("ps-2");
+    first.opens(&machine).await;
+    assert_eq!(first.metrics.machine(&machine).watermarks().durable, Sequence::ZERO);
+    first.let_go(&records).await;
+}
+
+#[tokio::test]
+async fn a_server_that_drains_gives_its_machines_to_the_others() {
+    let (first, second, _) = two().await;
+    let third = first.beside("ps-3", Kept::default()).await;
+    let _watching = first.watch().await;
+    let machines: Vec<_> = (0..12).map(|nth| id(&format!("m-{nth}"))).collect();
+    for machine in &machines {
+        let document = first.enroll(machine).await;
+        first.owned_by("ps-1", &document).await;
+        first.opens(machine).await;
+    }
+    let peers = &first.registry.shared().peers;
+    peers.leave().await;
+    first.registry.hand_over_all().await;
+    let mut theirs = [0, 0];
+    for machine in &machines {
+        let (owner, _) = first.owner(machine).await;
+        let site = if owner == "ps-2" { &second } else { &third };
+        theirs[usize::from(owner == "ps-3")] += 1;
+        assert_eq!(first.sends(machine).await, owner);
+        site.opens(machine).await;
+    }
+    assert_eq!(theirs, [6, 6]);
+    assert_eq!(first.counted(|scale| &scale.moves), 12);
+    let _also = second.watch().await;
+    let late = id("late");
+    first.enroll(&late).await;
+    assert_ne!(first.sends(&late).await, "ps-1", "nothing new is placed where one leaves");
+}
+
+#[tokio::test]
+async fn a_new_machine_goes_where_the_wish_says_and_the_wished_expects_it() {
+    let (first, second, machine) = two().await;
+    let vault = &first.registry.shared().vault;
+    assert!(vault.assign(&machine, Some(&"ps-9".parse().unwrap())).await.is_err());
+    vault.assign(&machine, Some(&"ps-2".parse().unwrap())).await.unwrap();
+    let _watching = first.watch().await;
+    assert_eq!(first.sends(&machine).await, "ps-2");
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 1));
+    second.opens(&machine).await;
+    vault.assign(&machine, None).await.unwrap();
+    assert_eq!(vault.assignment(&machine).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_name_that_another_process_took_ends_the_server() {
+    let (first, _, _) = two().await;
+    let peers = Arc::clone(&first.registry.shared().peers);
+    let (_going, stop) = watch::channel(false);
+    let running = tokio::spawn(async move { peers.run(stop).await });
+    first.settle().await;
+    let vault = &first.registry.shared().vault;
+    let document = vault.server(&"ps-1".parse().unwrap()).await.unwrap().unwrap();
+    first.faulty.break_lease(&names::server_document(&document.server)).await.unwrap();
+    vault.take_server(&document, crate::store::LeaseId([99; 16])).await.unwrap();
+    first.clock.advance(Duration::from_secs(6)).await;
+    let ended = running.await.unwrap().unwrap_err();
+    assert!(ended.to_string().contains("another process serves as ps-1"), "{ended}");
+}
