@@ -74,6 +74,18 @@ macro_rules! plain {
                 self.count(StoreRequest::Put, 1, bytes, call).await
             }
 
+            async fn put_leased(
+                &self,
+                name: &ObjectName,
+                body: Bytes,
+                condition: Condition,
+                lease: LeaseId,
+            ) -> Result<ETag> {
+                let bytes = body.len() as u64;
+                let call = self.inner.put_leased(name, body, condition, lease);
+                self.count(StoreRequest::Put, 1, bytes, call).await
+            }
+
             async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)> {
                 let call = self.inner.read(name);
                 let answer = self.count(StoreRequest::Read, 1, 0, call).await;

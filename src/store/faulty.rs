@@ -320,6 +320,7 @@ forward! {
     StageBlock stage_block(block: BlockId, body: Bytes) -> ();
     CommitBlocks commit_blocks(blocks: &[BlockId], condition: Condition) -> ETag;
     Put put(body: Bytes, condition: Condition) -> ETag;
+    Put put_leased(body: Bytes, condition: Condition, lease: LeaseId) -> ETag;
     Read read() -> (Bytes, ETag);
     ReadRange read_range(offset: u64, length: u64) -> Bytes;
     Properties properties() -> Properties;

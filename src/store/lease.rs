@@ -1,4 +1,4 @@
-//! Leases and guards of page blobs: one set of rules for every store that keeps them itself.
+//! Leases of objects and guards of page blobs: one set of rules for every store that keeps them itself.
 //!
 //! Time decides only when somebody *else* may take a lease; that a former owner is refused follows
 //! from ids and sequence numbers, so a clock that jumps costs waiting, never a lost write.
@@ -12,7 +12,7 @@ use crate::model::Timestamp;
 /// Shortest and longest lease, seconds (Azure).
 pub const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 15..=60;
 
-/// Who may change a page blob.
+/// Who may change an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ownership {
@@ -51,6 +51,26 @@ fn text(id: LeaseId) -> String {
 impl Ownership {
     fn running(&self, now: Timestamp) -> Option<&Lease> {
         self.lease.as_ref().filter(|lease| lease.runs(now))
+    }
+
+    /// Whether anybody's lease runs at `now`.
+    pub(crate) fn leased(&self, now: Timestamp) -> bool {
+        self.running(now).is_some()
+    }
+
+    /// A block blob is changed. Without a lease only what nobody holds; that ends a lease that ran
+    /// out for good: its holder must not renew it and believe that nothing happened (Azure).
+    pub(crate) fn check_change(
+        &mut self,
+        about: About<'_>,
+        id: Option<LeaseId>,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.check_removal(about, id, now)?;
+        if id.is_none() {
+            self.lease = None;
+        }
+        Ok(())
     }
 
     /// The guard must name the running lease and the present sequence number.

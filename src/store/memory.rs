@@ -42,6 +42,7 @@ struct Blocks {
     content: Bytes,
     etag: ETag,
     modified: Timestamp,
+    ownership: Ownership,
 }
 
 struct PageBlob {
@@ -61,19 +62,21 @@ fn about(name: &ObjectName) -> About<'_> {
 }
 
 impl Object {
-    fn properties(&self) -> Properties {
+    fn properties(&self, now: Timestamp) -> Properties {
         match self {
             Self::Blocks(blocks) => Properties {
                 length: blocks.content.len() as u64,
                 etag: blocks.etag.clone(),
                 modified: blocks.modified,
                 sequence_number: 0,
+                leased: blocks.ownership.leased(now),
             },
             Self::Pages(blob) => Properties {
                 length: blob.size,
                 etag: ETag(format!("{:x}", blob.changes)),
                 modified: blob.modified,
                 sequence_number: blob.ownership.sequence_number,
+                leased: blob.ownership.leased(now),
             },
         }
     }
@@ -96,6 +99,14 @@ impl State {
         }
     }
 
+    fn ownership(&mut self, name: &ObjectName) -> Result<&mut Ownership> {
+        match self.objects.get_mut(name) {
+            None => Err(about(name).not_found()),
+            Some(Object::Pages(blob)) => Ok(&mut blob.ownership),
+            Some(Object::Blocks(blocks)) => Ok(&mut blocks.ownership),
+        }
+    }
+
     /// A directory cannot be a file: no store lets an object's name be a path to others.
     fn check_place(&self, name: &ObjectName) -> Result<()> {
         let text = name.as_str();
@@ -115,11 +126,14 @@ impl State {
         name: &ObjectName,
         content: Bytes,
         condition: &Condition,
+        lease: Option<LeaseId>,
         modified: Timestamp,
     ) -> Result<ETag> {
         self.check_write(name, condition)?;
+        let mut ownership = self.blocks(name)?.map(|old| old.ownership.clone()).unwrap_or_default();
+        ownership.check_change(about(name), lease, modified)?;
         let etag = content_etag(&content);
-        let blocks = Blocks { content, etag: etag.clone(), modified };
+        let blocks = Blocks { content, etag: etag.clone(), modified, ownership };
         self.objects.insert(name.clone(), Object::Blocks(blocks));
         Ok(etag)
     }
@@ -200,7 +214,7 @@ impl Store for Memory {
             let staged = state.staged.get(name).and_then(|all| all.get(block));
             content.extend_from_slice(staged.ok_or_else(|| about(name).not_staged(*block))?);
         }
-        let etag = state.replace(name, content.freeze(), &condition, now)?;
+        let etag = state.replace(name, content.freeze(), &condition, None, now)?;
         state.staged.remove(name);
         Ok(etag)
     }
@@ -208,7 +222,19 @@ impl Store for Memory {
     async fn put(&self, name: &ObjectName, body: Bytes, condition: Condition) -> Result<ETag> {
         about(name).check_put(body.len())?;
         let now = self.clock.wall();
-        self.state().replace(name, body, &condition, now)
+        self.state().replace(name, body, &condition, None, now)
+    }
+
+    async fn put_leased(
+        &self,
+        name: &ObjectName,
+        body: Bytes,
+        condition: Condition,
+        lease: LeaseId,
+    ) -> Result<ETag> {
+        about(name).check_put(body.len())?;
+        let now = self.clock.wall();
+        self.state().replace(name, body, &condition, Some(lease), now)
     }
 
     async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)> {
@@ -229,15 +255,16 @@ impl Store for Memory {
     async fn properties(&self, name: &ObjectName) -> Result<Properties> {
         let state = self.state();
         let object = state.objects.get(name);
-        Ok(object.ok_or_else(|| about(name).not_found())?.properties())
+        Ok(object.ok_or_else(|| about(name).not_found())?.properties(self.clock.wall()))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let now = self.clock.wall();
         let state = self.state();
         let rows = state.objects.iter().filter(|(name, _)| name.as_str().starts_with(prefix));
         Ok(rows
             .map(|(name, object)| {
-                let Properties { length, modified, .. } = object.properties();
+                let Properties { length, modified, .. } = object.properties(now);
                 let name = name.clone();
                 Listed { name, length, modified }
             })
@@ -245,9 +272,11 @@ impl Store for Memory {
     }
 
     async fn delete(&self, name: &ObjectName, condition: Condition) -> Result<()> {
+        let now = self.clock.wall();
         let mut state = self.state();
         if let Some(present) = state.blocks(name)? {
             about(name).check_condition(&condition, Some(&present.etag))?;
+            present.ownership.check_removal(about(name), None, now)?;
         }
         state.staged.remove(name); // who gives an object up gives its blocks up
         match state.objects.remove(name) {
@@ -393,23 +422,23 @@ impl Store for Memory {
     async fn acquire_lease(&self, name: &ObjectName, lease: LeaseId, seconds: u32) -> Result<()> {
         let now = self.clock.wall();
         let mut state = self.state();
-        let ownership = &mut state.blob(name)?.ownership;
+        let ownership = state.ownership(name)?;
         ownership.acquire(about(name), lease, seconds, now)
     }
 
     async fn renew_lease(&self, name: &ObjectName, lease: LeaseId) -> Result<()> {
         let now = self.clock.wall();
         let mut state = self.state();
-        state.blob(name)?.ownership.renew(about(name), lease, now)
+        state.ownership(name)?.renew(about(name), lease, now)
     }
 
     async fn break_lease(&self, name: &ObjectName) -> Result<()> {
-        self.state().blob(name)?.ownership.lease = None;
+        self.state().ownership(name)?.lease = None;
         Ok(())
     }
 
     async fn release_lease(&self, name: &ObjectName, lease: LeaseId) -> Result<()> {
         let mut state = self.state();
-        state.blob(name)?.ownership.release(about(name), lease)
+        state.ownership(name)?.release(about(name), lease)
     }
 }

@@ -71,6 +71,17 @@ pub trait Store: Send + Sync + 'static {
         self.put(name, body, Condition::Absent).await.map(drop)
     }
 
+    /// [`Store::put`] under the object's own lease: `Fenced` unless `lease` is the running one. While
+    /// a lease runs every change of the object without it ([`Store::put`], [`Store::commit_blocks`],
+    /// [`Store::delete`]) is `Fenced`; so is staging on Azure.
+    async fn put_leased(
+        &self,
+        name: &ObjectName,
+        body: Bytes,
+        condition: Condition,
+        lease: LeaseId,
+    ) -> Result<ETag>;
+
     /// Reads an object whole, with the ETag that a later conditional write may name.
     async fn read(&self, name: &ObjectName) -> Result<(Bytes, ETag)>;
 
@@ -154,13 +165,14 @@ pub trait Store: Send + Sync + 'static {
         lease: LeaseId,
     ) -> Result<()>;
 
-    // ── leases on page blobs ─────────────────────────────────────────────────────────────────
+    // ── leases on either kind ────────────────────────────────────────────────────────────────
 
     /// Takes the lease with an id proposed by the caller, so that a repeated call after a lost
     /// answer succeeds. `Fenced` while another id holds it. `seconds`: 15 to 60.
     async fn acquire_lease(&self, name: &ObjectName, lease: LeaseId, seconds: u32) -> Result<()>;
 
-    /// Prolongs it. `Fenced` when another id holds it now.
+    /// Prolongs it. `Fenced` when another id holds it now, or when it ran out and the object was
+    /// changed since.
     async fn renew_lease(&self, name: &ObjectName, lease: LeaseId) -> Result<()>;
 
     /// Ends whichever lease there is at once: the older owner is fenced from this moment.

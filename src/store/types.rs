@@ -91,6 +91,8 @@ pub struct Properties {
     pub modified: Timestamp,
     /// Page blobs: the sequence number (0 for block blobs).
     pub sequence_number: u64,
+    /// Whether somebody's lease runs, by the store's clock.
+    pub leased: bool,
 }
 
 /// One snapshot in a listing.

@@ -1,8 +1,8 @@
 //! Leases and sequence numbers: who may change a page blob, in every state, by every call.
 
-use holdfast::store::{LeaseId, PageGuard, Store};
+use holdfast::store::{BlockId, Condition, LeaseId, PageGuard, Store};
 
-use crate::fixture::{Bench, clear, data, guard, kind, lease, name, owned};
+use crate::fixture::{Bench, bytes, clear, data, guard, kind, lease, name, owned};
 
 /// Every guarded call, without effect when it succeeds.
 async fn guarded(store: &dyn Store, guard: PageGuard) -> [&'static str; 4] {
@@ -100,4 +100,69 @@ pub(crate) async fn numbers_only_rise(bench: Bench) {
         assert_eq!(found, expected);
     }
     assert_eq!(raise(store, u64::MAX, lease(1)).await, "refused");
+}
+
+/// A small object that says who is alive: only the holder of its lease changes it.
+pub(crate) async fn a_leased_object_changes_under_its_lease_alone(bench: Bench) {
+    let (store, a) = (&*bench.store, name("vault/servers/one"));
+    assert_eq!(kind(store.acquire_lease(&a, lease(1), 15).await), "not found");
+    let under = async |number: u8, condition: Condition| {
+        kind(store.put_leased(&a, bytes("beat"), condition, lease(number)).await)
+    };
+    let bare = async || {
+        let block = [BlockId(0)];
+        let staged = store.stage_block(&a, block[0], bytes("x")).await;
+        let committed = store.commit_blocks(&a, &block, Condition::Always).await;
+        [
+            kind(store.put(&a, bytes("bare"), Condition::Always).await),
+            kind(staged.and(committed)),
+            kind(store.delete(&a, Condition::Always).await),
+        ]
+    };
+    let etag = store.put(&a, bytes("first"), Condition::Absent).await.unwrap();
+    assert!(!store.properties(&a).await.unwrap().leased);
+    assert_eq!(under(1, Condition::Always).await, "fenced", "nobody holds it");
+    store.acquire_lease(&a, lease(1), 15).await.unwrap();
+    store.acquire_lease(&a, lease(1), 15).await.unwrap(); // its first answer may have been lost
+    assert_eq!(kind(store.acquire_lease(&a, lease(2), 15).await), "fenced");
+    assert!(store.properties(&a).await.unwrap().leased);
+    assert_eq!(bare().await, ["fenced"; 3]);
+    assert_eq!(under(2, Condition::Always).await, "fenced");
+    assert_eq!(store.read(&a).await.unwrap().0, "first");
+    assert_eq!(under(1, Condition::Matches(etag.clone())).await, "ok");
+    assert_eq!(under(1, Condition::Matches(etag)).await, "precondition");
+    assert_eq!(store.read(&a).await.unwrap().0, "beat");
+    store.renew_lease(&a, lease(1)).await.unwrap();
+    assert_eq!(kind(store.renew_lease(&a, lease(2)).await), "fenced");
+    // Broken by a successor: the former holder is out at once.
+    store.break_lease(&a).await.unwrap();
+    assert!(!store.properties(&a).await.unwrap().leased);
+    assert_eq!(under(1, Condition::Always).await, "fenced");
+    assert_eq!(kind(store.renew_lease(&a, lease(1)).await), "fenced");
+    store.acquire_lease(&a, lease(2), 15).await.unwrap();
+    assert_eq!(under(2, Condition::Always).await, "ok");
+    store.release_lease(&a, lease(2)).await.unwrap();
+    store.release_lease(&a, lease(2)).await.unwrap();
+    assert_eq!(bare().await, ["ok"; 3]);
+    // The next of that name begins anew.
+    store.put(&a, bytes("again"), Condition::Absent).await.unwrap();
+    assert_eq!(under(2, Condition::Always).await, "fenced");
+}
+
+/// A lease that ran out may be renewed, unless somebody used the time.
+pub(crate) async fn a_lapsed_lease_ends_with_a_foreign_change(bench: Bench) {
+    let (store, a, b) = (&*bench.store, name("vault/servers/a"), name("vault/servers/b"));
+    for object in [&a, &b] {
+        store.put(object, bytes("first"), Condition::Absent).await.unwrap();
+        store.acquire_lease(object, lease(1), 15).await.unwrap();
+    }
+    bench.pass(15).await;
+    assert!(!store.properties(&a).await.unwrap().leased);
+    let late = store.put_leased(&a, bytes("late"), Condition::Always, lease(1)).await;
+    assert_eq!(kind(late), "fenced");
+    store.put(&b, bytes("foreign"), Condition::Always).await.unwrap();
+    assert_eq!(kind(store.renew_lease(&b, lease(1)).await), "fenced");
+    store.renew_lease(&a, lease(1)).await.unwrap();
+    let back = store.put_leased(&a, bytes("back"), Condition::Always, lease(1)).await;
+    assert_eq!(kind(back), "ok");
 }

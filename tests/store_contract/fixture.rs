@@ -43,6 +43,13 @@ pub(crate) struct Bench {
     _directory: Option<tempfile::TempDir>,
 }
 
+impl Bench {
+    /// Lets time pass for the store.
+    pub(crate) async fn pass(&self, seconds: i64) {
+        self.clock.move_seconds(seconds);
+    }
+}
+
 pub(crate) fn memory() -> Bench {
     let clock = Hands::new();
     Bench { store: Arc::new(Memory::new(Arc::clone(&clock) as _)), clock, _directory: None }

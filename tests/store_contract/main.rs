@@ -38,6 +38,7 @@ contract!(memory, dir: [
     objects: conditions_decide, a_repeated_commit_is_told, a_lost_answer_is_read_back, blocks_join_in_order, ranges_end_where_the_object_ends,
         listings_are_sorted_and_prefixed, a_name_is_no_path, kinds_do_not_mix, limits_are_enforced, giving_up_an_object_gives_up_its_blocks, swaps_from_many_tasks_lose_nothing;
     pages: azures_rules_hold, holes_read_as_zeros, ranges_name_all_bytes, snapshots_keep_their_bytes, snapshots_are_listed_by_age, gone_means_gone, readers_of_a_snapshot_see_no_later_write;
-    fencing: the_table, a_lease_is_taken_twice_by_its_holder, a_lease_runs_out, a_clock_set_back_frees_a_lease, numbers_only_rise;
+    fencing: the_table, a_lease_is_taken_twice_by_its_holder, a_lease_runs_out, a_clock_set_back_frees_a_lease, numbers_only_rise,
+        a_leased_object_changes_under_its_lease_alone, a_lapsed_lease_ends_with_a_foreign_change;
     model: histories_match_a_vector;
 ]);

@@ -153,7 +153,6 @@ pub(crate) async fn kinds_do_not_mix(bench: Bench) {
     store.create_pages(&p, 512).await.unwrap();
     assert_eq!(kind(store.create_pages(&b, 512).await), "already exists");
     assert_eq!(kind(store.page_properties(&b).await), "refused");
-    assert_eq!(kind(store.break_lease(&b).await), "refused");
     assert_eq!(kind(store.put(&p, bytes("x"), Condition::Absent).await), "already exists");
     assert_eq!(kind(store.put(&p, bytes("x"), Condition::Always).await), "refused");
     assert_eq!(kind(store.stage_block(&p, BlockId(0), bytes("x")).await), "refused");

@@ -19,6 +19,7 @@
 mod direct;
 mod disk;
 mod granules;
+mod leases;
 mod listing;
 mod lock;
 mod objects;

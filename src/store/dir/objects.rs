@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{Opened, Temporary, if_found, parent};
 use super::root::Root;
-use super::{BlockId, Condition, ETag, ObjectName, Properties, Result, StoreError};
+use super::{BlockId, Condition, ETag, LeaseId, ObjectName, Properties, Result, StoreError};
 use crate::model::Timestamp;
 use crate::store::rules::{About, content_etag};
 
@@ -153,13 +153,13 @@ impl Root {
         let etag = if let [one] = staged.as_slice() {
             let block = Opened::open(one.clone(), false).map_err(fail)?;
             let etag = etag_of(&block).map_err(fail)?;
-            self.place(name, &block, condition)?;
+            self.place(name, &block, condition, None)?;
             etag
         } else {
             let (joined, etag) = self
                 .concatenate(&staged)
                 .map_err(|error| about.io("joining staged blocks", error))?;
-            self.place(name, &joined.0, condition)?;
+            self.place(name, &joined.0, condition, None)?;
             etag
         };
         let _ = std::fs::remove_dir_all(self.staged(name)); // else swept with the staging directory
@@ -192,18 +192,25 @@ impl Root {
         name: &ObjectName,
         body: &Bytes,
         condition: &Condition,
+        lease: Option<LeaseId>,
     ) -> Result<ETag> {
-        self.write_whole(name, body, condition)?;
+        self.write_whole(name, body, condition, lease)?;
         Ok(content_etag(body))
     }
 
     /// Without finding out its version: for a large object that is most of what writing it costs
     /// beside the kernel's part.
     pub(super) fn put_new(&self, name: &ObjectName, body: &Bytes) -> Result<()> {
-        self.write_whole(name, body, &Condition::Absent)
+        self.write_whole(name, body, &Condition::Absent, None)
     }
 
-    fn write_whole(&self, name: &ObjectName, body: &Bytes, condition: &Condition) -> Result<()> {
+    fn write_whole(
+        &self,
+        name: &ObjectName,
+        body: &Bytes,
+        condition: &Condition,
+        lease: Option<LeaseId>,
+    ) -> Result<()> {
         let about = self.about(name);
         about.check_put(body.len())?;
         self.check(name, condition)?;
@@ -213,15 +220,22 @@ impl Root {
             Ok(temporary)
         };
         let finished = write().map_err(|error| about.io("writing", error))?;
-        self.place(name, &finished.0, condition)
+        self.place(name, &finished.0, condition, lease)
     }
 
     /// Makes a finished file the object, if the condition (still) holds.
-    fn place(&self, name: &ObjectName, finished: &Opened, condition: &Condition) -> Result<()> {
+    fn place(
+        &self,
+        name: &ObjectName,
+        finished: &Opened,
+        condition: &Condition,
+        lease: Option<LeaseId>,
+    ) -> Result<()> {
         let about = self.about(name);
         self.disk.sync_all(finished).map_err(|error| about.io("syncing", error))?;
         let _lock = self.exclusive(name)?;
         self.check(name, condition)?;
+        self.check_change(name, lease)?;
         self.sweep_beside(name).map_err(|error| about.io("removing what a crash left", error))?;
         let absent = *condition == Condition::Absent;
         match self.publish(&finished.path, name, absent) {
@@ -288,6 +302,7 @@ impl Root {
             Found::Pages => return self.page_properties(name),
             Found::Blocks(opened) => opened,
         };
+        let leased = self.blocks_ownership(name)?.leased(self.clock.wall());
         let read = || -> io::Result<Properties> {
             let metadata = opened.file.metadata()?;
             Ok(Properties {
@@ -295,6 +310,7 @@ impl Root {
                 etag: etag_of(&opened)?,
                 modified: modified(&metadata),
                 sequence_number: 0,
+                leased,
             })
         };
         read().map_err(|error| self.about(name).io("reading", error))
@@ -313,6 +329,7 @@ impl Root {
             let etag = etag_of(&opened).map_err(|error| about.io("reading", error))?;
             about.check_condition(condition, Some(&etag))?;
         }
+        self.check_change(name, None)?;
         let remove = || {
             self.disk.remove(&opened.path)?;
             self.disk.sync_directory(parent(&opened.path))

@@ -119,6 +119,7 @@ impl Root {
             etag: ETag(etag),
             modified: modified(&metadata),
             sequence_number: blob.state.ownership.sequence_number,
+            leased: blob.state.ownership.leased(self.clock.wall()),
         })
     }
 

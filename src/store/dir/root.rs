@@ -5,6 +5,7 @@
 //! ROOT/seed/asrseeddisk-…    page blobs, each a sparse file that *is* the fixed VHD
 //! ROOT/.pages/seed/asrseeddisk-…/   beside a page blob: state, snapshots
 //! ROOT/.staging/<pid>-<n>/   temporary files and staged blocks of one open store
+//! ROOT/.leases/           who may change a block blob, where somebody leased it
 //! ROOT/.locks/               lock files
 //! ROOT/.offline              while it exists every call is refused: maintenance, and outage drills
 //! ```
@@ -79,7 +80,7 @@ impl Root {
         };
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700); // seed disks hold what the machines' disks hold
-        for directory in ["", ".locks", ".staging", ".pages"] {
+        for directory in ["", ".locks", ".staging", ".pages", ".leases"] {
             private
                 .create(path.join(directory))
                 .map_err(fail("creating the store's directories"))?;

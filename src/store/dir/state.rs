@@ -45,6 +45,25 @@ pub(super) enum Kept {
 
 const FORMAT: u32 = 1;
 
+/// A line and its checksum, as they stand in a file.
+pub(super) fn sealed_line(line: &str) -> Vec<u8> {
+    format!("{line}\n{:08x}\n", crc32fast::hash(line.as_bytes())).into_bytes()
+}
+
+/// The line of such a file, or why it cannot be believed.
+pub(super) fn unsealed_line(bytes: &[u8]) -> std::result::Result<&str, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "is no text".to_owned())?;
+    let (line, sum) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.split_once('\n'))
+        .ok_or("does not have two lines")?;
+    let computed = format!("{:08x}", crc32fast::hash(line.as_bytes()));
+    match sum == computed {
+        true => Ok(line),
+        false => Err(format!("checksum is {sum:?}, content gives {computed}")),
+    }
+}
+
 impl State {
     pub(super) fn new(name: &ObjectName, size: u64) -> Self {
         Self {
@@ -75,19 +94,11 @@ impl State {
 
     fn encode(&self) -> Vec<u8> {
         let line = serde_json::to_string(self).expect("plain values are always JSON");
-        format!("{line}\n{:08x}\n", crc32fast::hash(line.as_bytes())).into_bytes()
+        sealed_line(&line)
     }
 
     fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "is no text".to_owned())?;
-        let (line, sum) = text
-            .strip_suffix('\n')
-            .and_then(|text| text.split_once('\n'))
-            .ok_or("does not have two lines")?;
-        let computed = format!("{:08x}", crc32fast::hash(line.as_bytes()));
-        if sum != computed {
-            return Err(format!("checksum is {sum:?}, content gives {computed}"));
-        }
+        let line = unsealed_line(bytes)?;
         let state: Self = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if state.format != FORMAT {
             return Err(format!("format is {}, expected {FORMAT}", state.format));

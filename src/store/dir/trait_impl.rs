@@ -72,7 +72,17 @@ impl Store for Dir {
     }
 
     async fn put(&self, name: &ObjectName, body: Bytes, condition: Condition) -> Result<ETag> {
-        run!(self, name, [], root => root.put(name, &body, &condition))
+        run!(self, name, [], root => root.put(name, &body, &condition, None))
+    }
+
+    async fn put_leased(
+        &self,
+        name: &ObjectName,
+        body: Bytes,
+        condition: Condition,
+        lease: LeaseId,
+    ) -> Result<ETag> {
+        run!(self, name, [], root => root.put(name, &body, &condition, Some(lease)))
     }
 
     async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<()> {
@@ -193,19 +203,19 @@ impl Store for Dir {
     async fn acquire_lease(&self, name: &ObjectName, lease: LeaseId, seconds: u32) -> Result<()> {
         run!(self, name, [], root => {
             let now = root.clock.wall();
-            root.change_ownership(name, |own, about| own.acquire(about, lease, seconds, now))
+            root.change_lease(name, |own, about| own.acquire(about, lease, seconds, now))
         })
     }
 
     async fn renew_lease(&self, name: &ObjectName, lease: LeaseId) -> Result<()> {
         run!(self, name, [], root => {
             let now = root.clock.wall();
-            root.change_ownership(name, |own, about| own.renew(about, lease, now))
+            root.change_lease(name, |own, about| own.renew(about, lease, now))
         })
     }
 
     async fn break_lease(&self, name: &ObjectName) -> Result<()> {
-        run!(self, name, [], root => root.change_ownership(name, |own, _| {
+        run!(self, name, [], root => root.change_lease(name, |own, _| {
             own.lease = None;
             Ok(())
         }))
@@ -213,7 +223,7 @@ impl Store for Dir {
 
     async fn release_lease(&self, name: &ObjectName, lease: LeaseId) -> Result<()> {
         run!(self, name, [], root => {
-            root.change_ownership(name, |own, about| own.release(about, lease))
+            root.change_lease(name, |own, about| own.release(about, lease))
         })
     }
 }

@@ -108,6 +108,7 @@ macro_rules! over_the_line {
 
 over_the_line! {
     commit_blocks(blocks: &[BlockId], condition: Condition) -> ETag;
+    put_leased(body: Bytes, condition: Condition, lease: LeaseId) -> ETag;
     read() -> (Bytes, ETag);
     read_range(offset: u64, length: u64) -> Bytes;
     properties() -> Properties;
