@@ -345,13 +345,16 @@ mod tests {
             ("box", "names no endpoint"),
             ("http://a.example/box?auth=shared-key&file=k", "goes over the network in clear text"),
             ("http://127.0.0.1/a/box", "sends a token in clear text"),
-            ("https://a.example/box?auth=sas&file=s&sig=x", "holds a secret, and addresses are printed"),
-            ("https://a.example/box?colour=red", "has no part \"colour\""),
             (
-                "https://a.example/box?auth=client-secret&client-id=c",
-                "needs tenant-id; needs file",
+                "https://a.example/box?auth=sas&file=s&sig=x",
+                "holds a secret, and addresses are printed",
             ),
-            ("https://a.example/box?requests-per-second=0", "requests-per-second must be 1 to 100000"),
+            ("https://a.example/box?colour=red", "has no part \"colour\""),
+            ("https://a.example/box?auth=client-secret&client-id=c", "needs tenant-id; needs file"),
+            (
+                "https://a.example/box?requests-per-second=0",
+                "requests-per-second must be 1 to 100000",
+            ),
         ] {
             assert_eq!(parse(rest).unwrap_err(), rules, "{rest}");
         }

@@ -7,9 +7,9 @@ use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Bounds, Row, TABLE};
 use super::{
-    ApplySettings, AzureUrl, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
-    SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
-    UploadSettings, uplink,
+    ApplySettings, AzureUrl, BatchSettings, CacheSettings, LevelBounds, LimitSettings,
+    RateSchedule, SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl,
+    StreamBounds, TlsFiles, UploadSettings, uplink,
 };
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -96,7 +96,8 @@ pub(super) fn store_url(text: &str, base: &Path) -> Result<StoreUrl, SettingsErr
 }
 
 fn store(c: &mut Check, value: Option<&str>) -> StoreUrl {
-    let cure = "write store = \"dir:PATH\" or \"azure:https://ACCOUNT.blob.core.windows.net/CONTAINER\"";
+    let cure =
+        "write store = \"dir:PATH\" or \"azure:https://ACCOUNT.blob.core.windows.net/CONTAINER\"";
     c.required("store", value, cure);
     if let Some(rest) = value.and_then(|text| text.strip_prefix("azure:")) {
         match AzureUrl::parse(rest, c.base()) {

@@ -13,9 +13,7 @@ use crate::settings::StoreUrl;
 pub fn open(url: &StoreUrl) -> Result<Arc<dyn Store>> {
     match url {
         StoreUrl::Dir(path) => Ok(Arc::new(Dir::open(path, System::clock())?)),
-        StoreUrl::Azure(url) => {
-            Ok(Arc::new(Azure::open(url, System::clock(), System::entropy())?))
-        }
+        StoreUrl::Azure(url) => Ok(Arc::new(Azure::open(url, System::clock(), System::entropy())?)),
     }
 }
 

@@ -52,7 +52,8 @@ impl Azurite {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("key"), KEY).unwrap();
         // `cat` ends when our end of the pipe is closed; then exactly that emulator is ended.
-        let script = r#""$0" "$@" </dev/null 2>/dev/null & azurite=$!; cat >/dev/null; kill $azurite; wait"#;
+        let script =
+            r#""$0" "$@" </dev/null 2>/dev/null & azurite=$!; cat >/dev/null; kill $azurite; wait"#;
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(program);
         command.args(["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]);

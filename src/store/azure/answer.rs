@@ -51,6 +51,9 @@ impl Asked<'_> {
             _ => return self.lost(error),
         };
         match status {
+            400 if code == "InvalidAuthenticationInfo" => {
+                self.denied(self.forbidden(status, &code, &headers))
+            }
             400 => self.bad_request(&code, &error),
             401 | 403 => self.denied(self.forbidden(status, &code, &headers)),
             404 => self.missing(&code),

@@ -4,7 +4,12 @@ use azure_core::http::{RawResponse, StatusCode};
 
 const NOON: i64 = 1_800_000_000;
 
-fn answered(status: u16, code: &str, more: &[(&'static str, &'static str)], effect: Effect) -> StoreError {
+fn answered(
+    status: u16,
+    code: &str,
+    more: &[(&'static str, &'static str)],
+    effect: Effect,
+) -> StoreError {
     let mut headers = Headers::new();
     for (name, value) in more {
         headers.insert(*name, *value);
@@ -46,6 +51,7 @@ fn every_answer_has_its_class() {
     let table = [
         (400, "InvalidBlockList", "refused"),
         (400, "InvalidHeaderValue", "refused"),
+        (400, "InvalidAuthenticationInfo", "denied"),
         (401, "InvalidAuthenticationInfo", "denied"),
         (403, "AuthenticationFailed", "denied"),
         (403, "AuthorizationPermissionMismatch", "denied"),
@@ -115,8 +121,14 @@ fn texts_name_account_container_object_and_cure() {
     let skewed = [("date", "Fri, 26 Jun 2015 23:39:12 GMT")];
     let cases = [
         (answered(403, "AuthenticationFailed", &skewed, Effect::Reads), "clock is 364638048 s off"),
-        (answered(403, "AuthenticationFailed", &[], Effect::Reads), "check key, signature or token"),
-        (answered(403, "AuthorizationFailure", &[], Effect::Reads), "Storage Blob Data Contributor"),
+        (
+            answered(403, "AuthenticationFailed", &[], Effect::Reads),
+            "check key, signature or token",
+        ),
+        (
+            answered(403, "AuthorizationFailure", &[], Effect::Reads),
+            "Storage Blob Data Contributor",
+        ),
         (answered(404, "ContainerNotFound", &[], Effect::Reads), "az storage container create"),
     ];
     for (told, cure) in cases {

@@ -39,8 +39,7 @@ impl ConnectionString {
         });
         let endpoint = endpoint.ok_or("has neither BlobEndpoint nor AccountName")?;
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let account =
-            account.unwrap_or_else(|| crate::settings::AzureUrl::account_of(&endpoint));
+        let account = account.unwrap_or_else(|| crate::settings::AzureUrl::account_of(&endpoint));
         let (key, sas) = (value("AccountKey"), value("SharedAccessSignature"));
         if key.is_none() && sas.is_none() {
             return Err("has neither AccountKey nor SharedAccessSignature");

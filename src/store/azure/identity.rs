@@ -68,12 +68,7 @@ pub(super) fn identity(
 }
 
 impl Identity {
-    fn sign(
-        &mut self,
-        key: &str,
-        file: &Path,
-        clock: &Arc<dyn Clock>,
-    ) -> Result<(), ConfigError> {
+    fn sign(&mut self, key: &str, file: &Path, clock: &Arc<dyn Clock>) -> Result<(), ConfigError> {
         let key = base64::decode(key).map_err(|_| ConfigError::Content {
             path: file.to_owned(),
             detail: "holds no account key (Base64)".to_owned(),
@@ -161,4 +156,30 @@ fn token(
         | AzureAuth::Sas { .. }
         | AzureAuth::ConnectionString { .. } => unreachable!("these need no token"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{StoreUrl, store_url};
+
+    #[test]
+    fn sovereign_clouds_are_known_by_their_suffix() {
+        for (host, more, expected) in [
+            ("a.blob.core.windows.net", "", AUTHORITY),
+            ("a.blob.core.usgovcloudapi.net", "", "https://login.microsoftonline.us"),
+            ("a.blob.core.chinacloudapi.cn", "", "https://login.chinacloudapi.cn"),
+            (
+                "a.blob.core.cloud.example",
+                "?authority=https://login.example",
+                "https://login.example",
+            ),
+        ] {
+            let text = format!("azure:https://{host}/box{more}");
+            let StoreUrl::Azure(url) = store_url(&text, Path::new("/")).unwrap() else {
+                panic!("{text}");
+            };
+            assert_eq!(authority(&url), expected, "{host}");
+        }
+    }
 }

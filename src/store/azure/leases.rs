@@ -44,10 +44,12 @@ impl Azure {
     pub(super) async fn give_back(&self, name: &ObjectName, lease: LeaseId) -> Result<()> {
         let answer = self.blob(name).release_lease(lease_text(lease), None).await;
         match self.told(name, Effect::Changes, answer) {
-            Err(error @ StoreError::Fenced { .. }) => match self.see(name, None).await?.properties {
-                held if held.leased => Err(error),
-                _ => Ok(()),
-            },
+            Err(error @ StoreError::Fenced { .. }) => {
+                match self.see(name, None).await?.properties {
+                    held if held.leased => Err(error),
+                    _ => Ok(()),
+                }
+            }
             told => told.map(drop),
         }
     }

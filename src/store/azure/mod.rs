@@ -88,17 +88,12 @@ impl Azure {
         let options =
             BlobContainerClientOptions { client_options, version: API_VERSION.to_owned() };
         let failed = |source| ConfigError::Credential { source };
-        let container =
-            BlobContainerClient::new(identity.container, identity.token, Some(options))
-                .map_err(failed)?;
+        let container = BlobContainerClient::new(identity.container, identity.token, Some(options))
+            .map_err(failed)?;
         Ok(Self {
             store: format!("azure:{}/{}", identity.account, url.container),
             container,
-            pace: pace::Pace::new(
-                Arc::clone(&clock),
-                url.requests_per_second,
-                url.mib_per_second,
-            ),
+            pace: pace::Pace::new(Arc::clone(&clock), url.requests_per_second, url.mib_per_second),
             clock,
             entropy,
             staging: blocks::Staging::default(),
@@ -112,6 +107,10 @@ impl Azure {
     /// When Azure does not let us.
     pub async fn create_container(&self) -> Result<()> {
         let name = ObjectName::new("container").expect("lower-case letters are a name");
+        // Who may use a container need not be allowed to make one: first see whether it is there.
+        if matches!(self.see(&name, None).await, Ok(_) | Err(StoreError::NotFound { .. })) {
+            return Ok(());
+        }
         let made = self.container.create(None).await;
         match made.map_err(|error| self.asked(&name, Effect::Changes).judge(error)) {
             Ok(_) | Err(StoreError::AlreadyExists { .. }) => Ok(()),

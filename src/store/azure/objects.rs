@@ -16,12 +16,7 @@ use crate::store::BLOCK_BYTES_MAX;
 const WHOLE: NonZero<u64> = NonZero::new(BLOCK_BYTES_MAX as u64).expect("it is not zero");
 
 impl Azure {
-    pub(super) async fn stage(
-        &self,
-        name: &ObjectName,
-        block: BlockId,
-        body: Bytes,
-    ) -> Result<()> {
+    pub(super) async fn stage(&self, name: &ObjectName, block: BlockId, body: Bytes) -> Result<()> {
         self.about(name).check_block(body.len())?;
         let id = self.staging.id(name, block, self.entropy.as_ref());
         let (blob, length) = (self.blob(name).block_blob_client(), body.len() as u64);

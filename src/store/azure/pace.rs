@@ -24,7 +24,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(clock: Arc<dyn Clock>, requests_per_second: u32, mib_per_second: u32) -> Self {
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        requests_per_second: u32,
+        mib_per_second: u32,
+    ) -> Self {
         let request = Duration::from_secs(1) / requests_per_second.max(1);
         let mib = Duration::from_secs(1) / mib_per_second.max(1);
         Self { clock, request, mib, free_at: Mutex::default() }
@@ -82,6 +86,10 @@ mod tests {
         let large = waits(&name("b"), 4 << 20, 17);
         let seconds = large.as_secs_f64();
         assert!((0.95..1.0).contains(&seconds), "64 MiB less the burst take {seconds} s");
-        assert_eq!(pace.reserve(&name("c"), 512), Duration::ZERO, "blobs do not wait for each other");
+        assert_eq!(
+            pace.reserve(&name("c"), 512),
+            Duration::ZERO,
+            "blobs do not wait for each other"
+        );
     }
 }

@@ -103,7 +103,9 @@ impl Azure {
                     ..Default::default()
                 };
                 let length = bytes.len() as u64;
-                blob.upload_pages(bytes.clone().into(), length, range, Some(options)).await.map(drop)
+                blob.upload_pages(bytes.clone().into(), length, range, Some(options))
+                    .await
+                    .map(drop)
             }
             PageBody::Clear(_) => {
                 let options = PageBlobClientClearPagesOptions {
@@ -117,11 +119,7 @@ impl Azure {
         self.told(name, Effect::Changes, answer)
     }
 
-    pub(super) async fn ranges(
-        &self,
-        name: &ObjectName,
-        span: Span<'_>,
-    ) -> Result<Vec<PageRange>> {
+    pub(super) async fn ranges(&self, name: &ObjectName, span: Span<'_>) -> Result<Vec<PageRange>> {
         let Span { snapshot, offset, length } = span;
         if snapshot.is_none() || length == 0 || offset.checked_add(length).is_none() {
             let size = self.see_pages(name, None).await?.length;
@@ -153,12 +151,7 @@ impl Azure {
         self.told(name, Effect::Reads, read().await)
     }
 
-    pub(super) async fn raise(
-        &self,
-        name: &ObjectName,
-        raised: u64,
-        lease: LeaseId,
-    ) -> Result<()> {
+    pub(super) async fn raise(&self, name: &ObjectName, raised: u64, lease: LeaseId) -> Result<()> {
         self.about(name).check_sequence_number(raised)?;
         let options = PageBlobClientSetSequenceNumberOptions {
             blob_sequence_number: Some(number(raised)),

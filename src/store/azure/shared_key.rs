@@ -101,10 +101,8 @@ fn string_to_sign(account: &str, method: &str, url: &Url, headers: &Headers) -> 
 /// The path as it is sent, and the query with decoded values, sorted; values of a name that comes
 /// twice are sorted and joined by commas.
 fn resource(account: &str, url: &Url) -> String {
-    let mut pairs: Vec<(String, String)> = url
-        .query_pairs()
-        .map(|(name, value)| (name.to_lowercase(), value.into_owned()))
-        .collect();
+    let mut pairs: Vec<(String, String)> =
+        url.query_pairs().map(|(name, value)| (name.to_lowercase(), value.into_owned())).collect();
     pairs.sort_unstable();
     let mut text = format!("/{account}{}", url.path());
     let mut last = None;
@@ -154,8 +152,11 @@ mod tests {
         let published =
             "/container\ncomp:list\ninclude:metadata,snapshots,uncommittedblobs\nrestype:container";
         assert_eq!(canonical, published);
-        let secondary =
-            signed("GET", "https://myaccount-secondary.blob.core.windows.net/mycontainer/myblob", &[]);
+        let secondary = signed(
+            "GET",
+            "https://myaccount-secondary.blob.core.windows.net/mycontainer/myblob",
+            &[],
+        );
         assert!(secondary.ends_with("\n/myaccount/mycontainer/myblob"), "{secondary}");
     }
 

@@ -57,7 +57,10 @@ impl Azure {
 /// Metadata are HTTP headers: what is no visible ASCII, and `%`, is written as `%XX`.
 fn written(label: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
-    label.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect()
+    label
+        .bytes()
+        .map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02x}") })
+        .collect()
 }
 
 /// The label that a snapshot's metadata hold; empty when somebody else made it.

@@ -22,6 +22,8 @@ use crate::settings::AzureUrl;
 /// Azure keeps idle connections for minutes, Azurite for five seconds: a request on one that the
 /// other side is just closing is an ambiguous answer for nothing.
 const IDLE: Duration = Duration::from_secs(4);
+/// Where a machine asks for its managed identity: no proxy can ask there in its name.
+const METADATA: &str = "169.254.169.254";
 const CONNECT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -47,6 +49,7 @@ pub(super) fn transport(url: &AzureUrl) -> Result<Transport, ConfigError> {
 
 fn proxy(address: &str, credentials: Option<&Path>) -> Result<reqwest::Proxy, ConfigError> {
     let proxy = reqwest::Proxy::all(address).map_err(|source| ConfigError::Client { source })?;
+    let proxy = proxy.no_proxy(reqwest::NoProxy::from_string(METADATA));
     let Some(path) = credentials else { return Ok(proxy) };
     let text = super::config::secret(path)?;
     let (user, password) = text.split_once(':').ok_or_else(|| ConfigError::Content {
@@ -60,8 +63,7 @@ fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, ConfigError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
-        let refuse =
-            |detail: String| ConfigError::Content { path: path.to_owned(), detail };
+        let refuse = |detail: String| ConfigError::Content { path: path.to_owned(), detail };
         let pem = super::config::secret(path)?;
         for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
             let certificate = certificate.map_err(|error| refuse(error.to_string()))?;
