@@ -86,6 +86,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["src/cli/"]),
     ("comfy_table", &["src/cli/"]),
     ("ratatui", &["src/top/"]),
+    ("azure_core", &["src/store/azure/"]),
+    ("azure_storage_blob", &["src/store/azure/"]),
+    ("azure_identity", &["src/store/azure/"]),
+    ("reqwest", &["src/store/azure/"]),
 ];
 
 /// Expressions that make a proof, and the one file each may stand in.

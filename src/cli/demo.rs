@@ -6,6 +6,7 @@ use super::output::{print, print_json, print_table, step_spinner, table};
 use super::{Failure, block_on, files};
 use crate::control::words;
 use crate::demo::{self, DemoError, Report, Source};
+use crate::settings::{StoreUrl, store_url};
 
 /// Replicate a real disk under live writes, recover two points and compare every byte
 #[derive(Debug, clap::Args)]
@@ -13,6 +14,9 @@ pub struct Args {
     /// Disk to replicate; an ext4 image of this machine's files when left out
     #[arg(long, value_name = "PATH")]
     pub disk: Option<PathBuf>,
+    /// Where the cloud log and the seed disks shall live; in the demo's directory when left out
+    #[arg(long, value_name = "dir:PATH|azure:URL")]
+    pub store: Option<String>,
     /// Keep everything here afterwards
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
@@ -35,10 +39,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let work = kept.as_ref().map(|kept| kept.path().to_owned()).or_else(|| args.keep.clone());
     let work = std::path::absolute(work.unwrap_or_default())?;
+    let here = std::env::current_dir()?;
+    let store = match &args.store {
+        Some(text) => store_url(text, &here)?,
+        None => StoreUrl::Dir(work.join("store")),
+    };
     let source = args.disk.clone().map_or(Source::Made, Source::Given);
     let steps = step_spinner();
     let say = |line: &str| tell(&steps, line);
-    let told = block_on(async { Ok(demo::run(&work, source, &say).await) })?;
+    let told = block_on(async { Ok(demo::run(&work, source, &store, &say).await) })?;
     steps.finish_and_clear();
     let report = match told {
         Ok(report) => report,

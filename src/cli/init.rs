@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     /// Where the cloud log, the seed disks and the vault shall live
-    #[arg(long, value_name = "dir:PATH", default_value = "dir:store")]
+    #[arg(long, value_name = "dir:PATH|azure:URL", default_value = "dir:store")]
     store: String,
     /// Data port
     #[arg(long, value_name = "ADDR:9443", default_value = "0.0.0.0:9443")]
@@ -73,7 +73,10 @@ fn settled(config: &Path, token_file: &Path) -> Result<(ServerSettings, Arc<dyn 
         files::expect_absent(path)?;
     }
     let store = crate::store::open(&settings.store)?;
-    block_on(expect_unused(store.as_ref()))?;
+    block_on(async {
+        crate::store::create(&settings.store).await?;
+        expect_unused(store.as_ref()).await
+    })?;
     Ok((settings, store))
 }
 

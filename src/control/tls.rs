@@ -14,7 +14,7 @@ use crate::settings::TlsFiles;
 pub(super) fn server(tls: &TlsFiles) -> Result<Arc<ServerConfig>, ControlError> {
     let refused = |source| ControlError::Tls { path: tls.certificate.clone(), source };
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(refused)?
         .with_no_client_auth()
         .with_single_cert(chain(&tls.certificate)?, key(&tls.key)?)
@@ -36,7 +36,7 @@ pub(super) fn operator(tls: &TlsFiles) -> Result<Arc<ClientConfig>, ControlError
             .map_err(|source| ControlError::Tls { path: tls.ca_certificate.clone(), source })?;
     }
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(refused)?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain(path)?, key(&tls.operator_key)?)

@@ -20,7 +20,7 @@ use crate::recover::{
 };
 use crate::seal::KeyEncryptionKey;
 use crate::server::ProcessServer;
-use crate::settings::{AgentSettings, ServerSettings, load_agent, load_server};
+use crate::settings::{AgentSettings, ServerSettings, StoreUrl, load_agent, load_server};
 
 /// How long any single step may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -38,17 +38,22 @@ pub enum Source {
     Given(PathBuf),
 }
 
-/// Runs the demo in `work`, an empty directory. `say` gets a line before each step.
+/// Runs the demo in `work`, an empty directory, on `store`, which no site uses. `say` gets a line before each step.
 ///
 /// # Errors
 /// [`DemoError::Difference`] when a recovered byte differs; anything that kept it from running.
-pub async fn run(work: &Path, source: Source, say: &dyn Fn(&str)) -> Result<Report, DemoError> {
+pub async fn run(
+    work: &Path,
+    source: Source,
+    store: &StoreUrl,
+    say: &dyn Fn(&str),
+) -> Result<Report, DemoError> {
     say("making a disk");
     let image = work.join("disk.img");
     let places = prepare(&source, work, &image).await?;
     say("making a site, starting a process server");
     let site = work.join("site");
-    let store = format!("dir:{}", work.join("store").display());
+    let store = store.to_string();
     holdfast(&["init", text(&site), "--store", &store, "--listen", "127.0.0.1:0"])?;
     let config = site.join("holdfast.toml");
     let mut settings = load_server(&config).map_err(setting)?;

@@ -32,6 +32,11 @@ impl Check {
         Self { file: PathBuf::new(), base: PathBuf::new(), violations: Vec::new() }
     }
 
+    /// What relative paths are resolved against.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// How many were collected so far.
     pub(super) fn count(&self) -> usize {
         self.violations.len()

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::RateSchedule;
+use super::{AzureUrl, RateSchedule};
 use crate::model::{DiskName, MachineId, ServerId, SiteId};
 
 /// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
@@ -54,12 +54,16 @@ pub struct ServerSettings {
 pub enum StoreUrl {
     /// `dir:PATH`
     Dir(PathBuf),
+    /// `azure:https://ACCOUNT.blob.core.windows.net/CONTAINER?…`
+    Azure(Box<AzureUrl>),
 }
 
 impl std::fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Dir(path) = self;
-        write!(f, "dir:{}", path.display())
+        match self {
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+            Self::Azure(url) => url.fmt(f),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! stage that opens it says so.
 
 mod agent;
+mod azure;
 mod check;
 mod checked;
 mod error;
@@ -17,6 +18,7 @@ mod uplink;
 
 use std::path::Path;
 
+pub use azure::{AzureAuth, AzureUrl};
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
     CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, RECORDS_MEMORY_PART,
@@ -26,6 +28,15 @@ pub use checked::{
 pub use error::{SettingsError, Violation};
 pub use rate::{Rate, RateSchedule, RateWindow};
 pub use tuning::Tuning;
+
+/// Checks a store's address that stands in no file; relative paths in it are resolved against
+/// `base`.
+///
+/// # Errors
+/// With every rule that it breaks.
+pub fn store_url(text: &str, base: &Path) -> Result<StoreUrl, SettingsError> {
+    server::store_url(text, base)
+}
 
 /// Reads and checks `holdfast.toml`.
 ///

@@ -1,15 +1,15 @@
 //! The rules of `holdfast.toml`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::check::Check;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Bounds, Row, TABLE};
 use super::{
-    ApplySettings, BatchSettings, CacheSettings, LevelBounds, LimitSettings, RateSchedule,
-    SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
-    UploadSettings, uplink,
+    ApplySettings, AzureUrl, BatchSettings, CacheSettings, LevelBounds, LimitSettings,
+    RateSchedule, SealSettings, ServerSettings, SettingsError, SidecarSettings, StoreUrl,
+    StreamBounds, TlsFiles, UploadSettings, uplink,
 };
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -88,15 +88,34 @@ fn tunable(c: &mut Check, row: &Row, raw: &RawServer, settings: &mut ServerSetti
     (row.put)(settings, value.unwrap_or(default));
 }
 
+/// An address from the command line.
+pub(super) fn store_url(text: &str, base: &Path) -> Result<StoreUrl, SettingsError> {
+    let mut c = Check::new(&base.join("--store"))?;
+    let url = store(&mut c, Some(text));
+    c.finish(url)
+}
+
 fn store(c: &mut Check, value: Option<&str>) -> StoreUrl {
-    let cure = "write store = \"dir:PATH\"";
+    let cure =
+        "write store = \"dir:PATH\" or \"azure:https://ACCOUNT.blob.core.windows.net/CONTAINER\"";
     c.required("store", value, cure);
+    if let Some(rest) = value.and_then(|text| text.strip_prefix("azure:")) {
+        match AzureUrl::parse(rest, c.base()) {
+            Ok(url) => return StoreUrl::Azure(Box::new(url)),
+            Err(broken) => {
+                for one in broken {
+                    c.violation("store", format!("azure:{rest}"), &one.rule, &one.cure);
+                }
+                return StoreUrl::Dir(PathBuf::new());
+            }
+        }
+    }
     let path = value.and_then(|text| text.strip_prefix("dir:"));
     if let (Some(text), None) = (value, path) {
         c.violation(
             "store",
             format!("{text:?}"),
-            "must name a known kind of store: dir:PATH",
+            "must name a known kind of store: dir:PATH or azure:URL",
             cure,
         );
     }

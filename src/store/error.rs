@@ -97,6 +97,16 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// Somebody has to let us in, or make what we are let into. No effect.
+    #[error("{store}: {name}: {detail}")]
+    Denied {
+        /// Which store.
+        store: String,
+        /// Which object.
+        name: String,
+        /// Why, and the cure.
+        detail: String,
+    },
     /// What is stored cannot be what was written.
     #[error("{store}: {name} is damaged: {detail}")]
     Damaged {
@@ -155,6 +165,7 @@ impl StoreError {
             Self::Full { .. }
             | Self::Transient { .. }
             | Self::Throttled { .. }
+            | Self::Denied { .. }
             | Self::Ambiguous { .. }
             | Self::Io { .. } => Class::Retry,
             Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Precondition { .. } => {

@@ -4,6 +4,7 @@
 //! loss of power of whatever stands behind the store (page writes: once [`Store::flush_pages`]
 //! returned). `Ambiguous` errors may have had their effect: the caller reads back and compares.
 
+mod azure;
 mod counted;
 mod dir;
 mod error;
@@ -18,13 +19,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use crate::model::ObjectName;
+pub use azure::Azure;
 pub use counted::Counted;
 pub use dir::{Dir, Step, Watch};
 pub use error::{Class, StoreError};
 pub use faulty::Faulty;
 pub use lease::LEASE_SECONDS;
 pub use memory::Memory;
-pub use open::open;
+pub use open::{create, open};
 pub use rules::{LABEL_BYTES_MAX, PAGE_BLOB_BYTES_MAX, READ_BYTES_MAX};
 pub use types::{
     BlockId, Condition, ETag, LeaseId, Listed, PageBody, PageGuard, PageRange, PageWrite,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dir, Result, Store};
+use super::{Azure, Dir, Result, Store};
 use crate::clock::System;
 use crate::settings::StoreUrl;
 
@@ -13,5 +13,19 @@ use crate::settings::StoreUrl;
 pub fn open(url: &StoreUrl) -> Result<Arc<dyn Store>> {
     match url {
         StoreUrl::Dir(path) => Ok(Arc::new(Dir::open(path, System::clock())?)),
+        StoreUrl::Azure(url) => Ok(Arc::new(Azure::open(url, System::clock(), System::entropy())?)),
+    }
+}
+
+/// Makes the place that `url` names, if it is not there: a new site does this once.
+///
+/// # Errors
+/// When it cannot be made.
+pub async fn create(url: &StoreUrl) -> Result<()> {
+    match url {
+        StoreUrl::Dir(_) => Ok(()), // opening makes it
+        StoreUrl::Azure(url) => {
+            Azure::open(url, System::clock(), System::entropy())?.create_container().await
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! Stores to test, and what the cases need around them.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast::clock::Clock;
 use holdfast::model::{ObjectName, Timestamp};
+use holdfast::settings::store_url;
 use holdfast::store::{Dir, LeaseId, Memory, PageBody, PageGuard, PageWrite, Store, StoreError};
+
+use crate::azurite::Azurite;
 
 /// A clock that stands still until it is moved.
 pub(crate) struct Hands(AtomicI64);
@@ -40,31 +43,65 @@ impl Clock for Hands {
 pub(crate) struct Bench {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<Hands>,
+    /// A store with a clock of its own, over a network: fewer rounds, and real leases.
+    pub(crate) remote: bool,
     _directory: Option<tempfile::TempDir>,
 }
 
 impl Bench {
-    /// Lets time pass for the store.
-    pub(crate) async fn pass(&self, seconds: i64) {
-        self.clock.move_seconds(seconds);
+    /// Until the lease on `name` has run out by the store's clock.
+    pub(crate) async fn lapse(&self, name: &ObjectName) {
+        self.clock.move_seconds(60);
+        while self.store.properties(name).await.unwrap().leased {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// How often something is done: `rounds`, a tenth of it over a network.
+    pub(crate) fn rounds(&self, rounds: u32) -> u32 {
+        if self.remote { rounds / 10 } else { rounds }
     }
 }
 
-pub(crate) fn memory() -> Bench {
-    let clock = Hands::new();
-    Bench { store: Arc::new(Memory::new(Arc::clone(&clock) as _)), clock, _directory: None }
+fn local(store: Arc<dyn Store>, clock: Arc<Hands>, directory: Option<tempfile::TempDir>) -> Bench {
+    Bench { store, clock, remote: false, _directory: directory }
 }
 
-pub(crate) fn dir() -> Bench {
+pub(crate) async fn memory() -> Option<Bench> {
+    let clock = Hands::new();
+    Some(local(Arc::new(Memory::new(Arc::clone(&clock) as _)), clock, None))
+}
+
+pub(crate) async fn dir() -> Option<Bench> {
     let clock = Hands::new();
     let directory = tempfile::tempdir().unwrap();
-    Bench { store: open(directory.path(), &clock), clock, _directory: Some(directory) }
+    Some(local(open(directory.path(), &clock), clock, Some(directory)))
+}
+
+/// A container of its own on an emulator that all cases share.
+pub(crate) async fn azure() -> Option<Bench> {
+    static PLAIN: OnceLock<Option<Azurite>> = OnceLock::new();
+    container(PLAIN.get_or_init(|| Azurite::start(false, &[])).as_ref()?).await
+}
+
+pub(crate) async fn azure_tls() -> Option<Bench> {
+    static TLS: OnceLock<Option<Azurite>> = OnceLock::new();
+    container(TLS.get_or_init(|| Azurite::start(true, &[])).as_ref()?).await
+}
+
+async fn container(azurite: &Azurite) -> Option<Bench> {
+    static NUMBER: AtomicI64 = AtomicI64::new(0);
+    let name = format!("case-{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+    let url = store_url(&azurite.address(&name, azurite.port), Path::new("/")).unwrap();
+    holdfast::store::create(&url).await.unwrap();
+    let store = holdfast::store::open(&url).unwrap();
+    Some(Bench { store, clock: Hands::new(), remote: true, _directory: None })
 }
 
 /// A store in a directory that somebody else removes.
 pub(crate) fn within(path: &Path) -> Bench {
     let clock = Hands::new();
-    Bench { store: open(path, &clock), clock, _directory: None }
+    local(open(path, &clock), clock, None)
 }
 
 pub(crate) fn open(path: &Path, clock: &Arc<Hands>) -> Arc<dyn Store> {
@@ -106,7 +143,9 @@ pub(crate) fn clear(offset: u64, length: u64) -> PageWrite {
 pub(crate) async fn owned(bench: &Bench, text: &str, size: u64) -> ObjectName {
     let name = name(text);
     bench.store.create_pages(&name, size).await.unwrap();
-    bench.store.acquire_lease(&name, lease(1), 60).await.unwrap();
+    // No longer than needed where it takes its time to run out.
+    let seconds = if bench.remote { 15 } else { 60 };
+    bench.store.acquire_lease(&name, lease(1), seconds).await.unwrap();
     name
 }
 
@@ -126,6 +165,7 @@ pub(crate) fn kind<T>(result: Result<T, StoreError>) -> &'static str {
         Err(StoreError::Refused { .. }) => "refused",
         Err(StoreError::Io { .. }) => "io",
         Err(StoreError::Throttled { .. }) => "throttled",
+        Err(StoreError::Denied { .. }) => "denied",
     }
 }
 

@@ -108,7 +108,7 @@ async fn run(
 }
 
 pub(crate) async fn histories_match_a_vector(bench: Bench) {
-    let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: bench.rounds(30), failure_persistence: None, ..Config::default() };
     // The second place lies over the border between two map sectors (4000 granules).
     for base in [0, 3998 * (64 << 10)] {
         let mut count = 0;

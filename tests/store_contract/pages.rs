@@ -156,11 +156,12 @@ pub(crate) async fn readers_of_a_snapshot_see_no_later_write(bench: Bench) {
         write(granule, 1).await;
     }
     let id = store.snapshot(&a, "", &guard(1, 0)).await.unwrap();
+    let rounds = bench.rounds(150);
     let readers: Vec<_> = (0..3)
         .map(|_| {
             let (store, a, id) = (std::sync::Arc::clone(store), a.clone(), id.clone());
             tokio::spawn(async move {
-                for _ in 0..150 {
+                for _ in 0..rounds {
                     let content = store.read_pages(&a, Some(&id), 0, 64 * G).await.unwrap();
                     assert!(content.iter().all(|byte| *byte == 1), "a later write shows");
                 }

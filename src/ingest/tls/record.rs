@@ -135,7 +135,9 @@ pub(super) enum Opened {
 /// When the connection is not through its handshake, or still has something to send.
 pub(super) fn take_over(connection: UnbufferedServerConnection) -> Result<(Opener, Sealer), Error> {
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    let SupportedCipherSuite::Tls13(suite) = kernel.negotiated_cipher_suite();
+    let SupportedCipherSuite::Tls13(suite) = kernel.negotiated_cipher_suite() else {
+        return Err(Error::General("only TLS 1.3 is offered here".to_owned()));
+    };
     let aead = suite.aead_alg;
     let decrypter = decrypter(aead, secrets.rx.1)?;
     let encrypter = encrypter(aead, secrets.tx.1)?;
