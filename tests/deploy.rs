@@ -305,3 +305,32 @@ fn a_further_servers_certificate_is_good_for_its_names() {
     server.wait().unwrap();
     assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
 }
+
+/// The example in docs/operations.md is what its prices make of its requests.
+#[test]
+fn the_example_of_costs_adds_up() {
+    let page = file("docs/operations.md");
+    let prices = page.split("```toml prices").nth(1).unwrap().split("```").next().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("holdfast.toml");
+    let site = "site = \"s\"\nserver = \"ps-1\"\nstore = \"dir:store\"\nlisten = \"127.0.0.1:0\"\n";
+    std::fs::write(&path, format!("{site}{prices}")).unwrap();
+    let prices = load_server(&path).unwrap().prices.unwrap();
+    let table = page.split("| kind | an hour | a month (730 h) | USD |").nth(1).unwrap();
+    let mut sum = 0.0;
+    for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let number = |cell: usize| cells[cell].replace(',', "").parse::<f64>();
+        let said = number(3).unwrap();
+        let cost = match (cells[0], number(1)) {
+            (kind, Ok(hourly)) => {
+                assert_eq!(number(2).unwrap(), hourly * 730.0, "{row}");
+                prices.per_month([(kind, hourly)])
+            }
+            _ => sum,
+        };
+        assert!((cost - said).abs() < 0.01, "{row}: {cost}");
+        sum += cost;
+    }
+    assert!(sum > 1.0);
+}

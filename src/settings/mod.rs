@@ -7,6 +7,7 @@ mod agent;
 mod check;
 mod checked;
 mod error;
+mod prices;
 mod rate;
 mod raw;
 mod server;
@@ -24,6 +25,7 @@ pub use checked::{
     TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
+pub use prices::Prices;
 pub use rate::{Rate, RateSchedule, RateWindow};
 pub use tuning::Tuning;
 
