@@ -1,5 +1,7 @@
 //! `holdfast status`: how machines are, and which process servers there are.
 
+use std::collections::BTreeMap;
+
 use super::output::{print, print_json, print_table, table};
 use super::site::{ConfigArgs, Site};
 use super::{Failure, block_on};
@@ -7,6 +9,7 @@ use crate::clock::{Clock, System};
 use crate::control::{Inquiry, MachineStatus, ServerView, status, words};
 use crate::model::MachineId;
 use crate::observe::{MachineFacts, error_chain};
+use crate::settings::Prices;
 
 /// Show health, watermarks, RPO, backlog and progress
 #[derive(Debug, clap::Args)]
@@ -30,9 +33,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let statuses = all(&site, args.machine.clone()).await?;
         Ok((statuses, site.sources.servers().await?))
     })?;
+    let prices = site.settings.prices.as_ref();
     if args.json {
-        let document = serde_json::json!({ "machines": statuses, "servers": servers });
-        return print_json(&document);
+        let cost = |status: &MachineStatus| Some(prices?.per_month(hourly(status.live.as_ref()?)));
+        let costs: BTreeMap<_, _> = statuses
+            .iter()
+            .filter_map(|status| Some((status.machine.to_string(), cost(status)?)))
+            .collect();
+        return print_json(&serde_json::json!({
+            "machines": statuses,
+            "servers": servers,
+            "requests_per_month": prices.map(|prices| {
+                serde_json::json!({ "currency": prices.currency, "machines": costs })
+            }),
+        }));
     }
     if args.machine.is_none() {
         print_servers(&servers)?;
@@ -40,7 +54,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if statuses.is_empty() {
         return print("no machine is enrolled yet; `holdfast enroll MACHINE` does it");
     }
-    print_statuses(&statuses)
+    print_statuses(&statuses, prices)
 }
 
 async fn all(site: &Site, machine: Option<MachineId>) -> Result<Vec<MachineStatus>, Failure> {
@@ -61,10 +75,9 @@ async fn all(site: &Site, machine: Option<MachineId>) -> Result<Vec<MachineStatu
     Ok(statuses)
 }
 
-/// Requests to the store by the hour.
-fn requests(live: &MachineFacts) -> String {
-    let hourly: f64 = live.store_requests.values().map(|asked| asked.per_hour).sum();
-    format!("{hourly:.0}")
+/// Requests to the store by the hour, by kind.
+fn hourly(live: &MachineFacts) -> impl Iterator<Item = (&str, f64)> {
+    live.store_requests.iter().map(|(kind, asked)| (kind.as_str(), asked.per_hour))
 }
 
 fn print_servers(servers: &[ServerView]) -> Result<(), Failure> {
@@ -92,7 +105,17 @@ fn print_servers(servers: &[ServerView]) -> Result<(), Failure> {
     }
 }
 
-fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
+/// Requests to the store by the hour, and what they cost in a month.
+fn requests(live: &MachineFacts, prices: Option<&Prices>) -> String {
+    let requests: f64 = hourly(live).map(|(_, requests)| requests).sum();
+    let cost = prices.map(|prices| (prices.per_month(hourly(live)), &prices.currency));
+    match cost {
+        Some((month, currency)) => format!("{requests:.0}, {month:.2} {currency} a month"),
+        None => format!("{requests:.0}"),
+    }
+}
+
+fn print_statuses(statuses: &[MachineStatus], prices: Option<&Prices>) -> Result<(), Failure> {
     let headings = [
         "machine",
         "server",
@@ -117,7 +140,7 @@ fn print_statuses(statuses: &[MachineStatus]) -> Result<(), Failure> {
             lines.join("\n"),
             status.rpo_seconds.map_or_else(unknown, words::span),
             status.backlog_bytes.map_or_else(unknown, words::bytes),
-            live.map_or_else(unknown, |live| requests(live)),
+            live.map_or_else(unknown, |live| requests(live, prices)),
             live.map_or_else(unknown, |live| live.received.to_string()),
             live.map_or_else(unknown, |live| live.durable.to_string()),
             status.published.to_string(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{AzureUrl, RateSchedule};
+use super::{AzureUrl, Prices, RateSchedule};
 use crate::model::{DiskName, MachineId, ServerId, SiteId};
 
 /// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
@@ -47,6 +47,8 @@ pub struct ServerSettings {
     pub limits: LimitSettings,
     /// Control API.
     pub sidecar: SidecarSettings,
+    /// What requests to the store cost; without them no money is shown.
+    pub prices: Option<Prices>,
 }
 
 /// Which store.

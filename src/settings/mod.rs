@@ -8,6 +8,7 @@ mod azure;
 mod check;
 mod checked;
 mod error;
+mod prices;
 mod rate;
 mod raw;
 mod server;
@@ -26,6 +27,7 @@ pub use checked::{
     TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
+pub use prices::Prices;
 pub use rate::{Rate, RateSchedule, RateWindow};
 pub use tuning::Tuning;
 

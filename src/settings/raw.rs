@@ -24,6 +24,24 @@ pub(super) struct RawServer {
     pub(super) apply: RawApply,
     pub(super) limits: RawLimits,
     pub(super) sidecar: RawSidecar,
+    pub(super) prices: Option<RawPrices>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPrices {
+    pub(super) currency: Option<String>,
+    pub(super) put: Option<f64>,
+    pub(super) stage_block: Option<f64>,
+    pub(super) commit_blocks: Option<f64>,
+    pub(super) read: Option<f64>,
+    pub(super) properties: Option<f64>,
+    pub(super) list: Option<f64>,
+    pub(super) delete: Option<f64>,
+    pub(super) page_blob: Option<f64>,
+    pub(super) write_pages: Option<f64>,
+    pub(super) snapshot: Option<f64>,
+    pub(super) lease: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

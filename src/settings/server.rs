@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::check::Check;
+use super::prices;
 use super::raw::{RawCache, RawLimits, RawSeal, RawServer, RawSidecar, RawTls};
 use super::tuning::{Bounds, Row, TABLE};
 use super::{
@@ -63,11 +64,13 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         },
         limits: limits(&mut c, &raw.limits),
         sidecar: sidecar(&mut c, &raw.sidecar),
+        prices: None,
     };
     for row in TABLE {
         tunable(&mut c, row, &raw, &mut settings);
     }
     relations(&mut c, &settings);
+    settings.prices = raw.prices.map(|raw| prices::check(&mut c, raw));
     c.finish(settings)
 }
 

@@ -58,6 +58,24 @@ fn default_memory_stays_below_512_mib_while_the_cache_log_is_emptied() {
 }
 
 #[test]
+fn prices_are_for_ten_thousand_requests_of_a_kind() {
+    let text = format!("{SERVER}[prices]\nput = 0.065\nread = 0.005\nwrite_pages = 0.0005\n");
+    let prices = server(&text).unwrap().prices.unwrap();
+    let month = prices.per_month([("put", 100.0), ("read", 200.0), ("snapshot", 1e9)]);
+    assert!((month - 730.0 * (100.0 * 0.065 + 200.0 * 0.005) / 10_000.0).abs() < 1e-9, "{month}");
+    assert_eq!(prices.currency, "USD");
+    assert_eq!(server(SERVER).unwrap().prices, None);
+    let wrong = format!("{SERVER}[prices]\nlist = -1.0\nlease = 1e9\n");
+    assert_eq!(keys(server(&wrong).unwrap_err()), ["prices.list", "prices.lease"]);
+    // Every kind that is counted can have a price.
+    let all = crate::observe::StoreRequest::ALL.map(|kind| (kind.as_str(), 10_000.0 / 730.0));
+    let key = |kind: &str| format!("{} = 1\n", kind.replace('-', "_"));
+    let keys: String = all.iter().map(|(kind, _)| key(kind)).collect();
+    let prices = server(&format!("{SERVER}[prices]\n{keys}")).unwrap().prices.unwrap();
+    assert!((prices.per_month(all) - all.len() as f64).abs() < 1e-9);
+}
+
+#[test]
 fn all_violations_are_reported_at_once() {
     let text = "site = \"Not A Name\"\nstore = \"ftp://x\"\nlisten = \"9443\"\nshards = 0\n\
         [cache]\nsegment_bytes = 5242880\nbytes_max = -1\nstop_fill = 2.0\n\

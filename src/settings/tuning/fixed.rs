@@ -18,11 +18,16 @@ const PLACE: &str = "what lies there is open";
 const CACHE: &str = "the cache log was opened with it";
 const ARENA: &str = "its memory is set aside at the start";
 const SIDECAR: &str = "it concerns the sidecar, another process";
+const STATUS: &str = "only the command line reads it";
 
 macro_rules! fixed {
     ($key:literal, $why:ident, |$settings:ident| $value:expr) => {
         Fixed { key: $key, value: |$settings| json!($value), why: $why }
     };
+}
+
+fn price(settings: &ServerSettings, kind: &str) -> Option<f64> {
+    settings.prices.as_ref().map(|prices| prices.of(kind))
 }
 
 /// All of them, in the order of docs/configuration.md.
@@ -57,4 +62,16 @@ pub(super) const FIXED: &[Fixed] = &[
     fixed!("sidecar.token_ttl_s", SIDECAR, |s| s.sidecar.token_ttl.as_secs()),
     fixed!("sidecar.certificate_days", SIDECAR, |s| s.sidecar.certificate_ttl.as_secs() / 86_400),
     fixed!("sidecar.snapshot_interval_min_s", SIDECAR, |s| s.sidecar.snapshot_interval_min_s),
+    fixed!("prices.currency", STATUS, |s| s.prices.as_ref().map(|prices| &prices.currency)),
+    fixed!("prices.put", STATUS, |s| price(s, "put")),
+    fixed!("prices.stage_block", STATUS, |s| price(s, "stage-block")),
+    fixed!("prices.commit_blocks", STATUS, |s| price(s, "commit-blocks")),
+    fixed!("prices.read", STATUS, |s| price(s, "read")),
+    fixed!("prices.properties", STATUS, |s| price(s, "properties")),
+    fixed!("prices.list", STATUS, |s| price(s, "list")),
+    fixed!("prices.delete", STATUS, |s| price(s, "delete")),
+    fixed!("prices.page_blob", STATUS, |s| price(s, "page-blob")),
+    fixed!("prices.write_pages", STATUS, |s| price(s, "write-pages")),
+    fixed!("prices.snapshot", STATUS, |s| price(s, "snapshot")),
+    fixed!("prices.lease", STATUS, |s| price(s, "lease")),
 ];
