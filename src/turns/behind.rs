@@ -8,7 +8,10 @@ const NICE: i32 = 5;
 /// later, until the cache fills and agents get less credit.
 pub fn behind_acks() {
     // Linux: of the calling thread alone. Refused nowhere, and without it all is as right, only slower.
-    let _unchanged = rustix::process::setpriority_process(None, NICE);
+    // Who was started further behind stays there.
+    if rustix::process::getpriority_process(None).is_ok_and(|present| present < NICE) {
+        let _unchanged = rustix::process::setpriority_process(None, NICE);
+    }
 }
 
 #[cfg(test)]
