@@ -26,6 +26,7 @@ pub mod ingest;
 pub mod model;
 pub mod nbd;
 pub mod observe;
+pub mod places;
 pub mod recover;
 pub mod seal;
 pub mod server;

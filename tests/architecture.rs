@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("clock", &["model"]),
     ("budget", &[]),
+    ("places", &[]),
     ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
@@ -41,9 +42,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "cache",
             "seal",
             "cloud_log",
+            "places",
         ],
     ),
-    ("apply", &["model", "clock", "format", "observe", "store", "vault", "seal", "cloud_log"]),
+    (
+        "apply",
+        &["model", "clock", "places", "format", "observe", "store", "vault", "seal", "cloud_log"],
+    ),
     ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
     // Nothing but the page and words: it runs beside any server.
     ("top", &["model", "clock", "observe", "control"]),

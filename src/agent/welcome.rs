@@ -72,6 +72,11 @@ pub(super) fn decide(known: &Known, welcome: &Welcome) -> Decision {
         let why = why.clone();
         return Decision::NewEpoch { why, alarm: false };
     }
+    if known.epoch == Epoch(0) {
+        // What this life gave out meanwhile belongs to no epoch.
+        let why = "no epoch was begun yet".to_owned();
+        return Decision::NewEpoch { why, alarm: false };
+    }
     let reaches = |(first, last): (Sequence, Sequence)| first <= durable.next() && durable <= last;
     let epoch_is_coming = known.epoch_placed.is_some_and(|placed| placed > durable);
     if known.held.is_some_and(reaches) && (welcome.epoch == known.epoch || epoch_is_coming) {
@@ -151,6 +156,21 @@ mod tests {
         assert!(new_epoch(&begun, &welcome(1, 25, 10)), "it should be there and is not");
         let resync = Known { resync: Some("new disk".into()), ..known() };
         assert!(new_epoch(&resync, &welcome(1, 20, 10)));
+    }
+
+    /// It was killed before any server had welcomed it, and is written to before one does.
+    #[test]
+    fn an_agent_that_never_began_an_epoch_begins_one() {
+        let young = Known {
+            epoch: Epoch(0),
+            witnessed: Sequence::ZERO,
+            durable: Sequence::ZERO,
+            highest: Sequence(7),
+            held: Some((Sequence(1), Sequence(7))),
+            ..known()
+        };
+        assert!(new_epoch(&young, &welcome(0, 0, 0)));
+        assert!(new_epoch(&Known { held: None, ..young }, &welcome(0, 0, 0)));
     }
 
     #[test]

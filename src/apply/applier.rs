@@ -17,6 +17,7 @@ use crate::cloud_log::LogStore;
 use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::model::{DeltaId, Epoch, Sequence};
 use crate::observe::{Metrics, Stage, error_chain};
+use crate::places::{Place, reached};
 use crate::seal::OpenDelta;
 use crate::store::{Class, PageGuard, Store, StoreError};
 use crate::vault::{PointsDocument, Policy, SnapshotDisk, Vault};
@@ -123,10 +124,12 @@ impl Applier {
         let through = run.deltas.last().map_or(Sequence::ZERO, |entry| entry.last);
         self.checkpoint.announce(run.epoch, through).await?;
         let seed = self.take_seed_disks(manifest, run.epoch).await?;
+        reached(Place::Announced);
         let work = self.write(&seed, &deltas, run.snapshot);
         let (done, renewed_at) = self.under_lease(&seed, work).await;
         let (written, disks) = done?;
         (self.seed, self.renewed_at) = (Some(seed), renewed_at);
+        reached(Place::Record);
         let source_bytes = run.deltas.iter().map(|entry| entry.source_bytes).sum();
         self.context.metrics.moved(Stage::Apply, source_bytes, written);
         let Some(due) = run.snapshot else {
@@ -150,6 +153,7 @@ impl Applier {
         let plan = plan::plan(&deltas.iter().map(OpenDelta::index).collect::<Vec<_>>());
         let memory = write::Memory { streams: *streams, bodies };
         let written = write::write(store, machine, seed, deltas, &plan, memory).await?;
+        reached(Place::Flush);
         seed.flush(store).await.map_err(failed)?;
         let disks = match snapshot {
             Some(due) => seed.snapshot(store, due.bookmark).await.map_err(failed)?,

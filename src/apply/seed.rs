@@ -11,6 +11,7 @@ use crate::format::manifest::BookmarkEntry;
 use crate::format::names;
 use crate::format::seed_disk::{self, Footer};
 use crate::model::{DiskIndex, DiskSpec, Epoch, MachineId, ObjectName};
+use crate::places::{Place, reached};
 use crate::store::{
     LeaseId, PageBody, PageGuard, PageWrite, Result, SnapshotId, Store, StoreError,
 };
@@ -124,7 +125,10 @@ impl SeedDisks {
         let there = store.list_snapshots(object).await?;
         match there.into_iter().rev().find(|snapshot| snapshot.label == label) {
             Some(found) => Ok(found.id),
-            None => store.snapshot(object, label, &self.guard).await,
+            None => {
+                reached(Place::Snapshot);
+                store.snapshot(object, label, &self.guard).await
+            }
         }
     }
 }
@@ -144,6 +148,7 @@ pub(super) fn made_by(label: &str) -> Option<u64> {
 /// begins, then the number rises, so that even a request that the store had already accepted
 /// under the old lease and number is refused or over before we read what is there.
 async fn fence(store: &Arc<dyn Store>, object: &ObjectName, guard: PageGuard) -> Result<()> {
+    reached(Place::Fence);
     store.break_lease(object).await?;
     store.acquire_lease(object, guard.lease, LEASE_SECONDS).await?;
     store.raise_sequence_number(object, guard.sequence_number, guard.lease).await

@@ -14,6 +14,7 @@ use super::error::ApplyError;
 use super::plan::{Plan, Planned, Source};
 use super::seed::{SeedDisk, SeedDisks};
 use crate::model::MachineId;
+use crate::places::{Place, reached};
 use crate::seal::{OpenDelta, SealError};
 use crate::store::{PageBody, PageWrite, Store, StoreError};
 
@@ -70,6 +71,7 @@ pub(super) async fn write(
             }
             let body = |planned| page_write(planned, frames, bodies);
             let writes: Vec<PageWrite> = part.iter().map(body).collect();
+            reached(Place::WritePages);
             let done = store.write_pages(&disk.object, &writes, seed.guard()).await;
             bodies.give_back(writes);
             stopped.fetch_or(done.is_err(), Ordering::Relaxed);

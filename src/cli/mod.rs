@@ -1,7 +1,6 @@
 //! One file per subcommand; arguments in, tables or JSON out; no logic.
 //!
-//! A new subcommand is one file with its `Args` and `run`, one variant of `Command` and one arm of
-//! `run`.
+//! A new subcommand: one file with `Args` and `run`, a variant of `Command`, an arm of `run`.
 
 pub mod agent;
 pub mod apply;
@@ -12,6 +11,7 @@ pub mod enroll;
 pub mod export;
 mod failure;
 mod files;
+pub mod gc;
 pub mod init;
 pub mod mount;
 pub mod move_machine;
@@ -53,6 +53,7 @@ enum Command {
     Points(points::Args),
     Assign(assign::Args),
     Move(move_machine::Args),
+    Gc(gc::Args),
     Export(export::Args),
     Mount(mount::Args),
     Verify(verify::Args),
@@ -67,8 +68,7 @@ pub fn main() -> ExitCode {
     let quiet = matches!(cli.command, Command::Demo(_) | Command::Top(_));
     let filter = if quiet { "error" } else { "info" };
     let log = crate::observe::start_log(filter).map_err(Failure::from);
-    let ended = log.and_then(|()| run(cli.command));
-    match ended {
+    match log.and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -89,6 +89,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Points(args) => points::run(&args),
         Command::Assign(args) => assign::run(&args),
         Command::Move(args) => move_machine::run(&args),
+        Command::Gc(args) => gc::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Verify(args) => verify::run(&args),

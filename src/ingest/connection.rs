@@ -185,6 +185,7 @@ where
     };
     let ticket = link.announce();
     let overruled = tokio::select! {
+        biased;
         why = ticket.overruled() => why,
         end = seated(ground, hello, &ticket, inbox, outbox) => return end,
     };

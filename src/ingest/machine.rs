@@ -456,6 +456,12 @@ impl Ticket {
     /// can name one position that is both the last durable record and the last received one.
     pub(super) async fn sit(&self) -> Seat {
         let stream = Arc::clone(&self.link.stream).lock_owned().await;
+        if self.link.has_ended() {
+            // Whoever gives the machine up has seen this seat free: nobody sits down any more.
+            // `overruled` says why.
+            drop(stream);
+            return std::future::pending().await;
+        }
         let mut durable = self.link.durable.subscribe();
         let settled = durable.wait_for(|durable| *durable >= stream.sequence).await;
         drop(settled); // the link holds the sender: waiting cannot fail

@@ -13,6 +13,7 @@ use crate::format::wire::{Redirect, Refusal, Refuse};
 use crate::ingest::{LastWord, OpenError};
 use crate::model::MachineId;
 use crate::observe::error_chain;
+use crate::places::{Place, reached};
 use crate::upload::{self, UploadError};
 use crate::vault::{ServerDocument, VaultError};
 
@@ -126,6 +127,7 @@ impl Registry {
         let published = over.is_ok_and(|state| matches!(*state, State::Published)); // M3
         let given_up = match published {
             true => {
+                reached(Place::GiveUp);
                 let given_up = upload::give_up(&served.context, served.generation, &to.server);
                 given_up.await.map(drop).map_err(|source| {
                     let machine = machine.clone();

@@ -15,6 +15,7 @@
 mod announce;
 mod applying;
 mod error;
+mod garbage;
 mod handover;
 mod keeping;
 mod machines;
@@ -36,5 +37,6 @@ mod standalone;
 mod testing;
 
 pub use error::ServerError;
+pub use garbage::{Garbage, collect_garbage};
 pub use process::{Addresses, ProcessServer};
 pub use standalone::apply;

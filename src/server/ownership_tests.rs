@@ -51,8 +51,9 @@ impl Site {
         self.network.down.lock().unwrap().insert(format!("{server}:9443"));
     }
 
-    fn back(&self, server: &str) {
+    async fn back(&self, server: &str) {
         self.network.down.lock().unwrap().remove(&format!("{server}:9443"));
+        self.clock.advance(Duration::from_secs(3)).await; // it is dialled again
     }
 
     fn counted(&self, counter: impl Fn(&crate::observe::ScaleMetrics) -> &AtomicU64) -> u64 {
@@ -87,7 +88,7 @@ async fn a_server_that_does_not_answer_loses_its_machine_at_once_and_can_have_it
     assert_eq!(second.owner(&machine).await, ("ps-2".to_owned(), 2));
     assert_eq!(second.counted(|scale| &scale.takeovers), 1);
     // It was only cut off. Its link is of an ownership that is over: nobody is welcomed by it.
-    first.back("ps-1");
+    first.back("ps-1").await;
     assert_eq!(first.sends(&machine).await, "ps-2");
     assert!(link.has_ended() && !theirs.has_ended());
     assert!(first.registry.served(&machine).is_none());
@@ -95,7 +96,7 @@ async fn a_server_that_does_not_answer_loses_its_machine_at_once_and_can_have_it
     first.cut_off("ps-2");
     first.opens(&machine).await;
     assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 3));
-    first.back("ps-2");
+    first.back("ps-2").await;
     assert_eq!(second.sends(&machine).await, "ps-1");
 }
 
@@ -105,7 +106,9 @@ async fn of_two_that_take_over_at_once_one_does() {
     let third = first.beside("ps-3", Kept::default()).await;
     first.opens(&machine).await;
     first.cut_off("ps-1");
-    let gate = first.hold_claims();
+    // Both have looked and decided, and neither has written.
+    let gate = Gate::new();
+    first.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/manifest"));
     let open = |site: &Site| {
         let (registry, machine) = (Arc::clone(&site.registry), machine.clone());
         tokio::spawn(async move { registry.open(&machine, &CERTIFICATE).await })
@@ -113,6 +116,11 @@ async fn of_two_that_take_over_at_once_one_does() {
     let both = [open(&second), open(&third)];
     gate.arrived(2).await;
     gate.open();
+    let mut steps = 0..1000;
+    while !both.iter().all(tokio::task::JoinHandle::is_finished) {
+        steps.next().expect("it comes to an end");
+        first.clock.advance(Duration::from_millis(100)).await; // who lost looks again
+    }
     let mut served = 0;
     for opened in both {
         match opened.await.unwrap() {
@@ -201,7 +209,7 @@ async fn what_a_fenced_server_made_durable_is_held() {
     first.opens(&machine).await;
     first.cut_off("ps-1");
     second.opens(&machine).await;
-    first.back("ps-1");
+    first.back("ps-1").await;
     let records = kept(&machine);
     first.registry.routes().durable(records.clone());
     let mut steps = 0..100_000;
@@ -262,6 +270,18 @@ async fn a_new_machine_goes_where_the_wish_says_and_the_wished_expects_it() {
     second.opens(&machine).await;
     vault.assign(&machine, None).await.unwrap();
     assert_eq!(vault.assignment(&machine).await.unwrap(), None);
+}
+
+/// Its lease runs on for a while.
+#[tokio::test]
+async fn nothing_is_placed_where_nobody_answers() {
+    let (first, second, machine) = two().await;
+    let vault = &first.registry.shared().vault;
+    vault.assign(&machine, Some(&"ps-2".parse().unwrap())).await.unwrap();
+    let _watching = first.watch().await;
+    first.cut_off("ps-2");
+    first.opens(&machine).await;
+    assert_eq!(second.sends(&machine).await, "ps-1");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ pub(super) mod name;
 pub(super) mod reach;
 mod view;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use super::error::ServerError;
 use crate::clock::Clock;
 use crate::model::{MachineId, ServerId};
 use crate::observe::{Metrics, error_chain};
+use crate::places;
 use crate::store::{LeaseId, StoreError};
 use crate::vault::{ServerDocument, ServerLoad, Vault, VaultError};
 
@@ -28,6 +29,8 @@ use crate::vault::{ServerDocument, ServerLoad, Vault, VaultError};
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 /// How often servers are looked for that were not known, or whose lease had run out.
 const SEARCH_EVERY: u32 = 6;
+/// How long a server that did not answer is not dialled again: all its agents come together.
+const SILENT: Duration = Duration::from_secs(2);
 /// Part of the newest measurement in the churn that is told: about a minute is remembered.
 const CHURN_WEIGHT: f64 = 0.1;
 
@@ -53,6 +56,8 @@ pub(super) struct Peers {
     own: Mutex<ServerDocument>,
     leaving: AtomicBool,
     view: Mutex<View>,
+    /// Servers that did not answer: when, and what was found.
+    silent: Mutex<BTreeMap<ServerId, (Duration, String)>>,
     /// Those whose lease runs.
     living: watch::Sender<BTreeSet<ServerId>>,
 }
@@ -85,6 +90,7 @@ impl Peers {
             own: Mutex::new(setup.document),
             leaving: AtomicBool::new(false),
             view: Mutex::default(),
+            silent: Mutex::default(),
             living: watch::Sender::new(BTreeSet::new()),
         })
     }
@@ -146,6 +152,7 @@ impl Peers {
 
     async fn look(&self, churn: &mut Churn, search: bool) -> Result<(), VaultError> {
         let sent = self.clock.boot();
+        places::reached(places::Place::Renew);
         self.vault.renew_server(&self.server, self.lease).await?;
         self.view().renewed(sent);
         self.metrics.scale.lease_renewals.fetch_add(1, Ordering::Relaxed);
@@ -231,7 +238,7 @@ impl Peers {
             return Ok(Found::Gone(format!("the lease of {owner} has run out")));
         }
         let address = &peer.document.address;
-        Ok(match self.reach.dial(address).await {
+        Ok(match self.dial(&peer.document).await {
             Ok(()) => Found::Well(peer.document),
             Err(why) => Found::Gone(format!("{owner} does not answer at {address}: {why}")),
         })
@@ -248,8 +255,40 @@ impl Peers {
     ) -> Result<Place, VaultError> {
         let wish = self.vault.assignment(machine).await?;
         let here = (!self.is_leaving()).then(|| self.own().clone());
-        let there = self.view().place(here.as_ref(), wish.as_ref(), gone);
+        let there = self.choose(here, wish, gone.cloned().into_iter().collect()).await;
         Ok(there.map_or(Place::Here, Place::There))
+    }
+
+    /// One that answers: a server that was just killed has its lease for a while.
+    async fn choose(
+        &self,
+        here: Option<ServerDocument>,
+        wish: Option<ServerId>,
+        mut gone: BTreeSet<ServerId>,
+    ) -> Option<ServerDocument> {
+        loop {
+            let there = self.view().place(here.as_ref(), wish.as_ref(), &gone)?;
+            if self.dial(&there).await.is_ok() {
+                return Some(there);
+            }
+            gone.insert(there.server);
+        }
+    }
+
+    async fn dial(&self, document: &ServerDocument) -> Result<(), String> {
+        let ServerDocument { server, address, .. } = document;
+        let now = self.clock.boot();
+        if let Some((at, why)) = self.silent().get(server)
+            && now.saturating_sub(*at) < SILENT
+        {
+            return Err(why.clone());
+        }
+        let dialled = self.reach.dial(address).await;
+        match &dialled {
+            Ok(()) => self.silent().remove(server),
+            Err(why) => self.silent().insert(server.clone(), (self.clock.boot(), why.clone())),
+        };
+        dialled
     }
 
     /// Who takes a machine that this server gives up; `None` when nobody is there.
@@ -261,7 +300,7 @@ impl Peers {
         machine: &MachineId,
     ) -> Result<Option<ServerDocument>, VaultError> {
         let wish = self.vault.assignment(machine).await?;
-        Ok(self.view().place(None, wish.as_ref(), None))
+        Ok(self.choose(None, wish, BTreeSet::new()).await)
     }
 
     /// Whether anybody could take machines.
@@ -302,6 +341,10 @@ impl Peers {
 
     fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<ServerId, (Duration, String)>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn own(&self) -> MutexGuard<'_, ServerDocument> {

@@ -251,18 +251,7 @@ impl Building {
         tasks.push(tokio::spawn(self.pacing(&shared).run()));
         self.show_queues(appending);
         let registry = Registry::new(shared, kept);
-        let ingest = Ingest::new(IngestSetup {
-            site: self.settings.site.clone(),
-            tls,
-            limits: self.settings.limits.clone(),
-            shards: self.settings.shards,
-            settings: self.tuning.subscribe(),
-            clock: Arc::clone(&self.clock),
-            metrics: Arc::clone(&self.metrics),
-            machines: Arc::clone(&registry) as Arc<dyn ingest::Machines>,
-            operator: operator::router(&registry),
-            drain: self.drain.subscribe(),
-        });
+        let ingest = self.ingest(tls, &registry);
         let (mut shards, mut logs) = (Vec::new(), Vec::new());
         for (number, ((writer, admitted), listener)) in writers.into_iter().zip(data).enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
@@ -295,6 +284,21 @@ impl Building {
             quic,
             logs,
             tasks,
+        })
+    }
+
+    fn ingest(&self, tls: Arc<rustls::ServerConfig>, registry: &Arc<Registry>) -> Arc<Ingest> {
+        Ingest::new(IngestSetup {
+            site: self.settings.site.clone(),
+            tls,
+            limits: self.settings.limits.clone(),
+            shards: self.settings.shards,
+            settings: self.tuning.subscribe(),
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            machines: Arc::clone(registry) as Arc<dyn ingest::Machines>,
+            operator: operator::router(registry),
+            drain: self.drain.subscribe(),
         })
     }
 

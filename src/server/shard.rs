@@ -14,6 +14,7 @@ use super::error::ServerError;
 use super::routes::Routes;
 use crate::cache::{CacheError, Writer};
 use crate::ingest::{Admitted, Ingest};
+use crate::places::{Place, reached};
 
 /// What a shard's thread is given.
 pub(super) struct Shard {
@@ -95,7 +96,11 @@ impl Shard {
                 Err(error) => tracing::error!(%error, "the data port cannot be listened on"),
             }
         });
-        let written = writer.run(admitted, |records| routes.durable(records)).await;
+        let hand_on = |records| {
+            reached(Place::Durable);
+            routes.durable(records);
+        };
+        let written = writer.run(admitted, hand_on).await;
         // The routes hold the pipelines' queues: they close with this.
         drop(routes);
         drop(ended.send(written));

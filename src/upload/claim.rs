@@ -9,6 +9,7 @@ use super::error::UploadError;
 use super::truncate::owned;
 use crate::format::manifest::Manifest;
 use crate::model::{Generation, ServerId};
+use crate::places::{Place, reached};
 use crate::store::{Class, ETag};
 
 /// An ownership: the manifest that says so, as it stood when it was last known to.
@@ -121,6 +122,7 @@ async fn change_owner(
             let present = expected(context, generation, present)?;
             let manifest = next(present.as_ref().map(|claim| &claim.manifest));
             let etag = present.map(|claim| claim.etag);
+            reached(Place::Claim);
             let written = context.log.replace(&manifest, etag.as_ref(), context.entropy.as_ref());
             let etag = written.await.map_err(|source| UploadError::log(machine, source))?;
             Ok(Claim { manifest, etag })

@@ -27,6 +27,7 @@ use super::truncate::{delete, delta_name, owned};
 use crate::format::manifest::Manifest;
 use crate::format::names;
 use crate::model::{DeltaId, Generation, ObjectName, Timestamp};
+use crate::places::{Place, reached};
 use crate::store::{Class, Listed, StoreError};
 
 /// Whether orphans are removed or only named.
@@ -92,6 +93,7 @@ async fn attempt(
     let names = orphans.iter().map(|row| row.name.clone()).collect();
     found.extend(orphans.into_iter().map(|row| (row.name.clone(), row)));
     if removal == Removal::Remove {
+        reached(Place::Orphans);
         delete(context, names).await?;
     }
     Ok(())

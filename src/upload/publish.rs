@@ -15,6 +15,7 @@ use super::queue::Waiting;
 use crate::format::manifest::{DeltaEntry, EpochEntry, Manifest};
 use crate::model::{Sequence, Watermarks};
 use crate::observe::Stage;
+use crate::places::{Place, reached};
 use crate::store::{Class, ETag};
 
 /// Deltas that the manifest names: they survive the loss of this process server. The only thing
@@ -138,8 +139,10 @@ async fn attempt(
     let failed = |source| UploadError::log(&manifest.machine, source);
     let paged = log.page_out(&mut next, context.entries_max, entropy).await;
     paged.map_err(failed)?;
+    reached(Place::Publish);
     let etag = log.replace(&next, Some(&present.etag), entropy).await;
     let etag = etag.map_err(failed)?;
+    reached(Place::Published);
     Ok(Some(Claim { manifest: next, etag }))
 }
 

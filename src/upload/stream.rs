@@ -11,6 +11,7 @@ use futures_util::stream::{self, TryStreamExt};
 
 use super::context::{Patience, UploadContext, ended};
 use super::error::UploadError;
+use crate::places::{Place, reached};
 use crate::store::{BLOCK_BYTES_MAX, BlockId, Class, Condition, ObjectName, StoreError};
 
 /// Blocks of one object in flight at once.
@@ -60,6 +61,7 @@ async fn attempt(
     body: &Bytes,
     block_bytes: usize,
 ) -> Result<(), UploadError> {
+    reached(Place::Upload);
     match write(context, name, body, block_bytes).await {
         Ok(()) => Ok(()),
         Err(

@@ -19,6 +19,7 @@ use crate::cloud_log::CloudLogError;
 use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::format::names;
 use crate::model::{Epoch, Generation, MachineId, Sequence};
+use crate::places::{Place, reached};
 use crate::store::{Class, Condition, ObjectName, StoreError};
 
 /// Deletions in flight at once.
@@ -107,6 +108,7 @@ async fn delete_unnamed(
     unnamed: &BTreeMap<ObjectName, Sequence>,
 ) -> Result<Truncated, UploadError> {
     let through = owned(context, cut.generation).await?.manifest.truncated;
+    reached(Place::Cut);
     let gone = unnamed.iter().filter(|(_, last)| **last <= through);
     let removed = delete(context, gone.map(|(name, _)| name.clone()).collect()).await?;
     Ok(Truncated { through, removed })

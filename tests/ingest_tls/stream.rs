@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use holdfast::format::wire::{
-    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Refusal, Refuse,
-    encode_from_agent,
+    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Redirect,
+    Refusal, Refuse, encode_from_agent,
 };
-use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms, PlacedBookmark};
+use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms, LastWord, PlacedBookmark};
 use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -229,6 +229,33 @@ async fn what_the_arena_does_not_hold_stays_with_the_agent() {
             () = sending => {}
             () = watching => {}
         }
+    })
+    .await;
+}
+
+/// A machine that is given up: nothing more is admitted, all that was is durable, and then the agent is
+/// told where to go.
+#[tokio::test]
+async fn an_agent_whose_machine_is_given_up_is_told_where_to_go() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        let link = server.log.link("web-1");
+        link.close_door();
+        link.settled().await; // the session has left its seat
+        agent.record(write(0, 512)).await;
+        let addresses = vec!["ps-2:9443".to_owned()];
+        let redirect = Redirect { addresses, reason: "moved to ps-2".to_owned() };
+        link.end(LastWord::Redirect(redirect.clone()));
+        assert_eq!(agent.hear().await, Some(FromServer::Redirect(redirect.clone())));
+        assert_eq!(agent.hear().await, None, "nothing follows");
+        assert_eq!(server.log.records("web-1").len(), 3, "the door was closed");
+        // So is who comes later.
+        let mut late = Agent::upgraded(&server, &pair).await;
+        late.say(&FromAgent::Hello(Hello { epoch: Epoch(1), ..hello("web-1") })).await;
+        assert_eq!(late.hear().await, Some(FromServer::Redirect(redirect)));
     })
     .await;
 }

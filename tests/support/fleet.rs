@@ -43,7 +43,13 @@ impl Server {
 
     /// Starts it and waits until it answers.
     pub fn start(&mut self) {
-        let process = Process::spawn(&self.log, &["serve", "--config", text(&self.config)]);
+        self.start_with(&[]);
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_with(&mut self, variables: &[(&str, &str)]) {
+        let args = ["serve", "--config", text(&self.config)];
+        let process = Process::spawn_with(&self.log, &args, variables);
         let url = self.url("healthz");
         process.ready("a process server answers", 60, || curl(&url).map(drop));
         self.process = Some(process);

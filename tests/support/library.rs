@@ -7,9 +7,10 @@ use std::sync::Arc;
 use holdfast::cloud_log::LogStore;
 use holdfast::format::manifest::{DeltaEntry, Manifest};
 use holdfast::format::names;
-use holdfast::model::MachineId;
+use holdfast::model::{DeltaId, Generation, MachineId, Sequence};
 use holdfast::recover::{CACHE_BYTES, DiskReader, PointSpec, Recovery};
-use holdfast::vault::PointsDocument;
+use holdfast::store::Condition;
+use holdfast::vault::{PointsDocument, Policy, PolicyBounds};
 
 use super::Site;
 
@@ -30,6 +31,21 @@ impl Library {
     pub fn points(&self) -> Option<PointsDocument> {
         let read = self.site.sources.vault.points(&self.machine);
         self.runtime.block_on(read).unwrap().map(|(document, _)| document)
+    }
+
+    pub fn set_policy(&self, policy: Policy) {
+        let bounds = PolicyBounds { snapshot_interval_min_s: 1 };
+        let vault = &self.site.sources.vault;
+        self.runtime.block_on(vault.update_policy(&self.machine, policy, bounds)).unwrap();
+    }
+
+    /// A delta that an ownership before the first would have left.
+    pub fn plant_orphan(&self) {
+        let (generation, id) = (Generation(0), DeltaId([7; 16]));
+        let name = names::delta(&self.machine, generation, Sequence(1), Sequence(1), id);
+        let store = self.site.sources.vault.store();
+        let put = store.put(&name, bytes::Bytes::from_static(b"left"), Condition::Absent);
+        self.runtime.block_on(put).unwrap();
     }
 
     fn log(&self) -> LogStore {

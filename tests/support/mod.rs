@@ -201,6 +201,13 @@ impl Site {
         serve
     }
 
+    /// A command that goes on beside the test.
+    pub fn spawn(&self, args: &[&str]) -> Process {
+        let config = self.config();
+        let args = [args, &["--config", text(&config)]].concat();
+        Process::spawn(&self.path("command.log"), &args)
+    }
+
     pub fn apply(&self) -> Process {
         let config = self.config();
         Process::spawn(&self.path("apply.log"), &["apply", "--config", text(&config)])
@@ -339,9 +346,14 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(log: &Path, args: &[&str]) -> Self {
+        Self::spawn_with(log, args, &[])
+    }
+
+    pub fn spawn_with(log: &Path, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         let child = Command::new(BINARY)
             .args(args)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)

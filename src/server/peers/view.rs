@@ -3,7 +3,7 @@
 //!
 //! Owns: whether an expiry may be believed, and the choice. Does not own: asking the store, dialling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -86,12 +86,12 @@ impl View {
         self.living().filter(|peer| !peer.document.leaving)
     }
 
-    /// Where a machine goes: `None` is here. `gone` is known better than by its lease.
+    /// Where a machine goes: `None` is here. Of those in `gone` it is known better than by their leases.
     pub(super) fn place(
         &mut self,
         here: Option<&ServerDocument>,
         wish: Option<&ServerId>,
-        gone: Option<&ServerId>,
+        gone: &BTreeSet<ServerId>,
     ) -> Option<ServerDocument> {
         let chosen = self.choose(here, wish, gone).cloned();
         match chosen.as_ref().and_then(|chosen| self.peers.get_mut(&chosen.server)) {
@@ -105,12 +105,12 @@ impl View {
         &self,
         here: Option<&ServerDocument>,
         wish: Option<&ServerId>,
-        gone: Option<&ServerId>,
+        gone: &BTreeSet<ServerId>,
     ) -> Option<&ServerDocument> {
         if here.is_some_and(|here| wish == Some(&here.server)) {
             return None;
         }
-        let there = self.taking().filter(|peer| Some(&peer.document.server) != gone);
+        let there = self.taking().filter(|peer| !gone.contains(&peer.document.server));
         if let Some(wished) = there.clone().find(|peer| Some(&peer.document.server) == wish) {
             return Some(&wished.document);
         }
@@ -177,7 +177,7 @@ mod tests {
 
     fn placed(view: &mut View, here: &ServerDocument, wish: Option<&str>) -> Option<String> {
         let wish = wish.map(id);
-        let there = view.place(Some(here), wish.as_ref(), None);
+        let there = view.place(Some(here), wish.as_ref(), &BTreeSet::new());
         there.map(|document| document.server.to_string())
     }
 
@@ -217,7 +217,10 @@ mod tests {
         let gone = id("b");
         let mut known = view(&[("b", 0, 0)]);
         let heavy = document("a", 1 << 30, 9);
-        assert!(known.place(Some(&heavy), Some(&gone), Some(&gone)).is_none(), "dialled in vain");
+        assert!(
+            known.place(Some(&heavy), Some(&gone), &[gone.clone()].into()).is_none(),
+            "dialled in vain"
+        );
     }
 
     #[test]
