@@ -111,15 +111,16 @@ impl Proxy {
         containers.get(container).map_or((0, 0), |found| (found.requests, found.fired))
     }
 
-    /// Delivers what is still on its way.
-    pub(crate) async fn deliver_all(&self, container: &str) {
+    /// Delivers what is still on its way; how many that was.
+    pub(crate) async fn deliver_all(&self, container: &str) -> usize {
         let late = match self.containers().get_mut(container) {
             Some(found) => std::mem::take(&mut found.late),
-            None => return,
+            None => return 0,
         };
-        for (_, request) in late {
-            self.deliver(&request).await;
+        for (_, request) in &late {
+            self.deliver(request).await;
         }
+        late.len()
     }
 
     /// A request alone on a connection of its own; whatever the answer is.
@@ -188,7 +189,7 @@ impl Proxy {
         let fault = found.plan.remove(&number);
         found.fired += u64::from(fault.is_some());
         if let Some(Fault::Again(after) | Fault::Late(after)) = fault {
-            found.late.push((number + after, request.clone()));
+            found.late.push((number.saturating_add(after), request.clone()));
         }
         (fault, due)
     }

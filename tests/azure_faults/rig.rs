@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use holdfast::apply::{Applier, ApplierContext, Bodies};
@@ -18,6 +18,7 @@ use holdfast::store::{Class, Store};
 use holdfast::upload::{Uplink, Upload, UploadContext, claim};
 use holdfast::vault::{MachineDocument, Policy, Vault};
 
+/// Size of the disk in most runs.
 pub(crate) const DISK_BYTES: u64 = 1 << 20;
 const ROUNDS: u8 = 2;
 
@@ -81,27 +82,35 @@ pub(crate) struct Rig {
     vault: Vault,
     log: Arc<LogStore>,
     clock: Arc<dyn Clock>,
+    disk_bytes: u64,
 }
 
 fn machine() -> MachineId {
     "web-1".parse().unwrap()
 }
 
-fn spec() -> DiskSpec {
+fn spec(size_bytes: u64) -> DiskSpec {
     let name = "root".parse().unwrap();
-    DiskSpec { index: DiskIndex(0), name, size_bytes: DISK_BYTES }
+    DiskSpec { index: DiskIndex(0), name, size_bytes }
 }
 
-/// In every round a few writes, then a bookmark a minute later.
-fn changes() -> Vec<Change> {
-    let disks = vec![spec()];
+/// When this program began: points of long ago would be thinned out, and the time is in the bytes
+/// that are compared.
+fn began() -> Timestamp {
+    static BEGAN: OnceLock<Timestamp> = OnceLock::new();
+    *BEGAN.get_or_init(|| System.wall())
+}
+
+/// In every round a few writes, at the beginning and at the end, then a bookmark a minute later.
+fn changes(disk_bytes: u64) -> Vec<Change> {
+    let disks = vec![spec(disk_bytes)];
     let mut changes = vec![
         Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks }),
         Change::CatchUpBegin(CatchUp::InitialReplication),
         Change::CatchUpEnd,
     ];
     for round in 0..ROUNDS {
-        for place in [0, 64 << 10] {
+        for place in [0, disk_bytes - (64 << 10)] {
             let extent = Extent::new(place, 8 << 10, WRITE_BYTES_MAX).unwrap();
             let payload = vec![round * 2 + 1; 8 << 10].into();
             changes.push(Change::Write { disk: DiskIndex(0), extent, payload });
@@ -109,7 +118,7 @@ fn changes() -> Vec<Change> {
         changes.push(Change::Bookmark(Bookmark {
             id: BookmarkId([round + 1; 16]),
             kind: BookmarkKind::CrashConsistent,
-            time: Timestamp(i64::from(round) * 60_000_000),
+            time: Timestamp(began().0 + i64::from(round) * 60_000_000),
             name: String::new(),
         }));
     }
@@ -140,7 +149,12 @@ impl Rig {
         let (data_key, _) = key.make_data_key(&machine(), 1, &entropy, Timestamp(0));
         let keys = KeyRing::of(machine(), data_key);
         let log = Arc::new(LogStore::new(Arc::clone(&store), machine(), keys));
-        Self { store, vault, log, clock }
+        Self { store, vault, log, clock, disk_bytes: DISK_BYTES }
+    }
+
+    /// The same with a disk of another size.
+    pub(crate) fn sized(self, disk_bytes: u64) -> Self {
+        Self { disk_bytes, ..self }
     }
 
     /// Takes the machine over, and over again.
@@ -206,7 +220,7 @@ impl Rig {
         let mut batcher = Batcher::new(key, StreamState::after(&claimed.manifest), settings);
         let (to, mut sealed) = tokio::sync::mpsc::channel(64);
         let (entropy, mut previous) = (Seeded::new(2), None);
-        for (n, change) in changes().into_iter().enumerate() {
+        for (n, change) in changes(self.disk_bytes).into_iter().enumerate() {
             let record = Record { sequence: Sequence(n as u64 + 1), change };
             batcher.push(Durable::never_written(key, record), System.monotonic()).unwrap();
         }
@@ -279,7 +293,7 @@ impl Rig {
             log.insert(row.name.to_string(), store.read(&row.name).await.unwrap().0.to_vec());
         }
         assert_eq!(log.len(), entries.len(), "objects that the manifest does not name");
-        let object = names::seed_disk(&machine(), &spec().name, Epoch(1));
+        let object = names::seed_disk(&machine(), &spec(DISK_BYTES).name, Epoch(1));
         let size = store.page_properties(&object).await.unwrap().length;
         let seed = store.read_pages(&object, None, 0, size).await.unwrap().to_vec();
         let points = rig.vault.points(&machine()).await.unwrap().unwrap().0;
@@ -296,7 +310,7 @@ impl Rig {
 }
 
 fn policy() -> Policy {
-    Policy { snapshot_interval_s: 60, ..Policy::default() }
+    Policy { snapshot_interval_s: 30, ..Policy::default() }
 }
 
 /// Names of containers.
