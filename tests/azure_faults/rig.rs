@@ -232,7 +232,8 @@ impl Rig {
                 generation: claimed.manifest.generation,
                 id,
                 previous: previous.replace(id),
-                created: Timestamp(0),
+                // After all bookmarks: no moment is later than its delta.
+                created: Timestamp(began().0 + 3_600_000_000),
             };
             let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
             let key = self.log.keys().newest();
