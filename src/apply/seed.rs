@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::format::manifest::BookmarkEntry;
 use crate::format::names;
 use crate::format::seed_disk::{self, Footer};
-use crate::model::{DiskIndex, DiskSpec, Epoch, MachineId, ObjectName};
+use crate::model::{BookmarkKind, DiskIndex, DiskSpec, Epoch, MachineId, ObjectName};
 use crate::places::{Place, reached};
 use crate::store::{
     LeaseId, PageBody, PageGuard, PageWrite, Result, SnapshotId, Store, StoreError,
@@ -133,10 +133,16 @@ impl SeedDisks {
     }
 }
 
-/// What is written on a snapshot: the applier's generation, the bookmark's id, its sequence. Agents
-/// choose ids, so an id alone may come twice.
+/// What is written on a snapshot: the applier's generation, the bookmark's id, its sequence (agents
+/// choose ids, so an id alone may come twice); and for people who look at the storage account alone,
+/// what kind of point it is and when it was. Machine, disk and epoch stand in the blob's name.
 fn label(generation: u64, bookmark: &BookmarkEntry) -> String {
-    format!("{generation}:{}@{}", bookmark.bookmark.id, bookmark.sequence)
+    let BookmarkEntry { sequence, bookmark } = bookmark;
+    let kind = match bookmark.kind {
+        BookmarkKind::CrashConsistent => "crash-consistent",
+        BookmarkKind::ApplicationConsistent => "application-consistent",
+    };
+    format!("{generation}:{}@{sequence} {kind} {}", bookmark.id, bookmark.time)
 }
 
 /// The generation of the applier that made a snapshot; `None`: not the label of one.

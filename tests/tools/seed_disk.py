@@ -9,7 +9,7 @@ client = ContainerClient(endpoint, container, credential=open(key).read().strip(
 found = [
     blob
     for blob in client.list_blobs(name_starts_with="seed/", include=["snapshots", "metadata"])
-    if blob.snapshot and blob.metadata.get("label", "").endswith("@" + sequence)
+    if blob.snapshot and f"@{sequence}%20" in blob.metadata.get("label", "")
 ]
 assert len(found) == 1, [(blob.name, blob.metadata) for blob in found]
 assert found[0].blob_type == "PageBlob", found[0].blob_type
