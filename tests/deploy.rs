@@ -238,6 +238,9 @@ fn the_template_is_whole() {
     for rule in ["allowSharedKeyAccess: false", "defaultAction: 'Deny'", "publicAccess: 'None'"] {
         assert!(text.contains(rule), "{rule}");
     }
+    let deleted = text.split("    deleteRetentionPolicy: {").nth(1).unwrap();
+    assert!(deleted.trim_start().starts_with("enabled: false"), "each state would be kept");
+    assert!(text.contains("isVersioningEnabled: false"), "the same");
     assert!(!text.contains("delete: {"), "no lifecycle rule deletes what retention keeps");
 }
 

@@ -26,7 +26,7 @@ param allowedAddresses array = []
 @description('Principals of further identities with the same rights, such as a virtual machine\'s own.')
 param principalIds array = []
 
-@description('Days in which something that was deleted by mistake can be brought back.')
+@description('Days in which the container can be brought back when somebody deleted it.')
 @minValue(1)
 @maxValue(365)
 param softDeleteDays int = 7
@@ -71,11 +71,11 @@ resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
   parent: account
   name: 'default'
   properties: {
-    // Versions would keep every state of every manifest, and the log is versioned by itself.
+    // Versions and soft delete would keep every state of documents that are written again every few seconds. The log
+    // is versioned by itself, and retention deletes what is not needed any more.
     isVersioningEnabled: false
     deleteRetentionPolicy: {
-      enabled: true
-      days: softDeleteDays
+      enabled: false
     }
     containerDeleteRetentionPolicy: {
       enabled: true

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use relay::Relay;
 use support::workload::{Target, Workload};
-use support::{AgentSite, Process, Site, eventually, have, pause};
+use support::{AgentSite, Process, Site, eventually, have, pause, run};
 
 const DISKS: [&str; 2] = ["root", "data"];
 const DISK_BYTES: u64 = 16 << 20;
@@ -132,6 +132,11 @@ fn a_path_that_dies_is_left_while_the_machine_is_idle() {
     // Five seconds by default; what the server calls silence is thirty.
     let status = eventually("at the next address", 20, || at(&direct));
     assert_eq!(status["switches"], 0, "it is the same server");
+    let config = ground.machine.config();
+    let config = config.to_str().unwrap();
+    let told = run(env!("CARGO_BIN_EXE_holdfast"), &["agent", "status", "--config", config]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains(&format!("server     {direct} (")), "{told}");
     ground.relay.lose(0);
     agent.stop();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast::cli::site::Site;
 use holdfast::clock::System;
-use holdfast::model::Sequence;
+use holdfast::model::{Sequence, Timestamp};
 use holdfast::recover::{CACHE_BYTES, DiskReader, Pin, Point, PointSpec, RecoverError};
 
 use super::machine::{DISK, Machine};
@@ -16,18 +16,24 @@ use crate::error::LoadError;
 const WINDOW: u64 = 4 << 20;
 
 /// What was found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Audited {
     /// Points that exist, over all machines.
     pub(crate) points: u64,
     /// Points that were read back and compared.
     pub(crate) compared: u64,
     pub(crate) bytes: u64,
+    /// When writing began: before, nothing changed and no point was due.
+    pub(crate) since: Timestamp,
     /// Longest time between two points of a machine, by its own clock.
     pub(crate) longest_gap: Duration,
 }
 
 impl Audited {
+    pub(crate) fn since(since: Timestamp) -> Self {
+        Self { points: 0, compared: 0, bytes: 0, since, longest_gap: Duration::ZERO }
+    }
+
     /// One machine: the point at `last`, which must hold everything, and up to `others` more.
     pub(crate) async fn machine(
         &mut self,
@@ -42,7 +48,7 @@ impl Audited {
         let recover = |error: RecoverError| broken(holdfast::observe::error_chain(&error));
         let points = recovery.points().await.map_err(recover)?;
         self.points += points.len() as u64;
-        self.longest_gap = self.longest_gap.max(longest_gap(&points));
+        self.longest_gap = self.longest_gap.max(longest_gap(&points, self.since));
         let earlier: Vec<_> = points.iter().filter(|point| point.sequence < last).collect();
         let step = earlier.len().div_ceil(others.max(1)).max(1);
         let chosen = earlier.iter().rev().step_by(step).take(others).map(|point| point.sequence);
@@ -79,7 +85,7 @@ impl Audited {
     }
 }
 
-fn longest_gap(points: &[Point]) -> Duration {
-    let gaps = points.windows(2).map(|pair| pair[1].time.0 - pair[0].time.0);
+fn longest_gap(points: &[Point], since: Timestamp) -> Duration {
+    let gaps = points.windows(2).map(|pair| pair[1].time.0 - pair[0].time.0.max(since.0));
     Duration::from_micros(u64::try_from(gaps.max().unwrap_or(0)).unwrap_or(0))
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast::cli::site::Site;
+use holdfast::clock::{Clock, System};
 use serde::Serialize;
 
 use crate::error::LoadError;
@@ -140,6 +141,7 @@ fn measure(args: &Args, program: &Path, work: &Path) -> Result<Figures, LoadErro
     })?;
     drop(progress);
     let rate = u64::from(args.rate) << 10;
+    let began = System.wall();
     for (seed, machine) in (1..).zip(&mut machines) {
         machine.write(seed, rate);
     }
@@ -158,7 +160,7 @@ fn measure(args: &Args, program: &Path, work: &Path) -> Result<Figures, LoadErro
     let progress = Progress::new("audit");
     let site = Site::open(servers.config());
     let site = site.map_err(LoadError::site("opening the site for the audit"))?;
-    let mut audited = Audited::default();
+    let mut audited = Audited::since(began);
     for (machine, last) in machines.iter().zip(last) {
         let epoch = machine.status().epoch;
         if epoch != 1 {
