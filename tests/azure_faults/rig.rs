@@ -235,7 +235,8 @@ impl Rig {
                 // After all bookmarks: no moment is later than its delta.
                 created: Timestamp(began().0 + 3_600_000_000),
             };
-            let settings = SealSettings { threads: 1, level: 1, frame_bytes: 64 << 10 };
+            let settings =
+                SealSettings { threads: 1, compress: true, level: 1, frame_bytes: 64 << 10 };
             let key = self.log.keys().newest();
             to.send(seal(batch, lineage, key, &settings, false, &entropy).unwrap()).await.unwrap();
         }
