@@ -17,7 +17,7 @@ use support::workload::{Target, Workload};
 use support::{AgentSite, Process, Site, eventually, have, pause};
 
 const DISK: &str = "root";
-const DISK_BYTES: u64 = 4 << 20;
+const DISK_BYTES: u64 = 1 << 20;
 const SERVERS: usize = 3;
 
 fn number(variable: &str, default: usize) -> usize {
@@ -43,13 +43,14 @@ impl Town {
     fn new(machines: usize) -> Self {
         let site = Site::new();
         let fleet = Fleet::start(&site, SERVERS);
+        let pause_ms = (machines as u64).div_ceil(2); // together as busy, however many
         let machine = |number: usize| {
             let name = format!("m-{number}");
             let agent_site = site.enroll(&name, &[(DISK, DISK_BYTES)]);
             let agent = agent_site.start(&[DISK]);
             let socket = agent_site.socket(DISK);
             let target = Target { name: DISK, socket, sectors: DISK_BYTES / 512 };
-            let workload = Some(Workload::start(number as u64, vec![target]));
+            let workload = Some(Workload::start_paced(number as u64, vec![target], pause_ms));
             Machine { name, _agent: agent, workload, _site: agent_site }
         };
         let machines: Vec<_> = (0..machines).map(machine).collect();

@@ -8,7 +8,9 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use holdfast::clock::{Clock, System};
 use holdfast::places::Place;
 use holdfast::vault::{PointsDocument, Policy};
 use support::fleet::Server;
@@ -155,10 +157,18 @@ fn play(place: Place) -> bool {
 
     let first = stage.first.process.as_ref().unwrap();
     first.signal("CONT");
+    // It has time to do harm; what it did and the second one wrote over is seen, too.
+    let since = System.monotonic();
+    while System.monotonic() - since < Duration::from_secs(3) {
+        let now = library.manifest();
+        assert_eq!((now.owner.as_str(), now.generation), ("ps-2", manifest.generation));
+        let applier = library.points().unwrap().applier_generation;
+        assert_eq!(applier, points.applier_generation, "the applier");
+        pause(5);
+    }
     eventually("the first server goes on", 60, || {
         support::curl(&stage.first.url("healthz")).map(drop)
     });
-    pause(2000); // time to do harm in
     stage.bookmark();
     let after = stage.applied(&library);
     let now = library.manifest();

@@ -32,6 +32,11 @@ pub struct Target {
 
 impl Workload {
     pub fn start(seed: u64, targets: Vec<Target>) -> Self {
+        Self::start_paced(seed, targets, 1) // a busy machine, not a flood
+    }
+
+    /// With so many milliseconds between writes.
+    pub fn start_paced(seed: u64, targets: Vec<Target>, pause_ms: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let held = Arc::new(Mutex::new(()));
         let waiting = Arc::new(AtomicU64::new(0));
@@ -63,7 +68,7 @@ impl Workload {
                         acknowledged.store(number, Ordering::Release);
                     }
                     drop(turn);
-                    super::pause(1); // a busy machine, not a flood
+                    super::pause(pause_ms);
                 }
             })
         };
