@@ -219,7 +219,7 @@ impl ServerSettings {
     /// `docs/configuration.md`.
     #[must_use]
     pub fn memory_bytes_max(&self) -> u64 {
-        const CONNECTION: u64 = 16 << 10; // TLS and session of an idle agent
+        const CONNECTION: u64 = 36 << 10; // TLS and session of an idle agent, and its machine
         const HANDSHAKE: u64 = 68 << 10; // a ClientHello that trickles in
         const APPLYING: u64 = 2; // machines that are applied at once
         const RUN: u64 = 16 << 20; // source bytes of a run, unless one delta has more

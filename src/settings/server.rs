@@ -177,7 +177,7 @@ fn limits(c: &mut Check, raw: &RawLimits) -> LimitSettings {
         connections_max: c.narrow(
             "limits.connections_max",
             raw.connections_max,
-            4_096,
+            2_048,
             1..=1_000_000,
         ),
         handshakes_max: c.narrow("limits.handshakes_max", raw.handshakes_max, 256, 1..=65_536),
