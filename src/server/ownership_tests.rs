@@ -204,6 +204,31 @@ async fn what_was_admitted_before_a_move_is_published_by_who_admitted_it() {
 }
 
 #[tokio::test]
+async fn a_takeover_is_decided_anew_when_the_manifest_changed() {
+    let machine = id("web");
+    let first = Site::new(Kept::default()).await;
+    let second = first.beside("ps-2", Kept::default()).await;
+    first.enroll(&machine).await;
+    first.opens(&machine).await;
+    first.cut_off("ps-1");
+    let gate = Gate::new();
+    let held = Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/manifest").times(1);
+    first.faulty.add(held);
+    let (registry, asked) = (Arc::clone(&second.registry), machine.clone());
+    let opened = tokio::spawn(async move { registry.open(&asked, &CERTIFICATE).await });
+    gate.arrived(1).await;
+    // Decided, not written: the owner is there again, and publishes.
+    first.back("ps-1").await;
+    first.registry.routes().durable(kept(&machine));
+    first.published(&machine, 4).await;
+    gate.open();
+    first.clock.advance(Duration::from_secs(1)).await;
+    let opened = opened.await.unwrap();
+    assert!(matches!(opened, Err(OpenError::Elsewhere { .. })), "taken on an old decision");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1));
+}
+
+#[tokio::test]
 async fn what_a_fenced_server_made_durable_is_held() {
     let (first, second, machine) = two().await;
     first.opens(&machine).await;
