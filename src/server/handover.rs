@@ -21,6 +21,9 @@ use crate::vault::{ServerDocument, VaultError};
 
 /// How long a machine may take to be given up before nobody waits for it any more.
 pub(super) const GIVE_UP_MAX: Duration = Duration::from_secs(30);
+/// What was durable is published within so long, and the age of a batch: then it is near enough for the
+/// door to be closed.
+const NEAR: Duration = Duration::from_secs(4);
 /// Machines that are given up at once when the whole server drains.
 const AT_ONCE: usize = 64;
 
@@ -137,6 +140,10 @@ impl Registry {
         to: ServerDocument,
     ) -> Result<(), HandoverError> {
         let machine = served.link.machine().clone();
+        if served.link.has_ended() || served.moving.load(Ordering::Acquire) {
+            return Err(HandoverError::Leaving { machine });
+        }
+        self.nearly_published(&served).await;
         if served.link.has_ended() || served.moving.swap(true, Ordering::AcqRel) {
             return Err(HandoverError::Leaving { machine });
         }
@@ -156,11 +163,32 @@ impl Registry {
         task.await.unwrap_or_else(|_| Err(HandoverError::Unpublished { machine }))
     }
 
+    /// Waits, with the door open, until what is left to publish came within a few seconds, or the
+    /// pipeline has ended: once the door is closed the agent's writes wait for what is left.
+    async fn nearly_published(&self, served: &Served) {
+        let shared = self.shared();
+        let near = shared.tuning.subscribe().borrow().batch.age_max + NEAR;
+        let mut state = served.state.subscribe();
+        loop {
+            let began = shared.clock.monotonic();
+            tokio::select! {
+                () = served.link.caught_up() => {}
+                _ = state.wait_for(|state| !matches!(state, State::Running)) => return,
+            }
+            if shared.clock.monotonic().saturating_sub(began) < near {
+                return;
+            }
+        }
+    }
+
     /// Gives all machines up, as far as there is somebody to take them.
     pub(super) async fn hand_over_all(self: &Arc<Self>) {
         let mut claims = self.all_claims();
-        // Nobody waits behind a claim that waits itself.
-        claims.sort_by_key(|claimed| claimed.peek().is_none());
+        // Nobody waits behind a claim that waits itself, or behind who has much to publish.
+        claims.sort_by_key(|claimed| match claimed.peek() {
+            Some(Ok(served)) => served.link.metrics().backlog_bytes.load(Ordering::Relaxed),
+            Some(Err(_)) | None => u64::MAX,
+        });
         let moves = stream::iter(claims).map(|claimed| async move {
             let Ok(served) = claimed.await else { return }; // not this server's to give
             let machine = served.link.machine().clone();

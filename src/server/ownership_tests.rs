@@ -294,6 +294,27 @@ async fn a_takeover_is_decided_anew_when_the_manifest_changed() {
     assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1));
 }
 
+/// An agent that cannot write waits for the store: the door is closed only for what is soon published.
+#[tokio::test]
+async fn a_machine_whose_uploads_are_behind_is_not_given_up() {
+    let machine = id("web");
+    let (_records, ours) = found(&machine);
+    let first = Site::new(ours).await;
+    let _second = first.beside("ps-2", Kept::default()).await;
+    let document = first.enroll(&machine).await;
+    first.owned_by("ps-1", &document).await;
+    let link = first.opens(&machine).await;
+    let gate = Gate::new();
+    first.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())));
+    let late = first.moves(&machine, "ps-2").await.unwrap_err();
+    assert!(matches!(late, HandoverError::Late { .. }), "{late}");
+    assert!(!link.has_ended(), "nothing has changed");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 2));
+    gate.open();
+    first.moves(&machine, "ps-2").await.unwrap();
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 3));
+}
+
 #[tokio::test]
 async fn a_machine_is_kept_when_its_target_died_meanwhile() {
     let (first, _second, machine) = two().await;
