@@ -312,6 +312,12 @@ impl MachineLink {
         drop(published.wait_for(|published| *published >= sequence).await); // we hold the sender
     }
 
+    /// Completes when everything is published that is durable now.
+    pub async fn caught_up(&self) {
+        let durable = *self.durable.borrow();
+        self.published_at(durable).await;
+    }
+
     /// Asks the agent to put a bookmark into the stream; returns once its record was admitted. It is
     /// recoverable when the stream is published through there. Callers bound the wait.
     ///

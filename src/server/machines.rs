@@ -136,7 +136,7 @@ impl Served {
 
 /// A claim under way, or what became of it. It runs as a task of its own: once begun it ends,
 /// whoever stops waiting for it, so that records it took from the cache are never let go half-way.
-type Claimed = Claiming<BoxFuture<'static, Result<Arc<Served>, OpenError>>>;
+pub(super) type Claimed = Claiming<BoxFuture<'static, Result<Arc<Served>, OpenError>>>;
 
 /// All machines of this process server.
 pub(super) struct Registry {
@@ -201,9 +201,9 @@ impl Registry {
         self.kept_changed.notified().await;
     }
 
-    /// All machines that are claimed, or are being claimed.
-    pub(super) fn machines(&self) -> Vec<MachineId> {
-        self.claims().keys().cloned().collect()
+    /// All claims, made or being made.
+    pub(super) fn all_claims(&self) -> Vec<Claimed> {
+        self.claims().values().cloned().collect()
     }
 
     /// A machine that is claimed already.
@@ -356,7 +356,13 @@ impl Registry {
         let this = self.this.upgrade().expect("whoever calls holds it");
         let (machine, document) = (machine.clone(), document.clone());
         let name = machine.clone();
-        let task = self.runtime.spawn(async move { this.claim_in_turn(&machine, &document).await });
+        let task = self.runtime.spawn(async move {
+            let claimed = this.claim_in_turn(&machine, &document).await;
+            if claimed.is_err() {
+                this.claims().remove(&machine); // the only one of it: nobody begins another before
+            }
+            claimed
+        });
         let ended = async move {
             task.await.unwrap_or_else(|gone| {
                 Err(OpenError::NotOwner { machine: name, reason: gone.to_string() })

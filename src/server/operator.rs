@@ -120,14 +120,17 @@ async fn give_up(
         Err(error) => {
             let (status, code) = match &error {
                 HandoverError::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown-machine"),
-                HandoverError::Open(OpenError::Elsewhere { .. }) => {
-                    (StatusCode::CONFLICT, "not-owner")
-                }
+                HandoverError::Open(OpenError::Elsewhere { .. })
+                | HandoverError::NotOwner { .. } => (StatusCode::CONFLICT, "not-owner"),
+                HandoverError::Held { .. } => (StatusCode::CONFLICT, "records-held"),
+                HandoverError::Target { .. } => (StatusCode::CONFLICT, "no-target"),
                 HandoverError::Late { .. } => (StatusCode::GATEWAY_TIMEOUT, "late"),
                 HandoverError::Open(_)
                 | HandoverError::Leaving { .. }
                 | HandoverError::Unpublished { .. } => (StatusCode::CONFLICT, "not-given-up"),
-                HandoverError::Vault { .. } | HandoverError::Upload { .. } => {
+                HandoverError::Vault { .. }
+                | HandoverError::Keys { .. }
+                | HandoverError::Upload { .. } => {
                     (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable")
                 }
             };

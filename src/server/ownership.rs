@@ -13,7 +13,8 @@ use super::peers::{Found, Place};
 use crate::ingest::OpenError;
 use crate::model::{MachineId, MachineKey};
 use crate::observe::error_chain;
-use crate::upload::{self, Claim, UploadContext, UploadError};
+use crate::store::Class;
+use crate::upload::{self, Claim, Patience, UploadContext, UploadError};
 use crate::vault::ServerDocument;
 
 /// Hellos within [`INSISTS_WITHIN`] after which the owner is asked to give the machine up.
@@ -62,6 +63,7 @@ impl Registry {
             reason: error_chain(&error),
         };
         let us = &self.shared().server;
+        let mut patience = Patience::new(context);
         loop {
             let seen = upload::look(context).await.map_err(refused)?;
             let (to, from) = match self.decide(machine, seen.as_ref()).await? {
@@ -71,8 +73,12 @@ impl Registry {
             };
             let owner = to.as_ref().map_or(us, |to| &to.server);
             let claim = match upload::claim_over(context, owner, seen).await {
-                // Somebody was faster: what that means is looked up from the top of the table.
-                Err(UploadError::Fenced { .. }) => continue,
+                // Somebody was faster, or time has passed: what that means for the decision is looked up
+                // from the top of the table. If only the answer was lost, that is row A.
+                Err(error) if error.class() == Class::Retry => {
+                    patience.wait(&error).await;
+                    continue;
+                }
                 claimed => claimed.map_err(refused)?,
             };
             if let Some(from) = from {

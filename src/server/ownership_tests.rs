@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::ingest::LastWord;
+use crate::server::handover::HandoverError;
 use crate::server::peers::Found;
+use crate::vault::ServerDocument;
 
 impl Site {
     /// It renews its lease and looks at the others from now on.
@@ -54,6 +56,23 @@ impl Site {
     async fn back(&self, server: &str) {
         self.network.down.lock().unwrap().remove(&format!("{server}:9443"));
         self.clock.advance(Duration::from_secs(3)).await; // it is dialled again
+    }
+
+    /// A move, while time passes.
+    async fn moves(&self, machine: &MachineId, to: &str) -> Result<(), HandoverError> {
+        let document = self.registry.shared().peers.target(&to.parse().unwrap()).await.unwrap();
+        self.moves_to(machine, document).await
+    }
+
+    async fn moves_to(&self, machine: &MachineId, to: ServerDocument) -> Result<(), HandoverError> {
+        let (registry, machine) = (Arc::clone(&self.registry), machine.clone());
+        let moving = tokio::spawn(async move { registry.hand_over(&machine, to).await });
+        let mut steps = 0..100;
+        while !moving.is_finished() {
+            steps.next().expect("it comes to an end");
+            self.clock.advance(Duration::from_secs(1)).await;
+        }
+        moving.await.unwrap()
     }
 
     fn counted(&self, counter: impl Fn(&crate::observe::ScaleMetrics) -> &AtomicU64) -> u64 {
@@ -196,11 +215,116 @@ async fn what_was_admitted_before_a_move_is_published_by_who_admitted_it() {
     let document = first.enroll(&machine).await;
     first.owned_by("ps-1", &document).await;
     first.opens(&machine).await;
-    let to = first.registry.shared().peers.target(&"ps-2".parse().unwrap()).await.unwrap();
-    first.registry.hand_over(&machine, to).await.unwrap();
+    first.moves(&machine, "ps-2").await.unwrap();
     let manifest = first.manifest(&machine).await;
     assert_eq!((manifest.published, manifest.owner.as_str()), (Sequence(4), "ps-2"));
     first.let_go(&records).await;
+}
+
+/// They may be the only copies, and nobody stands at the door who has them himself.
+#[tokio::test]
+async fn a_move_gives_no_held_records_up() {
+    let machine = id("web");
+    let (records, ours) = found(&machine);
+    let first = Site::new(ours).await;
+    let _second = first.beside("ps-2", Kept::default()).await;
+    let document = first.enroll(&machine).await;
+    for owner in ["ps-1", "ps-2", "ps-1"] {
+        first.owned_by(owner, &document).await;
+    }
+    let refused = first.moves(&machine, "ps-2").await.unwrap_err();
+    assert!(matches!(refused, HandoverError::Held { .. }), "{refused}");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 3));
+    assert!(records.iter().all(|record| record.holders() > 1));
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
+    first.opens(&machine).await; // K2
+    first.moves(&machine, "ps-2").await.unwrap();
+}
+
+/// Its owner's cache log may hold the only copies.
+#[tokio::test]
+async fn a_move_takes_no_machine_from_an_owner_that_is_gone() {
+    let (first, _second, machine) = two().await;
+    let document = first.registry.shared().vault.machine(&machine).await.unwrap().unwrap();
+    let nobodys = first.moves(&machine, "ps-2").await.unwrap_err();
+    assert!(matches!(nobodys, HandoverError::NotOwner { owner: None, .. }), "{nobodys}");
+    first.owned_by("ps-9", &document).await;
+    let refused = first.moves(&machine, "ps-2").await.unwrap_err();
+    assert!(matches!(refused, HandoverError::NotOwner { owner: Some(_), .. }), "{refused}");
+    assert_eq!(first.owner(&machine).await, ("ps-9".to_owned(), 1));
+}
+
+/// A machine whose agent was sent on is not one of this server's.
+#[tokio::test]
+async fn a_server_that_drains_takes_no_machine_from_an_owner_that_is_gone() {
+    let (first, second, machine) = two().await;
+    let _third = first.beside("ps-3", Kept::default()).await;
+    second.opens(&machine).await;
+    let _watching = first.watch().await;
+    assert_eq!(first.sends(&machine).await, "ps-2");
+    assert!(first.registry.claims().is_empty(), "a claim that failed is nothing to keep");
+    first.cut_off("ps-2");
+    first.registry.shared().peers.leave().await;
+    first.registry.hand_over_all().await;
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 1));
+}
+
+#[tokio::test]
+async fn a_takeover_is_decided_anew_when_the_manifest_changed() {
+    let machine = id("web");
+    let first = Site::new(Kept::default()).await;
+    let second = first.beside("ps-2", Kept::default()).await;
+    first.enroll(&machine).await;
+    first.opens(&machine).await;
+    first.cut_off("ps-1");
+    let gate = Gate::new();
+    let held = Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/manifest").times(1);
+    first.faulty.add(held);
+    let (registry, asked) = (Arc::clone(&second.registry), machine.clone());
+    let opened = tokio::spawn(async move { registry.open(&asked, &CERTIFICATE).await });
+    gate.arrived(1).await;
+    // Decided, not written: the owner is there again, and publishes.
+    first.back("ps-1").await;
+    first.registry.routes().durable(kept(&machine));
+    first.published(&machine, 4).await;
+    gate.open();
+    first.clock.advance(Duration::from_secs(1)).await;
+    let opened = opened.await.unwrap();
+    assert!(matches!(opened, Err(OpenError::Elsewhere { .. })), "taken on an old decision");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1));
+}
+
+/// An agent that cannot write waits for the store: the door is closed only for what is soon published.
+#[tokio::test]
+async fn a_machine_whose_uploads_are_behind_is_not_given_up() {
+    let machine = id("web");
+    let (_records, ours) = found(&machine);
+    let first = Site::new(ours).await;
+    let _second = first.beside("ps-2", Kept::default()).await;
+    let document = first.enroll(&machine).await;
+    first.owned_by("ps-1", &document).await;
+    let link = first.opens(&machine).await;
+    let gate = Gate::new();
+    first.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())));
+    let late = first.moves(&machine, "ps-2").await.unwrap_err();
+    assert!(matches!(late, HandoverError::Late { .. }), "{late}");
+    assert!(!link.has_ended(), "nothing has changed");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 2));
+    gate.open();
+    first.moves(&machine, "ps-2").await.unwrap();
+    assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 3));
+}
+
+#[tokio::test]
+async fn a_machine_is_kept_when_its_target_died_meanwhile() {
+    let (first, _second, machine) = two().await;
+    first.opens(&machine).await;
+    let to = first.registry.shared().peers.target(&"ps-2".parse().unwrap()).await.unwrap();
+    first.cut_off("ps-2");
+    let refused = first.moves_to(&machine, to).await.unwrap_err();
+    assert!(matches!(refused, HandoverError::Target { .. }), "{refused}");
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 1));
+    assert!(!first.opens(&machine).await.has_ended(), "it is served again");
 }
 
 #[tokio::test]

@@ -41,18 +41,18 @@ pub async fn look(context: &UploadContext) -> Result<Option<Claim>, UploadError>
     }
 }
 
-/// Takes the machine over for `owner`, over what was `seen`. Waits as [`look`] does.
+/// Takes the machine over for `owner`, over exactly what was `seen`: one attempt, because whatever
+/// changed since, and be it the time alone, may change the decision.
 ///
 /// # Errors
-/// [`UploadError::Fenced`] when it changed hands since: look again, and decide again. Else as there.
+/// Of class `Retry` when it changed, or the store says "later": wait, look again, decide again. Else
+/// as [`look`].
 pub async fn claim_over(
     context: &UploadContext,
     owner: &ServerId,
     seen: Option<Claim>,
 ) -> Result<Claim, UploadError> {
-    let generation = seen.as_ref().map(|claim| claim.manifest.generation);
-    change_owner(context, generation, Known(Some(seen)), |present| next(context, owner, present))
-        .await
+    context.ask(write_next(context, owner, seen)).await
 }
 
 /// Looks and claims, whoever owns the machine: for who need not ask whether the owner lives.
@@ -60,10 +60,11 @@ pub async fn claim_over(
 /// # Errors
 /// As [`claim_over`].
 pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, UploadError> {
+    let mut patience = Patience::new(context);
     loop {
         let seen = look(context).await?;
         match claim_over(context, owner, seen).await {
-            Err(UploadError::Fenced { .. }) => {}
+            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
             ended => return ended,
         }
     }
@@ -79,7 +80,17 @@ pub async fn give_up(
     generation: Generation,
     to: &ServerId,
 ) -> Result<Claim, UploadError> {
-    change_owner(context, Some(generation), Known(None), |present| next(context, to, present)).await
+    let mut patience = Patience::new(context);
+    loop {
+        let attempt = async {
+            let present = owned(context, generation).await?;
+            write_next(context, to, Some(present)).await
+        };
+        match context.ask(attempt).await {
+            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
+            ended => return ended,
+        }
+    }
 }
 
 /// The claim of `generation` as it stands now, for an owner that kept nothing but that number: one
@@ -97,63 +108,18 @@ pub async fn resume(context: &UploadContext, generation: Generation) -> Result<C
     }
 }
 
-/// What is known of the manifest before the first attempt: read already, or not.
-struct Known(Option<Option<Claim>>);
-
-/// One compare-and-swap over a manifest of `generation`, with whatever was changed beside the owner.
-async fn change_owner(
+/// One compare-and-swap over `present`.
+async fn write_next(
     context: &UploadContext,
-    generation: Option<Generation>,
-    mut known: Known,
-    next: impl Fn(Option<&Manifest>) -> Manifest + Send + Sync,
-) -> Result<Claim, UploadError> {
-    let machine = context.log.machine();
-    let mut patience = Patience::new(context);
-    loop {
-        let attempt = async {
-            let present = match known.0.take() {
-                Some(present) => present,
-                None => {
-                    let read = context.log.manifest().await;
-                    let read = read.map_err(|source| UploadError::log(machine, source))?;
-                    read.map(|(manifest, etag)| Claim { manifest, etag })
-                }
-            };
-            let present = expected(context, generation, present)?;
-            let manifest = next(present.as_ref().map(|claim| &claim.manifest));
-            let etag = present.map(|claim| claim.etag);
-            reached(Place::Claim);
-            let written = context.log.replace(&manifest, etag.as_ref(), context.entropy.as_ref());
-            let etag = written.await.map_err(|source| UploadError::log(machine, source))?;
-            Ok(Claim { manifest, etag })
-        };
-        match context.ask(attempt).await {
-            Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
-            ended => return ended,
-        }
-    }
-}
-
-/// What is there, if it is still of the generation that was decided on.
-fn expected(
-    context: &UploadContext,
-    generation: Option<Generation>,
+    owner: &ServerId,
     present: Option<Claim>,
-) -> Result<Option<Claim>, UploadError> {
-    let found = present.as_ref().map(|claim| claim.manifest.generation);
-    if found == generation {
-        return Ok(present);
-    }
-    let machine = context.log.machine().clone();
-    match present {
-        Some(claim) => Err(UploadError::Fenced {
-            machine,
-            ours: generation.unwrap_or(Generation(0)),
-            theirs: claim.manifest.generation,
-            their_owner: claim.manifest.owner,
-        }),
-        None => Err(UploadError::Contradiction { machine, detail: "is gone".to_owned() }),
-    }
+) -> Result<Claim, UploadError> {
+    let manifest = next(context, owner, present.as_ref().map(|claim| &claim.manifest));
+    let etag = present.map(|claim| claim.etag);
+    reached(Place::Claim);
+    let written = context.log.replace(&manifest, etag.as_ref(), context.entropy.as_ref());
+    let etag = written.await.map_err(|source| UploadError::log(context.log.machine(), source))?;
+    Ok(Claim { manifest, etag })
 }
 
 /// The manifest that makes `owner` the owner. The same server claims anew, too: what an earlier life

@@ -72,14 +72,16 @@ pub(super) fn ended<T>(pass: Pass<'_>, result: Result<T, UploadError>) -> Result
 }
 
 /// One thing that is tried until it succeeds or cannot: counts, waits and says what is wrong.
-pub(super) struct Patience<'a> {
+pub struct Patience<'a> {
     context: &'a UploadContext,
     attempts: u32,
     said: Said<'a>,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(context: &'a UploadContext) -> Self {
+    /// For what was not tried yet.
+    #[must_use]
+    pub fn new(context: &'a UploadContext) -> Self {
         Self { context, attempts: 0, said: Said::nothing(context) }
     }
 
@@ -91,7 +93,7 @@ impl<'a> Patience<'a> {
 
     /// Waits before the next attempt: exponential with full jitter, so that a thousand machines
     /// do not come back to a recovering store in step, and within the budget of all of them.
-    pub(super) async fn wait(&mut self, error: &UploadError) {
+    pub async fn wait(&mut self, error: &UploadError) {
         let context = self.context;
         context.metrics.pacing.retried(reason(error));
         self.attempts = self.attempts.saturating_add(1);

@@ -33,7 +33,7 @@ mod truncate;
 mod uplink;
 
 pub use claim::{Claim, claim, claim_over, give_up, look, resume};
-pub use context::UploadContext;
+pub use context::{Patience, UploadContext};
 pub use error::UploadError;
 pub use machine::{Stopped, Upload};
 pub use orphan::{Removal, remove_orphans};
