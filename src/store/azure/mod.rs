@@ -21,6 +21,7 @@ mod listing;
 mod objects;
 mod pace;
 mod pages;
+mod patience;
 mod read;
 mod resend;
 mod shared_key;
