@@ -98,6 +98,7 @@ pub(super) struct Broken {
 
 const KINDS: &str = "managed-identity, workload-identity, client-secret, client-certificate, cli, \
                      shared-key, sas or connection-string";
+const SECRET: &str = "holds a secret, and addresses are printed";
 const KEYS: [&str; 11] = [
     "auth",
     "file",
@@ -219,6 +220,14 @@ impl AzureUrl {
             false => first(host, '.'),
         }
     }
+
+    /// Whether nobody on the network reads what goes to `endpoint`: TLS, or loopback.
+    #[must_use]
+    pub fn is_private(endpoint: &str) -> bool {
+        let plain = endpoint.strip_prefix("http://");
+        let host = plain.map(|rest| rest.split('/').next().unwrap_or_default());
+        endpoint.starts_with("https://") || host.is_some_and(is_loopback)
+    }
 }
 
 /// Behind an address, as in front of Azurite, the account stands in the path.
@@ -228,17 +237,23 @@ fn is_address(host: &str) -> bool {
 }
 
 fn is_loopback(host: &str) -> bool {
+    // Before an `@` stands a user, whatever it looks like.
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let loopback = |ip: std::net::Ipv4Addr| ip.is_loopback();
-    name == "localhost" || name == "[::1]" || name.parse().is_ok_and(loopback)
+    let known = name == "localhost" || name == "[::1]";
+    !host.contains('@') && (known || name.parse().is_ok_and(loopback))
 }
 
 fn read_pair(parts: &mut Parts, pair: &str, base: &Path) {
     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
     if matches!(key, "sig" | "sv" | "se" | "sp" | "AccountKey") {
+        return parts
+            .broken(SECRET, "write the shared access signature into a file: auth=sas&file=PATH");
+    }
+    if key == "proxy" && value.contains('@') {
         return parts.broken(
-            "holds a secret, and addresses are printed",
-            "write the shared access signature into a file: auth=sas&file=PATH",
+            SECRET,
+            "write user:password into a file: proxy=http://HOST:PORT&proxy-credentials-file=PATH",
         );
     }
     if !KEYS.contains(&key) {
@@ -267,8 +282,10 @@ fn endpoint(parts: &mut Parts, place: &str, auth: &AzureAuth) -> Option<String> 
         );
         return None;
     };
-    let host = rest.split('/').next().unwrap_or_default();
-    if plain.is_some() && !is_loopback(host) {
+    if rest.contains('@') {
+        parts.broken(SECRET, "write ACCOUNT.blob.core.windows.net alone; keys stand in files");
+    }
+    if !AzureUrl::is_private(place) {
         parts.broken("goes over the network in clear text", "write https://");
     }
     let key = matches!(auth, AzureAuth::SharedKey { .. } | AzureAuth::Sas { .. });
@@ -348,6 +365,12 @@ mod tests {
             (
                 "https://a.example/box?auth=sas&file=s&sig=x",
                 "holds a secret, and addresses are printed",
+            ),
+            ("https://a.example/box?proxy=http://me:word@proxy:8080", SECRET),
+            ("https://me:word@a.example/box", SECRET),
+            (
+                "http://127.0.0.1:1@a.example/a/box?auth=shared-key&file=k",
+                "holds a secret, and addresses are printed; goes over the network in clear text",
             ),
             ("https://a.example/box?colour=red", "has no part \"colour\""),
             ("https://a.example/box?auth=client-secret&client-id=c", "needs tenant-id; needs file"),

@@ -261,9 +261,10 @@ fn content_length(head: &str) -> usize {
     lengths.next().map_or(0, |(_, value)| value.trim().parse().unwrap())
 }
 
+/// With the number that every answer of Azure has.
 fn refusal(status: u16, code: &str) -> Vec<u8> {
     format!(
-        "HTTP/1.1 {status} no\r\nx-ms-error-code: {code}\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
+        "HTTP/1.1 {status} no\r\nx-ms-request-id: 1\r\nx-ms-error-code: {code}\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
     )
     .into_bytes()
 }

@@ -238,19 +238,44 @@ fn an_http_proxy_with_and_without_authentication() {
     ] {
         let proxy = Proxy::start(wanted);
         let case = Case::new(container);
-        let mut query = format!(
-            "auth=shared-key&file={}&proxy=http://127.0.0.1:{}",
-            azurite.key_file().display(),
+        // Under a name that only the proxy knows: what is on loopback goes past it.
+        let string = format!(
+            "AccountName={};AccountKey={};BlobEndpoint=https://{}:{}/{}",
+            azurite::ACCOUNT,
+            azurite::KEY,
+            azurite::ELSEWHERE,
+            azurite.port,
+            azurite::ACCOUNT
+        );
+        let mut store = format!(
+            "azure:{container}?auth=connection-string&file={}&ca-file={}&proxy=http://127.0.0.1:{}",
+            case.file("string", &string).display(),
+            azurite.ca_file().display(),
             proxy.port
         );
         if let Some(given) = given {
             let file = case.file("proxy", given);
-            query.push_str(&format!("&proxy-credentials-file={}", file.display()));
+            store.push_str(&format!("&proxy-credentials-file={}", file.display()));
         }
-        let told = case.init(&case.store(azurite, &query), &[]);
+        let told = case.init(&store, &[]);
         assert_eq!(told.is_ok(), good, "{container}: {told:?}");
         assert_eq!(proxy.tunnels() > 0, good, "every byte went through it");
     }
+}
+
+/// There an identity is asked for, and no proxy can do that in this machine's name.
+#[test]
+fn what_is_on_this_machine_goes_past_the_proxy() {
+    let Some(azurite) = azurite() else { return };
+    let proxy = Proxy::start(None);
+    let case = Case::new("past");
+    let query = format!(
+        "auth=shared-key&file={}&proxy=http://127.0.0.1:{}",
+        azurite.key_file().display(),
+        proxy.port
+    );
+    case.init(&case.store(azurite, &query), &[]).unwrap();
+    assert_eq!(proxy.tunnels(), 0);
 }
 
 /// The authority behind the certificate is asked for by name: without it nothing is sent.

@@ -12,6 +12,9 @@ pub(crate) const ACCOUNT: &str = "devstoreaccount1";
 pub(crate) const KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
+/// A name that its certificate has, too, and that no resolver knows: a proxy does.
+pub(crate) const ELSEWHERE: &str = "blob.elsewhere.example";
+
 /// A running emulator.
 pub(crate) struct Azurite {
     scheme: &'static str,
@@ -120,7 +123,7 @@ pub(crate) fn certificates(directory: &Path) -> (PathBuf, PathBuf) {
     let ca_key = KeyPair::generate().unwrap();
     let ca = authority.self_signed(&ca_key).unwrap();
     let key = KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let names = ["localhost", "127.0.0.1", ELSEWHERE].map(str::to_owned).to_vec();
     let leaf = CertificateParams::new(names).unwrap();
     let leaf = leaf.signed_by(&key, &Issuer::new(authority, ca_key)).unwrap();
     let written = |name: &str, text: &str| {

@@ -50,6 +50,13 @@ impl Asked<'_> {
             }
             _ => return self.lost(error),
         };
+        if Self::is_foreign(status, &headers) {
+            // Not chained: the body, a page for a browser, would be the message.
+            return self.lost(Error::with_message(
+                ErrorKind::Other,
+                format!("an answer {status} that is not Azure's; a proxy or gateway answered?"),
+            ));
+        }
         match status {
             400 if code == "InvalidAuthenticationInfo" => {
                 self.denied(self.forbidden(status, &code, &headers))
@@ -57,12 +64,19 @@ impl Asked<'_> {
             400 => self.bad_request(&code, &error),
             401 | 403 => self.denied(self.forbidden(status, &code, &headers)),
             404 => self.missing(&code),
-            409 => self.conflict(&code),
+            409 => self.conflict(&code, &headers),
             412 => self.condition(&code),
             429 | 503 => self.busy(retry_after(&headers)),
             408 | 500..=599 => self.lost(error),
             _ => self.about.refused(format!("Azure answers {status} {code}")),
         }
+    }
+
+    /// Azure numbers every answer. What comes without says nothing about an object; a refusal or a
+    /// "busy" is believed all the same, as it lets the caller wait.
+    fn is_foreign(status: u16, headers: &Headers) -> bool {
+        let number = headers.get_optional_str(&"x-ms-request-id".into());
+        number.is_none() && !matches!(status, 401 | 403 | 429 | 503)
     }
 
     fn names(self) -> (String, String) {
@@ -108,7 +122,7 @@ impl Asked<'_> {
                 format!("this machine's clock is {skew} s off Azure's; set it (NTP)")
             }
             (_, "AuthenticationFailed" | "InvalidAuthenticationInfo") => format!(
-                "Azure does not accept the credential ({status} {code}); check key, signature or token in the store's address"
+                "Azure does not accept the credential ({status} {code}); check key, signature or token that the store's address names (they are read once), then restart"
             ),
             (_, "AccountIsDisabled") => "the account is disabled; enable it".to_owned(),
             _ => format!(
@@ -128,7 +142,7 @@ impl Asked<'_> {
         }
     }
 
-    fn conflict(self, code: &str) -> StoreError {
+    fn conflict(self, code: &str, headers: &Headers) -> StoreError {
         match code {
             "BlobAlreadyExists" | "ContainerAlreadyExists" => self.about.already_exists(),
             "InvalidBlobType" => self.about.refused("is the other kind of blob"),
@@ -137,8 +151,9 @@ impl Asked<'_> {
             }
             // A limit on how often or how many: it passes, or retention makes room.
             code if code.contains("RateExceeded") || code.contains("CountExceeded") => {
-                self.busy(None)
+                self.busy(retry_after(headers))
             }
+            "SystemInUse" => self.busy(retry_after(headers)),
             code if code.starts_with("Lease") => self.about.fenced(lease(code)),
             _ => self.about.refused(format!("Azure answers 409 {code}")),
         }
@@ -178,7 +193,7 @@ fn first_line(error: &Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-fn chain(error: &Error) -> String {
+pub(super) fn chain(error: &Error) -> String {
     let mut text = first_line(error);
     let mut at: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(source) = at {

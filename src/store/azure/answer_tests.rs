@@ -10,6 +10,18 @@ fn answered(
     more: &[(&'static str, &'static str)],
     effect: Effect,
 ) -> StoreError {
+    let mut headers = vec![("x-ms-request-id", "6a2b")];
+    headers.extend(more);
+    came(status, code, &headers, effect)
+}
+
+/// With these headers and no others.
+fn came(
+    status: u16,
+    code: &str,
+    more: &[(&'static str, &'static str)],
+    effect: Effect,
+) -> StoreError {
     let mut headers = Headers::new();
     for (name, value) in more {
         headers.insert(*name, *value);
@@ -66,6 +78,7 @@ fn every_answer_has_its_class() {
         (409, "InvalidBlobType", "refused"),
         (409, "SnaphotOperationRateExceeded", "throttled"),
         (409, "SnapshotCountExceeded", "throttled"),
+        (409, "SystemInUse", "throttled"),
         (409, "ContainerBeingDeleted", "denied"),
         (412, "ConditionNotMet", "precondition"),
         (412, "LeaseIdMissing", "fenced"),
@@ -87,6 +100,37 @@ fn every_answer_has_its_class() {
         let reading = answered(status, code, &[], Effect::Reads);
         let expected = if expected == "ambiguous" { "transient" } else { expected };
         assert_eq!(kind(&reading), expected, "{status} {code}, reading");
+    }
+}
+
+/// What has no number of Azure's: a proxy that inspects TLS, a gateway. Whatever it says, nothing is
+/// known about the object.
+#[test]
+fn what_is_not_azures_answer_says_nothing_about_an_object() {
+    // Azure's client takes the status for the code when there is none.
+    for (status, code) in [
+        (302, "Found"),
+        (307, "Temporary Redirect"),
+        (400, "Bad Request"),
+        (404, "Not Found"),
+        (404, "BlobNotFound"),
+        (407, "Proxy Authentication Required"),
+        (409, ""),
+        (412, ""),
+        (421, "Misdirected Request"),
+    ] {
+        let told = came(status, code, &[], Effect::Changes);
+        assert_eq!(kind(&told), "ambiguous", "{status}");
+        let text = crate::observe::error_chain(&told);
+        assert!(text.contains(&format!("an answer {status} that is not Azure's")), "{text}");
+        assert!(text.contains("a proxy or gateway answered?"), "{text}");
+        assert!(!text.contains("told"), "the page that came is not shown: {text}");
+        assert_eq!(kind(&came(status, code, &[], Effect::Reads)), "transient", "{status}");
+    }
+    for (status, expected) in
+        [(401, "denied"), (403, "denied"), (429, "throttled"), (503, "throttled")]
+    {
+        assert_eq!(kind(&came(status, "", &[], Effect::Changes)), expected, "{status}");
     }
 }
 
@@ -112,6 +156,8 @@ fn a_busy_store_says_for_how_long() {
     ] {
         let told = answered(503, "ServerBusy", headers, Effect::Changes);
         assert_eq!(told.retry_after(), expected);
+        let told = answered(409, "SnaphotOperationRateExceeded", headers, Effect::Changes);
+        assert_eq!(told.retry_after(), expected);
     }
 }
 
@@ -123,7 +169,7 @@ fn texts_name_account_container_object_and_cure() {
         (answered(403, "AuthenticationFailed", &skewed, Effect::Reads), "clock is 364638048 s off"),
         (
             answered(403, "AuthenticationFailed", &[], Effect::Reads),
-            "check key, signature or token",
+            "check key, signature or token that the store's address names (they are read once), then restart",
         ),
         (
             answered(403, "AuthorizationFailure", &[], Effect::Reads),

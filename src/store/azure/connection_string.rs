@@ -39,6 +39,11 @@ impl ConnectionString {
         });
         let endpoint = endpoint.ok_or("has neither BlobEndpoint nor AccountName")?;
         let endpoint = endpoint.trim_end_matches('/').to_owned();
+        if !crate::settings::AzureUrl::is_private(&endpoint) {
+            return Err(
+                "names an endpoint that is neither https:// nor http:// to loopback; let it say DefaultEndpointsProtocol=https",
+            );
+        }
         let account = account.unwrap_or_else(|| crate::settings::AzureUrl::account_of(&endpoint));
         let (key, sas) = (value("AccountKey"), value("SharedAccessSignature"));
         if key.is_none() && sas.is_none() {
@@ -71,6 +76,16 @@ mod tests {
         )
         .unwrap();
         assert_eq!(emulator.endpoint, "http://127.0.0.1:10000/dev");
+        // Key or signature, and every byte, would go over the network in clear text.
+        for open in [
+            "DefaultEndpointsProtocol=http;AccountName=acct;AccountKey=a2V5",
+            "BlobEndpoint=http://acct.blob.core.windows.net;AccountKey=a2V5",
+            "BlobEndpoint=http://127.0.0.1:80@a.example/dev;AccountKey=a2V5",
+            "BlobEndpoint=acct.blob.core.windows.net;AccountKey=a2V5",
+        ] {
+            let told = ConnectionString::parse(open).unwrap_err();
+            assert!(told.contains("neither https:// nor http:// to loopback"), "{open}: {told}");
+        }
         for bad in ["", "AccountName=a", "AccountKey=k"] {
             assert!(ConnectionString::parse(bad).is_err(), "{bad}");
         }

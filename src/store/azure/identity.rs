@@ -21,6 +21,7 @@ use azure_identity::{
 use super::certificate::Certificate;
 use super::config::{ConfigError, secret};
 use super::connection_string::ConnectionString;
+use super::patience::Patience;
 use super::shared_key::SharedKey;
 use crate::clock::Clock;
 use crate::settings::{AzureAuth, AzureUrl};
@@ -62,7 +63,10 @@ pub(super) fn identity(
             Some(ConnectionString { sas: Some(sas), .. }) => made.append(&sas),
             _ => unreachable!("a connection string has a key or a signature"),
         },
-        _ => made.token = Some(token(url, options(url, transport), clock)?),
+        _ => {
+            let credential = token(url, options(url, transport), clock)?;
+            made.token = Some(Arc::new(Patience::new(credential, Arc::clone(clock))));
+        }
     }
     Ok(made)
 }

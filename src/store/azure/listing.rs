@@ -10,18 +10,25 @@ use super::{Azure, Effect, Listed, ObjectName, Result, SnapshotId, SnapshotInfo}
 use crate::model::Timestamp;
 
 impl Azure {
-    async fn items(
+    /// What `kept` makes of each item, page by page: an item as it comes is many times a row.
+    async fn items<T>(
         &self,
         prefix: &str,
         include: Option<Vec<ListBlobsIncludeItem>>,
-    ) -> Result<Vec<BlobItem>> {
+        kept: impl Fn(BlobItem) -> Option<T> + Send,
+    ) -> Result<Vec<T>> {
         let options = BlobContainerClientListBlobsOptions {
             include,
             prefix: (!prefix.is_empty()).then(|| prefix.to_owned()),
             ..Default::default()
         };
-        let read = async || -> azure_core::Result<Vec<BlobItem>> {
-            self.container.list_blobs(Some(options))?.try_collect().await
+        let read = async || -> azure_core::Result<Vec<T>> {
+            let mut items = self.container.list_blobs(Some(options))?;
+            let mut found = Vec::new();
+            while let Some(item) = items.try_next().await? {
+                found.extend(kept(item));
+            }
+            Ok(found)
         };
         // For messages: a prefix need not be a name.
         let name = ObjectName::new(prefix.trim_end_matches('/'));
@@ -30,24 +37,19 @@ impl Azure {
     }
 
     pub(super) async fn list_objects(&self, prefix: &str) -> Result<Vec<Listed>> {
-        let mut rows: Vec<Listed> =
-            self.items(prefix, None).await?.into_iter().filter_map(row).collect();
+        let mut rows = self.items(prefix, None, row).await?;
         rows.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(rows)
     }
 
     pub(super) async fn snapshots_of(&self, name: &ObjectName) -> Result<Vec<SnapshotInfo>> {
         let include = vec![ListBlobsIncludeItem::Snapshots, ListBlobsIncludeItem::Metadata];
-        let items = self.items(name.as_str(), Some(include)).await?;
         let mut snapshots = Vec::new();
         let mut base = None;
-        for item in items.into_iter().filter(|item| item.name.as_deref() == Some(name.as_str())) {
-            match item.snapshot.clone() {
-                Some(id) => {
-                    let label = label_of(item.metadata.and_then(|metadata| metadata.values));
-                    snapshots.push(SnapshotInfo { id: SnapshotId(id), label });
-                }
-                None => base = item.properties.and_then(|found| found.blob_type),
+        for version in self.items(name.as_str(), Some(include), |item| version(item, name)).await? {
+            match version {
+                Version::Snapshot(info) => snapshots.push(info),
+                Version::Base(kind) => base = Some(kind),
             }
         }
         match base {
@@ -58,6 +60,26 @@ impl Azure {
             }
             Some(_) => Err(self.about(name).is_blocks()),
         }
+    }
+}
+
+/// What stands under one name.
+enum Version {
+    Snapshot(SnapshotInfo),
+    Base(BlobType),
+}
+
+/// Names that only begin like `name` are not of it.
+fn version(item: BlobItem, name: &ObjectName) -> Option<Version> {
+    if item.name.as_deref() != Some(name.as_str()) {
+        return None;
+    }
+    match item.snapshot {
+        Some(id) => {
+            let label = label_of(item.metadata.and_then(|metadata| metadata.values));
+            Some(Version::Snapshot(SnapshotInfo { id: SnapshotId(id), label }))
+        }
+        None => item.properties?.blob_type.map(Version::Base),
     }
 }
 

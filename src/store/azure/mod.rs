@@ -1,8 +1,8 @@
 //! An Azure storage account: block blobs, page blobs, snapshots, leases. `docs/azure.md`.
 //!
 //! Owns: requests to one container, what their answers mean, and Azure's rules before Azure (or an
-//! emulator that does not know them) is asked. Does not own: retries. Azure's client would repeat a
-//! request for longer than a lease lives, and knows nothing of what an earlier try may have done.
+//! emulator that does not know them) is asked. Does not own: retries, but of a page write that surely had
+//! no effect. Azure's client would go on for longer than a lease lives, and ignore what a try has done.
 //!
 //! * An [`ETag`] is Azure's: every write makes another one, also of equal content.
 //! * Blobs lie flat: an object's name may be the path to others here. No name of this product is.
@@ -21,7 +21,9 @@ mod listing;
 mod objects;
 mod pace;
 mod pages;
+mod patience;
 mod read;
+mod resend;
 mod shared_key;
 mod sizes;
 mod snapshots;
@@ -44,8 +46,6 @@ use crate::settings::AzureUrl;
 
 /// The version of Azure's protocol that the tables in `docs/azure.md` were made with.
 const API_VERSION: &str = "2025-11-05";
-/// Page writes of one call that are on their way at once.
-const WRITES_IN_FLIGHT: usize = 8;
 
 /// A container.
 pub struct Azure {

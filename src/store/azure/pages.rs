@@ -16,12 +16,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::call::lease_text;
 use super::read::Span;
+use super::resend::resend;
 use super::{
     Azure, Effect, LeaseId, ObjectName, PageBody, PageGuard, PageRange, PageWrite, Properties,
-    Result, StoreError, WRITES_IN_FLIGHT,
+    Result, StoreError,
 };
 use crate::model::SECTOR_BYTES;
 use crate::store::rules::push_range;
+
+/// Page writes of one call that are on their way at once.
+const WRITES_IN_FLIGHT: usize = 8;
 
 impl Azure {
     pub(super) async fn make_pages(&self, name: &ObjectName, size: u64) -> Result<()> {
@@ -71,8 +75,13 @@ impl Azure {
                     PageBody::Data(bytes) => bytes.len() as u64,
                     PageBody::Clear(_) => 0,
                 };
-                self.pace.turn(name, sent).await;
-                let done = self.write_one(name, write, guard).await;
+                let stop = || stopped.load(Relaxed);
+                let done =
+                    resend(self.clock.as_ref(), self.entropy.as_ref(), stop, || async move {
+                        self.pace.turn(name, sent).await;
+                        self.write_one(name, write, guard).await
+                    })
+                    .await;
                 stopped.fetch_or(done.is_err(), Relaxed);
                 done
             }));

@@ -22,8 +22,9 @@ use crate::settings::AzureUrl;
 /// Azure keeps idle connections for minutes, Azurite for five seconds: a request on one that the
 /// other side is just closing is an ambiguous answer for nothing.
 const IDLE: Duration = Duration::from_secs(4);
-/// Where a machine asks for its managed identity: no proxy can ask there in its name.
-const METADATA: &str = "169.254.169.254";
+/// Where a machine asks for its managed identity (metadata address, App Service, Arc): no proxy can
+/// ask there in its name.
+const OWN: &str = "169.254.0.0/16,127.0.0.0/8,::1,localhost";
 const CONNECT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(super) fn transport(url: &AzureUrl) -> Result<Transport, ConfigError> {
 
 fn proxy(address: &str, credentials: Option<&Path>) -> Result<reqwest::Proxy, ConfigError> {
     let proxy = reqwest::Proxy::all(address).map_err(|source| ConfigError::Client { source })?;
-    let proxy = proxy.no_proxy(reqwest::NoProxy::from_string(METADATA));
+    let proxy = proxy.no_proxy(reqwest::NoProxy::from_string(OWN));
     let Some(path) = credentials else { return Ok(proxy) };
     let text = super::config::secret(path)?;
     let (user, password) = text.split_once(':').ok_or_else(|| ConfigError::Content {
