@@ -22,6 +22,7 @@ use super::peers::Peers;
 use super::pipeline::{Ended, Pipeline};
 use super::recovered::Kept;
 use super::routes::{Route, Routes};
+use super::vital::Vital;
 use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
@@ -475,7 +476,7 @@ impl Registry {
         let mut pipelines = self.pipelines.lock().await;
         while pipelines.try_join_next().is_some() {} // those of machines that went
         let tended = this.tend(work, durable, Arc::downgrade(served), served.generation);
-        pipelines.spawn_on(tended, &self.runtime);
+        pipelines.spawn_on(Vital::new(tended), &self.runtime);
     }
 }
 

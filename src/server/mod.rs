@@ -35,6 +35,7 @@ mod shard;
 mod standalone;
 #[cfg(test)]
 mod testing;
+mod vital;
 
 pub use error::ServerError;
 pub use garbage::{Garbage, collect_garbage};
