@@ -14,6 +14,7 @@
 
 mod announce;
 mod applying;
+mod closing;
 mod error;
 mod garbage;
 mod handover;
