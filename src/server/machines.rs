@@ -41,8 +41,8 @@ use crate::upload::{self, Uplink, UploadContext, UploadError};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 
 /// How long an agent waits for its machine to be claimed before it is told to come again: less
-/// than it waits itself for an answer to its hello.
-const OPEN_MAX: Duration = Duration::from_secs(20);
+/// than it waits itself for an answer to its hello (3 × `server_timeout_ms`, 15 s unless it is set).
+const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Machines that are claimed at once. A claim is two reads and a write of the store: when ten
 /// thousand agents come back together, more of them at once would each take longer, and the uploads
 /// of those that are served already would wait behind all of them.
