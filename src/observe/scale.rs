@@ -23,12 +23,14 @@ pub struct ScaleMetrics {
     pub lease_failures: AtomicU64,
     /// Durable records of machines that another server has, held until they are published.
     pub held_records: AtomicU64,
+    /// Machines with held records that are not enrolled.
+    pub held_unenrolled: AtomicU64,
     /// Other servers whose lease runs.
     pub peers_alive: AtomicU64,
 }
 
 pub(super) fn render(page: &mut Page, scale: &ScaleMetrics) {
-    let rows: [(&str, &str, &AtomicU64, &str); 9] = [
+    let rows: [(&str, &str, &AtomicU64, &str); 10] = [
         ("holdfast_machines_served", "gauge", &scale.machines_served, "Machines served here."),
         (
             "holdfast_takeovers_total",
@@ -71,6 +73,12 @@ pub(super) fn render(page: &mut Page, scale: &ScaleMetrics) {
             "gauge",
             &scale.held_records,
             "Durable records of machines that another server has, held until they are published.",
+        ),
+        (
+            "holdfast_held_unenrolled_machines",
+            "gauge",
+            &scale.held_unenrolled,
+            "Machines whose durable records are held although they are not enrolled.",
         ),
         (
             "holdfast_peers_alive",

@@ -43,6 +43,8 @@ const APPLYING_MAX: usize = 2;
 const ROLL_INTERVAL: Duration = Duration::from_secs(600);
 /// The same in `holdfast apply`, which learns of new machines in no other way.
 const ROLL_INTERVAL_ALONE: Duration = Duration::from_secs(10);
+/// Before the list is read again that was to be read because a process server came or went.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
 /// First looks at the machines of a list are spread by this, so that a start is no storm.
 const FIRST_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Pause after a turn that panicked.
@@ -127,8 +129,18 @@ impl Applying {
         let Some(peers) = &self.peers else { return std::future::pending().await };
         let mut living = peers.living();
         while living.changed().await.is_ok() {
-            if let Ok(machines) = self.vault.machines().await {
-                self.news.look_again(machines);
+            // Until it succeeds: the machines of a server that went are applied by nobody else.
+            loop {
+                match self.vault.machines().await {
+                    Ok(machines) => break self.news.look_again(machines),
+                    Err(error) => {
+                        tracing::warn!(
+                            error = error_chain(&error),
+                            "the machines cannot be listed"
+                        );
+                        self.clock.sleep(LIST_AGAIN).await;
+                    }
+                }
             }
         }
     }

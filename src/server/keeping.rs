@@ -18,8 +18,13 @@ use crate::seal::KeyRing;
 use crate::upload;
 use crate::vault::VaultError;
 
-/// Before a claim that failed is made again.
+/// Before a claim that failed is made again; and the least between two looks at all of them, however
+/// many machines are fenced one after another.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Machines that are looked at side by side.
+pub(super) const LOOKS_MAX: usize = 64;
+/// How long a look at one may take: an object that does not answer stops nobody.
+pub(super) const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Longest pause between looks at what is held.
 const HELD_INTERVAL_MAX: Duration = Duration::from_secs(30);
 
@@ -54,10 +59,16 @@ impl Registry {
                 Left::Held => (pause * 2).min(HELD_INTERVAL_MAX),
                 Left::Waiting | Left::Nothing => AGAIN,
             };
+            let rest = async {
+                shared.clock.sleep(AGAIN).await;
+                tokio::select! {
+                    () = self.kept_changed() => AGAIN,
+                    () = shared.clock.sleep(pause - AGAIN), if left != Left::Nothing => pause,
+                }
+            };
             tokio::select! {
                 _ = drain.changed() => {}
-                () = self.kept_changed() => pause = AGAIN,
-                () = shared.clock.sleep(pause), if left != Left::Nothing => {}
+                next = rest => pause = next,
             }
         }
     }
@@ -70,18 +81,27 @@ impl Registry {
             return Ok(Left::Nothing);
         }
         let enrolled = self.shared().vault.machines().await?;
-        let waiting = enrolled.into_iter().filter(|one| keys.contains(&MachineKey::of(one)));
+        let waiting = enrolled.into_iter().map(|one| (MachineKey::of(&one), one));
+        let waiting: Vec<_> = waiting.filter(|(key, _)| keys.contains(key)).collect();
+        let unenrolled = keys.iter().filter(|key| waiting.iter().all(|(known, _)| known != *key));
+        let left = self.tell_unenrolled(unenrolled);
         // Side by side: one that cannot be claimed must not keep the others' records from the store.
-        let looks = stream::iter(waiting).map(|machine| self.look_after(machine));
-        // As many as there are: how many are made at once is the claims' own to say.
-        let left = looks.buffer_unordered(usize::MAX);
-        let left = left.fold(Left::Nothing, |worst, one| async move { worst.max(one) }).await;
+        let looks = stream::iter(waiting).map(|(_, machine)| self.look_after(machine));
+        let looks = looks.buffer_unordered(LOOKS_MAX);
+        let left = looks.fold(left, |worst, one| async move { worst.max(one) }).await;
         self.count_kept();
         Ok(left)
     }
 
     async fn look_after(&self, machine: MachineId) -> Left {
-        match self.fate_of(&machine).await {
+        let fate = tokio::select! {
+            fate = self.fate_of(&machine) => fate,
+            () = self.shared().clock.sleep(LOOK_MAX) => {
+                tracing::warn!(%machine, "kept records wait: the store does not answer for it");
+                return Left::Waiting;
+            }
+        };
+        match fate {
             Ok(left) => left,
             Err(OpenError::Elsewhere { .. }) => Left::Held, // taken meanwhile: K5
             Err(error) => {
@@ -121,6 +141,22 @@ impl Registry {
                 Ok(Left::Held)
             }
         }
+    }
+
+    /// Machines whose documents are gone: nobody can open what was sealed for them, and nobody lets
+    /// their records go by itself.
+    fn tell_unenrolled<'a>(&self, keys: impl Iterator<Item = &'a MachineKey>) -> Left {
+        let machines = keys.count() as u64;
+        self.shared().metrics.scale.held_unenrolled.store(machines, Ordering::Relaxed);
+        if machines == 0 {
+            return Left::Nothing;
+        }
+        tracing::warn!(
+            machines,
+            "acknowledged records are held here of machines that are not \
+            enrolled: enrol them again, or start the server on a new cache directory"
+        );
+        Left::Held
     }
 
     fn count_kept(&self) {

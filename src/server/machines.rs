@@ -22,6 +22,7 @@ use super::peers::Peers;
 use super::pipeline::{Ended, Pipeline};
 use super::recovered::Kept;
 use super::routes::{Route, Routes};
+use super::vital::Vital;
 use crate::budget::Slots;
 use crate::cache::Durable;
 use crate::clock::{Clock, Entropy};
@@ -40,8 +41,8 @@ use crate::upload::{self, Uplink, UploadContext, UploadError};
 use crate::vault::{MachineDocument, Policy, Vault, VaultError};
 
 /// How long an agent waits for its machine to be claimed before it is told to come again: less
-/// than it waits itself for an answer to its hello.
-const OPEN_MAX: Duration = Duration::from_secs(20);
+/// than it waits itself for an answer to its hello (3 × `server_timeout_ms`, 15 s unless it is set).
+const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Machines that are claimed at once. A claim is two reads and a write of the store: when ten
 /// thousand agents come back together, more of them at once would each take longer, and the uploads
 /// of those that are served already would wait behind all of them.
@@ -481,7 +482,7 @@ impl Registry {
         let mut pipelines = self.pipelines.lock().await;
         while pipelines.try_join_next().is_some() {} // those of machines that went
         let tended = this.tend(work, durable, Arc::downgrade(served), served.generation);
-        pipelines.spawn_on(tended, &self.runtime);
+        pipelines.spawn_on(Vital::new(tended), &self.runtime);
     }
 }
 

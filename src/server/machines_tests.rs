@@ -10,7 +10,7 @@ use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
     Generation, Record, Sequence, Timestamp,
 };
-use crate::server::keeping::Left;
+use crate::server::keeping::{LOOK_MAX, LOOKS_MAX, Left};
 use crate::server::testing::{Hands, Network, peers, settings, uplink};
 use crate::store::faulty::{Fault, Gate, Op, Rule};
 use crate::store::{Condition, Faulty, Memory, Store};
@@ -292,6 +292,59 @@ async fn a_machine_that_cannot_be_read_keeps_no_others_records() {
     assert_eq!(left, Left::Waiting, "one of them waits");
     assert!(site.registry.served(&web).is_some());
     assert!(site.registry.served(&damaged).is_none());
+}
+
+#[tokio::test]
+async fn so_many_looks_at_once_and_one_that_is_stuck_ends() {
+    let mut found = Kept::default();
+    let names: Vec<_> = (0..=LOOKS_MAX).map(|number| id(&format!("m-{number}"))).collect();
+    for machine in &names {
+        let survived = |record| Survivor { record, generation: Generation(1) };
+        found.add(kept(machine).into_iter().map(survived).collect());
+    }
+    let site = Site::new(found).await;
+    for machine in &names {
+        site.enroll(machine).await;
+    }
+    let _gate = site.hold_claims();
+    let registry = Arc::clone(&site.registry);
+    let looking = tokio::spawn(async move { registry.look_after_kept().await });
+    site.settle().await;
+    assert_eq!(site.reads(), LOOKS_MAX as u64);
+    site.clock.advance(LOOK_MAX).await;
+    assert_eq!(site.reads(), LOOKS_MAX as u64 + 1, "the last one has its turn");
+    site.clock.advance(LOOK_MAX).await;
+    assert!(looking.is_finished(), "a look ends whatever the store does");
+    assert_eq!(looking.await.unwrap().unwrap(), Left::Waiting);
+}
+
+#[tokio::test]
+async fn looks_at_all_of_them_are_a_second_apart_however_often_records_are_added() {
+    let machine = id("web");
+    let (_, ours) = found(&machine);
+    let site = Site::new(ours).await;
+    let document = site.enroll(&machine).await;
+    site.owned_by("ps-2", &document).await;
+    let before = site.reads();
+    let keeping = tokio::spawn(Arc::clone(&site.registry).keep());
+    for _ in 0..9 {
+        site.registry.kept_changed.notify_one();
+        site.clock.advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(site.reads() - before, 1);
+    site.clock.advance(Duration::from_millis(100)).await;
+    assert_eq!(site.reads() - before, 2, "then what was added is looked at");
+    site.drain.send_replace(true);
+    keeping.await.unwrap();
+}
+
+#[tokio::test]
+async fn records_of_a_machine_that_is_not_enrolled_are_counted() {
+    let (_, found) = found(&id("gone"));
+    let site = Site::new(found).await;
+    assert_eq!(site.registry.look_after_kept().await.unwrap(), Left::Held);
+    assert_eq!(site.metrics.scale.held_unenrolled.load(Ordering::Relaxed), 1);
+    assert_eq!(site.metrics.scale.held_records.load(Ordering::Relaxed), 4);
 }
 
 #[tokio::test]

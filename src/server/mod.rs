@@ -14,6 +14,7 @@
 
 mod announce;
 mod applying;
+mod closing;
 mod error;
 mod garbage;
 mod handover;
@@ -35,6 +36,7 @@ mod shard;
 mod standalone;
 #[cfg(test)]
 mod testing;
+mod vital;
 
 pub use error::ServerError;
 pub use garbage::{Garbage, collect_garbage};

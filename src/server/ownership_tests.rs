@@ -423,3 +423,59 @@ async fn a_name_that_another_process_took_ends_the_server() {
     let ended = running.await.unwrap().unwrap_err();
     assert!(ended.to_string().contains("another process serves as ps-1"), "{ended}");
 }
+
+/// A write of the load that is slow on its way must not tell the others that it takes machines again.
+#[tokio::test]
+async fn an_older_write_of_the_own_document_overtakes_no_later_one() {
+    let site = Site::new(Kept::default()).await;
+    let peers = Arc::clone(&site.registry.shared().peers);
+    let (_stop, stopped) = watch::channel(false);
+    let gate = Gate::new();
+    let put = Rule::on(Op::Put, Fault::Hold(gate.clone())).named("servers/ps-1").times(1);
+    site.faulty.add(put);
+    let running = Arc::clone(&peers);
+    let running = tokio::spawn(async move { running.run(stopped).await });
+    gate.arrived(1).await;
+    peers.leave().await;
+    gate.open();
+    site.settle().await;
+    let vault = &site.registry.shared().vault;
+    assert!(vault.server(&"ps-1".parse().unwrap()).await.unwrap().unwrap().leaving);
+    running.abort();
+    // Whoever was aborted before its write arrived cannot see to it any more: the version does.
+    let server = "ps-1".parse().unwrap();
+    let gate = Gate::new();
+    let put = Rule::on(Op::Put, Fault::Hold(gate.clone())).named("servers/ps-1").times(1);
+    site.faulty.add(put);
+    let older = ServerDocument { leaving: false, ..vault.server(&server).await.unwrap().unwrap() };
+    let cache = "ps-1".bytes().fold(0, u8::wrapping_add);
+    let lease = crate::store::LeaseId([cache; 16]);
+    let asked = std::cell::Cell::new(0);
+    let first = || {
+        asked.set(asked.get() + 1);
+        older.clone()
+    };
+    let writing = vault.write_server(&server, lease, first);
+    let meanwhile = async {
+        gate.arrived(1).await;
+        peers.leave().await;
+        gate.open();
+    };
+    tokio::join!(async { writing.await.unwrap() }, meanwhile);
+    assert_eq!(asked.get(), 2, "it found another version, and asked what to say now");
+}
+
+#[tokio::test]
+async fn the_lease_is_renewed_while_another_server_cannot_be_looked_at() {
+    let site = Site::new(Kept::default()).await;
+    let _other = site.beside("ps-2", Kept::default()).await;
+    let gate = Gate::new();
+    site.faulty.add(Rule::on(Op::Properties, Fault::Hold(gate.clone())).named("servers/ps-2"));
+    let (_stop, stopped) = watch::channel(false);
+    let peers = Arc::clone(&site.registry.shared().peers);
+    let running = tokio::spawn(async move { peers.run(stopped).await });
+    site.clock.advance(Duration::from_secs(20)).await;
+    let renewals = site.metrics.scale.lease_renewals.load(Ordering::Relaxed);
+    assert_eq!(renewals, 5, "at 0, 5, 10, 15 and 20 s");
+    running.abort();
+}

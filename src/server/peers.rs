@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
 use self::reach::Reach;
@@ -25,10 +26,12 @@ use crate::places;
 use crate::store::{LeaseId, StoreError};
 use crate::vault::{ServerDocument, ServerLoad, Vault, VaultError};
 
-/// Between renewals; then the others are looked at, too.
+/// Between renewals, and between looks at the others.
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 /// How often servers are looked for that were not known, or whose lease had run out.
 const SEARCH_EVERY: u32 = 6;
+/// Servers that are looked at side by side.
+const LOOKS_MAX: usize = 16;
 /// How long a server that did not answer is not dialled again: all its agents come together.
 const SILENT: Duration = Duration::from_secs(2);
 /// Part of the newest measurement in the churn that is told: about a minute is remembered.
@@ -100,34 +103,53 @@ impl Peers {
         self.living.subscribe()
     }
 
-    /// Renews, tells its load and looks at the others, until the server has drained.
+    /// Renews and tells its load, and beside that looks at the others, until the server has drained: a
+    /// lease does not wait for documents that are slow to read.
     ///
     /// # Errors
     /// When another process has the name.
     pub(super) async fn run(&self, mut stop: watch::Receiver<bool>) -> Result<(), ServerError> {
+        tokio::select! {
+            lost = self.keep_lease() => Err(lost),
+            () = self.look_around() => Ok(()),
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+        }
+    }
+
+    /// Until another process has the name.
+    async fn keep_lease(&self) -> ServerError {
         let mut churn = Churn::default();
-        for round in 0_u32.. {
-            let looked = self.look(&mut churn, round.is_multiple_of(SEARCH_EVERY));
+        loop {
             // A store that hangs must not keep a lease from being renewed when it answers again.
-            let looked = tokio::select! {
-                looked = looked => looked,
+            let renewed = tokio::select! {
+                renewed = self.renew(&mut churn) => renewed,
                 () = self.clock.sleep(2 * RENEW_INTERVAL) => Ok(()),
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
-            if let Err(error) = looked {
+            if let Err(error) = renewed {
                 self.metrics.scale.lease_failures.fetch_add(1, Ordering::Relaxed);
                 if is_fenced(&error) {
                     let server = self.server.clone();
-                    return Err(ServerError::NameLost { server, source: error });
+                    return ServerError::NameLost { server, source: error };
                 }
                 tracing::warn!(error = error_chain(&error), "the own lease cannot be renewed now");
             }
-            tokio::select! {
-                () = self.clock.sleep(RENEW_INTERVAL) => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            }
+            self.clock.sleep(RENEW_INTERVAL).await;
         }
-        Ok(())
+    }
+
+    /// For ever.
+    async fn look_around(&self) {
+        for round in (0..SEARCH_EVERY).cycle() {
+            let looked = tokio::select! {
+                looked = self.look(round == 0) => looked,
+                () = self.clock.sleep(2 * RENEW_INTERVAL) => Ok(()),
+            };
+            if let Err(error) = looked {
+                tracing::warn!(error = error_chain(&error), "the other servers cannot be listed");
+            }
+            self.compare();
+            self.clock.sleep(RENEW_INTERVAL).await;
+        }
     }
 
     /// Nothing is placed here any more; the others learn it at once.
@@ -150,32 +172,35 @@ impl Peers {
         }
     }
 
-    async fn look(&self, churn: &mut Churn, search: bool) -> Result<(), VaultError> {
+    async fn renew(&self, churn: &mut Churn) -> Result<(), VaultError> {
         let sent = self.clock.boot();
         places::reached(places::Place::Renew);
         self.vault.renew_server(&self.server, self.lease).await?;
         self.view().renewed(sent);
         self.metrics.scale.lease_renewals.fetch_add(1, Ordering::Relaxed);
         let load = churn.load(&self.metrics, sent);
-        self.tell(Some(load)).await?;
-        for server in self.to_look_at(search).await? {
+        self.tell(Some(load)).await
+    }
+
+    async fn look(&self, search: bool) -> Result<(), VaultError> {
+        let looks = stream::iter(self.to_look_at(search).await?).map(|server| async move {
             // One that cannot be read keeps nobody from seeing the others.
             if let Err(error) = self.look_at(&server).await {
                 tracing::warn!(%server, error = error_chain(&error), "cannot be looked at");
             }
-        }
-        self.compare();
+        });
+        looks.buffer_unordered(LOOKS_MAX).collect::<()>().await;
         Ok(())
     }
 
     async fn tell(&self, load: Option<ServerLoad>) -> Result<(), VaultError> {
-        let document = {
+        let now = || {
             let mut own = self.own();
             own.leaving = self.is_leaving();
             own.load = load.unwrap_or(own.load);
             own.clone()
         };
-        self.vault.write_server(&document, self.lease).await
+        self.vault.write_server(&self.server, self.lease, now).await
     }
 
     async fn to_look_at(&self, search: bool) -> Result<Vec<ServerId>, VaultError> {

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle as Task;
 
 use super::announce::announce;
 use super::applying::{Applying, News};
+use super::closing::{self, Closed, LogEnded};
 use super::error::ServerError;
 use super::handover::GIVE_UP_MAX;
 use super::machines::{Registry, ShardQueue, Shared};
@@ -73,7 +74,7 @@ pub struct ProcessServer {
     drained: watch::Sender<bool>,
     shards: Vec<(u16, JoinHandle<()>)>,
     quic: JoinHandle<()>,
-    logs: Vec<oneshot::Receiver<Result<(), CacheError>>>,
+    logs: Vec<LogEnded>,
     tasks: Vec<Task<()>>,
 }
 
@@ -155,7 +156,7 @@ impl ProcessServer {
 
     /// Stops in an orderly way: machines are given up to other process servers as far as there are
     /// any; then nothing more is accepted, everything received becomes durable, what can be published
-    /// within half a minute is.
+    /// within half a minute is. A log that gets no room is not waited for.
     ///
     /// # Errors
     /// When a log could not be closed.
@@ -167,12 +168,8 @@ impl ProcessServer {
         }
         self.drain.send_replace(true);
         self.registry.close();
-        let mut result = Ok(());
-        for log in self.logs {
-            if let Ok(Err(error)) = log.await {
-                result = Err(error.into());
-            }
-        }
+        let Closed { late, result } = closing::close(self.logs, &clock).await;
+        let result = result.map_err(ServerError::from);
         tokio::select! {
             () = self.registry.finish() => {}
             () = self.clock.sleep(PUBLISH_MAX) => {
@@ -184,6 +181,9 @@ impl ProcessServer {
             drop(task.await);
         }
         within(&clock, TELL_MAX, self.peers.release()).await;
+        if late {
+            return result; // its threads wait for room still, and end with the process
+        }
         let joined = tokio::task::spawn_blocking(move || {
             let failed = self.quic.join().err().map(|_| ServerError::QuicThread);
             self.shards.into_iter().fold(failed, |failed, (shard, thread)| {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::cache::{Durable, Survivor};
 use crate::format::manifest::Manifest;
-use crate::ingest::{StreamError, StreamState};
+use crate::ingest::{Order, StreamError, StreamState};
 use crate::model::{Generation, MachineKey, Sequence, ServerId};
 
 /// Why records that were kept are not taken up.
@@ -79,7 +79,9 @@ impl Kept {
             return if left.all(unbroken) { Fate::Claim } else { Fate::Hold }; // K1, K3
         }
         let last = kept.back().map_or(Sequence::ZERO, |one| one.record.sequence());
-        match present.published >= last && !present.catching_up {
+        // Right behind the begin of an epoch nothing of it is copied: that state can be no point either.
+        let ordered = StreamState::published(present).order == Order::Ordered;
+        match present.published >= last && ordered {
             true => Fate::GiveUp,
             false => Fate::Hold, // K5
         }
@@ -127,6 +129,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::manifest::EpochEntry;
     use crate::model::{
         CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin, MachineId, Record,
     };
@@ -199,6 +202,13 @@ mod tests {
             owned_since: Generation(owned_since),
             published: Sequence(published),
             catching_up,
+            epochs: vec![
+                EpochEntry { epoch: Epoch(1), first: Sequence(1), disks: Vec::new() },
+                EpochEntry { epoch: Epoch(2), first: Sequence(20), disks: Vec::new() },
+            ]
+            .into_iter()
+            .filter(|epoch| epoch.first.0 <= published)
+            .collect(),
             ..Manifest::first(machine(), server(owner))
         };
         let rows = [
@@ -209,6 +219,8 @@ mod tests {
             ("K4", Some(manifest("ps-b", 2, 2, 4, false)), Fate::GiveUp),
             ("K4", Some(manifest("ps-b", 2, 2, 9, false)), Fate::GiveUp),
             ("K5, behind", Some(manifest("ps-b", 2, 2, 3, false)), Fate::Hold),
+            ("K4, copied anew", Some(manifest("ps-b", 2, 2, 22, false)), Fate::GiveUp),
+            ("K5, begun anew", Some(manifest("ps-b", 2, 2, 20, false)), Fate::Hold),
             ("K5, repaired", Some(manifest("ps-b", 2, 2, 9, true)), Fate::Hold),
         ];
         for (row, present, expected) in rows {

@@ -58,11 +58,17 @@ impl Routes {
                 run.for_each(drop);
                 continue;
             };
-            // A pipeline that has ended was fenced: the records are another server's to take.
-            let backlog = if route.pipeline.is_closed() { 0 } else { bytes };
-            route.metrics.backlog_bytes.fetch_add(backlog, Ordering::Relaxed);
-            run.for_each(|record| drop(route.pipeline.send(record)));
-            newest.push((route, last));
+            // A pipeline takes records until its route is removed, also one that was fenced or is stuck:
+            // this one was torn down, and what nobody holds must not be acknowledged.
+            if route.pipeline.is_closed() {
+                tracing::error!(?machine, ?last, "the pipeline is gone: not acknowledged");
+                run.for_each(drop);
+                continue;
+            }
+            route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if run.fold(true, |held, record| route.pipeline.send(record).is_ok() && held) {
+                newest.push((route, last));
+            }
         }
         // The newest first: after it an older one of the same machine is no news.
         for (route, last) in newest.into_iter().rev() {

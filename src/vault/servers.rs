@@ -12,6 +12,9 @@ use crate::store::{Condition, LeaseId, StoreError};
 /// How long the lease of a server's document runs, seconds: the shortest that stores give.
 pub const LEASE_SECONDS: u32 = 15;
 
+/// Writes of one server that meet each other: its load, and that it leaves.
+const WRITE_TRIES: u32 = 5;
+
 impl Vault {
     /// Takes a server's name: the lease of its document, which is `first` when there is none yet.
     /// Returns what the document said before. Repeating it with the same lease is harmless.
@@ -46,22 +49,31 @@ impl Vault {
         renewed.map_err(|source| VaultError::Store { name: name.to_string(), source })
     }
 
-    /// Writes a server's document under its lease.
+    /// Writes a server's document under its lease: what `now` says once the present one was read. An
+    /// older write that is still on its way finds another version then and has no effect.
     ///
     /// # Errors
     /// As [`Vault::renew_server`].
     pub async fn write_server(
         &self,
-        document: &ServerDocument,
+        server: &ServerId,
         lease: LeaseId,
+        now: impl Fn() -> ServerDocument,
     ) -> Result<(), VaultError> {
-        let name = names::server_document(&document.server);
-        let body = self.wrapped(&name, document)?;
-        let written = self.store().put_leased(&name, body, Condition::Always, lease).await;
-        match written {
-            Ok(_) => Ok(()),
-            Err(source) => Err(VaultError::Store { name: name.to_string(), source }),
+        let name = names::server_document(server);
+        for _ in 0..WRITE_TRIES {
+            let present = self.read::<ServerDocument>(&name).await?;
+            let (_, version) =
+                present.ok_or_else(|| VaultError::Missing { name: name.to_string() })?;
+            let body = self.wrapped(&name, &now())?;
+            let condition = Condition::Matches(version);
+            match self.store().put_leased(&name, body, condition, lease).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Precondition { .. }) => {} // an older one of ours, or its answer was lost
+                Err(source) => return Err(VaultError::Store { name: name.to_string(), source }),
+            }
         }
+        Err(VaultError::Contended { name: name.to_string(), tries: WRITE_TRIES })
     }
 
     /// Gives a server's name back.

@@ -8,14 +8,15 @@ use crate::apply::Bodies;
 use crate::cache::Durable;
 use crate::clock::{System, random16};
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
+use crate::format::names;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DeltaId, DiskIndex, DiskSpec, Epoch,
     EpochBegin, Extent, MachineKey, Record, Sequence, Timestamp,
 };
 use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
-use crate::server::testing::{Hands, settings, uplink};
+use crate::server::testing::{Hands, Network, peers, settings, uplink};
 use crate::settings::{BatchSettings, SealSettings};
-use crate::store::faulty::Op;
+use crate::store::faulty::{Fault, Op, Rule};
 use crate::store::{Faulty, Memory, Store};
 use crate::upload::{Upload, UploadContext, claim};
 use crate::vault::{MachineDocument, PointsDocument, Policy};
@@ -136,7 +137,13 @@ impl Site {
     /// Starts the applier of a process server, or with `None` of `holdfast apply`.
     fn start(&self, publisher: Option<&str>) -> Running {
         let news = Arc::new(News::default());
-        let applying = Applying {
+        let publisher = publisher.map(|name| name.parse().unwrap());
+        let applying = Applying { publisher, ..self.applying(&news) };
+        Running { news, task: tokio::spawn(Arc::new(applying).run()) }
+    }
+
+    fn applying(&self, news: &Arc<News>) -> Applying {
+        Applying {
             vault: self.vault.clone(),
             kek: Arc::clone(&self.kek),
             clock: Arc::clone(&self.clock) as _,
@@ -145,12 +152,11 @@ impl Site {
             tuning: Tuning::from(settings()),
             uplink: uplink(&self.clock, &Arc::default()),
             drain: self.drain.subscribe(),
-            publisher: publisher.map(|name| name.parse().unwrap()),
+            publisher: None,
             peers: None,
-            news: Arc::clone(&news),
+            news: Arc::clone(news),
             bodies: Bodies::default(),
-        };
-        Running { news, task: tokio::spawn(Arc::new(applying).run()) }
+        }
     }
 
     async fn advance(&self, seconds: u64) {
@@ -316,4 +322,25 @@ async fn what_a_killed_applier_did_not_tidy_is_tidied_by_the_next_though_all_is_
         assert!(tidied() > before, "its predecessor may have left something");
         site.end(next).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_came_is_not_forgotten_when_the_list_cannot_be_read() {
+    let site = Site::of(1).await;
+    let (metrics, network) = (Arc::new(Metrics::default()), Arc::new(Network::default()));
+    let at = |name: &'static str| peers(name, site.vault.clone(), &site.clock, &metrics, &network);
+    let (ours, _other) = (at("ps-1").await, at("ps-2").await);
+    let news = Arc::new(News::default());
+    let applying = Applying { peers: Some(Arc::clone(&ours)), ..site.applying(&news) };
+    let watching = tokio::spawn(async move { applying.watch_peers().await });
+    site.advance(0).await;
+    site.faulty.add(Rule::on(Op::List, Fault::Unreachable).named(names::MACHINE_ROLL).times(2));
+    let (_stop, stopped) = watch::channel(false);
+    let looking = tokio::spawn(async move { ours.run(stopped).await });
+    site.advance(0).await;
+    assert_eq!(site.faulty.calls(Op::List, names::MACHINE_ROLL), 1);
+    site.advance(2).await;
+    assert_eq!(news.next().await.again, [id(0)]);
+    watching.abort();
+    looking.abort();
 }

@@ -72,7 +72,7 @@ pub(in crate::server) async fn take(
         drop(vault.release_server(server, lease).await); // else it runs out by itself
         return Err(ServerError::NameMoved { server: server.clone(), started: before.started });
     }
-    Ok(vault.write_server(document, lease).await?)
+    Ok(vault.write_server(&document.server, lease, || document.clone()).await?)
 }
 
 #[cfg(test)]
