@@ -66,7 +66,11 @@ impl Routes {
                 continue;
             }
             route.metrics.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
-            if run.fold(true, |held, record| route.pipeline.send(record).is_ok() && held) {
+            let mut held = true; // each is sent: what is left of a run would be taken for the next one
+            for record in run {
+                held &= route.pipeline.send(record).is_ok();
+            }
+            if held {
                 newest.push((route, last));
             }
         }
