@@ -70,6 +70,7 @@ impl Site {
         let mut steps = 0..100;
         while !moving.is_finished() {
             steps.next().expect("it comes to an end");
+            self.settles(|| moving.is_finished()).await;
             self.clock.advance(Duration::from_secs(1)).await;
         }
         moving.await.unwrap()
