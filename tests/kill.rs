@@ -287,13 +287,13 @@ impl Torture {
     fn check_leftovers(&self) {
         let library = Library::open(&self.site, "web-1");
         let store = &self.site.store;
-        eventually("orphans are collected", 240, || {
+        eventually("orphans are collected", 90, || {
             let objects = support::delta_objects(store, "web-1");
             let (_, named) = library.published();
             objects.iter().all(|name| named.contains(name)).then_some(())
         });
         for disk in DISKS {
-            eventually("snapshots that no point names are removed", 240, || {
+            eventually("snapshots that no point names are removed", 90, || {
                 let points = library.points()?.snapshots;
                 let disks = points.iter().flat_map(|point| &point.disks);
                 let of_disk = disks.filter(|one| one.name.as_str() == disk);
