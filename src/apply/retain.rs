@@ -17,7 +17,7 @@ use super::retention::{self, Decision};
 use super::seed;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
-use crate::model::{Epoch, ObjectName, Timestamp};
+use crate::model::{DiskSpec, Epoch, ObjectName, Timestamp};
 use crate::store::{SnapshotInfo, StoreError};
 use crate::vault::{PinDocument, Policy, VaultError};
 
@@ -122,13 +122,13 @@ impl Applier {
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(source) => return Err(self.store_failed(source)),
             };
-            if there.iter().all(|snapshot| self.is_named(epoch.epoch, snapshot)) {
+            if there.iter().all(|snapshot| self.is_named(epoch.epoch, spec, snapshot)) {
                 continue;
             }
             // The record of one of them may still be on its way: this makes it fail.
             self.checkpoint.confirm().await?;
             for snapshot in &there {
-                if !self.is_named(epoch.epoch, snapshot) && self.may_delete(snapshot) {
+                if !self.is_named(epoch.epoch, spec, snapshot) && self.may_delete(snapshot) {
                     self.delete_snapshot(&object, snapshot).await?;
                 }
             }
@@ -136,10 +136,12 @@ impl Applier {
         Ok(())
     }
 
-    fn is_named(&self, epoch: Epoch, snapshot: &SnapshotInfo) -> bool {
+    /// Ids count for one disk alone: after a crash between two disks' snapshots one disk's leftover has
+    /// the id of another one's that is named.
+    fn is_named(&self, epoch: Epoch, spec: &DiskSpec, snapshot: &SnapshotInfo) -> bool {
         let points = self.checkpoint.document().snapshots.iter();
         let mut disks = points.filter(|point| point.epoch == epoch.0).flat_map(|p| &p.disks);
-        disks.any(|disk| disk.snapshot == snapshot.id)
+        disks.any(|disk| disk.index == spec.index.0 && disk.snapshot == snapshot.id)
     }
 
     /// A newer applier's snapshot may be named by now, in a document that we have not seen.

@@ -101,6 +101,25 @@ async fn snapshots_are_deleted_only_after_the_document_was_written_again() {
     assert_eq!(site.check().await, 2);
 }
 
+/// From then on the same id is one disk's leftover and another disk's point.
+#[tokio::test]
+async fn a_crash_between_the_snapshots_of_two_disks_leaves_nothing() {
+    let site = Site::of(rounds(3, distinct)).await;
+    let manifest = site.manifest().await;
+    let mut older = site.applier().await.unwrap();
+    older.step(&manifest, &policy()).await.unwrap();
+    site.faulty.add(Rule::on(Op::Snapshot, Fault::Unreachable).after(1).times(1));
+    assert!(older.step(&manifest, &policy()).await.is_err());
+    let mut newer = site.applier().await.unwrap();
+    site.apply_all(&mut newer, &policy()).await;
+    newer.retain(&manifest, &Policy::default()).await.unwrap();
+    for disk in 0..specs().len() {
+        let there = site.faulty.list_snapshots(&seed_disk(disk)).await.unwrap();
+        assert_eq!(there.len(), 3, "disk {disk}: {there:?}");
+    }
+    assert_eq!(site.check().await, 3);
+}
+
 #[tokio::test]
 async fn two_bookmarks_of_one_id_are_two_points() {
     let site = Site::of(rounds(4, |_| [9; 16])).await;
