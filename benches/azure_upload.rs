@@ -193,9 +193,9 @@ fn swallow(mut stream: TcpStream) -> std::io::Result<()> {
         }
         let answer = match head.starts_with("head ") {
             true => format!(
-                "HTTP/1.1 200 OK\r\nx-ms-blob-type: PageBlob\r\netag: \"1\"\r\ncontent-length: {PAGE_BLOB}\r\n\r\n"
+                "HTTP/1.1 200 OK\r\nx-ms-request-id: 1\r\nx-ms-blob-type: PageBlob\r\netag: \"1\"\r\ncontent-length: {PAGE_BLOB}\r\n\r\n"
             ),
-            false => "HTTP/1.1 201 Created\r\netag: \"1\"\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            false => "HTTP/1.1 201 Created\r\nx-ms-request-id: 1\r\netag: \"1\"\r\ncontent-length: 0\r\n\r\n".to_owned(),
         };
         stream.write_all(answer.as_bytes())?;
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use azure_core::error::{Error, ErrorKind};
 use azure_core::http::headers::Headers;
 
+use super::genuine;
 use crate::model::Timestamp;
 use crate::store::StoreError;
 use crate::store::rules::About;
@@ -52,10 +53,7 @@ impl Asked<'_> {
         };
         if Self::is_foreign(status, &headers) {
             // Not chained: the body, a page for a browser, would be the message.
-            return self.lost(Error::with_message(
-                ErrorKind::Other,
-                format!("an answer {status} that is not Azure's; a proxy or gateway answered?"),
-            ));
+            return self.lost(genuine::foreign(status));
         }
         match status {
             400 if code == "InvalidAuthenticationInfo" => {
@@ -75,8 +73,7 @@ impl Asked<'_> {
     /// Azure numbers every answer. What comes without says nothing about an object; a refusal or a
     /// "busy" is believed all the same, as it lets the caller wait.
     fn is_foreign(status: u16, headers: &Headers) -> bool {
-        let number = headers.get_optional_str(&"x-ms-request-id".into());
-        number.is_none() && !matches!(status, 401 | 403 | 429 | 503)
+        !genuine::is_numbered(headers) && !matches!(status, 401 | 403 | 429 | 503)
     }
 
     fn names(self) -> (String, String) {

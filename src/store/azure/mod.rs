@@ -15,6 +15,7 @@ mod call;
 mod certificate;
 mod config;
 mod connection_string;
+mod genuine;
 mod identity;
 mod leases;
 mod listing;
@@ -78,7 +79,8 @@ impl Azure {
         entropy: Arc<dyn Entropy>,
     ) -> std::result::Result<Self, ConfigError> {
         let transport = transport::transport(url)?;
-        let identity = identity::identity(url, &transport, &clock)?;
+        let mut identity = identity::identity(url, &transport, &clock)?;
+        identity.policies.push(Arc::new(genuine::Genuine));
         let client_options = ClientOptions {
             per_try_policies: identity.policies,
             retry: RetryOptions::none(),
