@@ -79,19 +79,17 @@ impl Azure {
         entropy: Arc<dyn Entropy>,
     ) -> std::result::Result<Self, ConfigError> {
         let transport = transport::transport(url)?;
-        let mut identity = identity::identity(url, &transport, &clock)?;
-        identity.policies.push(Arc::new(genuine::Genuine));
+        let identity = identity::identity(url, &transport, &clock)?;
         let client_options = ClientOptions {
-            per_try_policies: identity.policies,
+            per_try_policies: genuine::ask(identity.policies),
             retry: RetryOptions::none(),
             transport: Some(transport),
             ..ClientOptions::default()
         };
         let options =
             BlobContainerClientOptions { client_options, version: API_VERSION.to_owned() };
-        let failed = |source| ConfigError::Credential { source };
         let container = BlobContainerClient::new(identity.container, identity.token, Some(options))
-            .map_err(failed)?;
+            .map_err(|source| ConfigError::Credential { source })?;
         Ok(Self {
             store: format!("azure:{}/{}", identity.account, url.container),
             container,
