@@ -85,6 +85,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/agent/outgoing.rs",
         ],
     ),
+    ("fuser", &["src/agent/capture/fuse.rs", "src/agent/capture/fuse/"]),
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),

@@ -2,6 +2,7 @@
 //!
 //! Owns: the state directory, starting and stopping. Does not own: any rule of the stream.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, Tr
 use crate::nbd::{self, Export};
 use crate::settings::{AgentSettings, Capture};
 
+use super::capture::fuse;
 use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
@@ -143,6 +145,7 @@ pub enum Stopped {
 pub struct Agent {
     shared: Arc<Shared>,
     servers: Vec<nbd::Server>,
+    mounts: Vec<fuse::Mounted>,
     replication: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -198,16 +201,28 @@ impl Agent {
             settings,
             _lock: lock,
         });
-        let mut agent = Self { servers: Vec::new(), replication: None, tasks: Vec::new(), shared };
+        let (servers, mounts, tasks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut agent = Self { servers, mounts, replication: None, tasks, shared };
+        let mut files = BTreeMap::<_, Vec<_>>::new();
         for disk in &agent.shared.settings.disks {
-            let Capture::Nbd { socket } = &disk.capture;
             let export = agent.export(&disk.name)?;
+            let socket = match &disk.capture {
+                Capture::Nbd { socket } => socket,
+                Capture::Fuse { mount } => {
+                    files.entry(mount.clone()).or_default().push((disk.name.clone(), export));
+                    continue;
+                }
+            };
             let server = nbd::Server::bind(socket, disk.name.as_str(), export);
             agent.servers.push(server.map_err(|source| AgentError::Serve {
                 disk: disk.name.clone(),
                 socket: socket.clone(),
                 source: Box::new(source),
             })?);
+        }
+        for (directory, disks) in files {
+            let mounted = fuse::mount(&directory, &disks);
+            agent.mounts.push(mounted.map_err(|source| AgentError::Mount { source })?);
         }
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
@@ -275,8 +290,11 @@ impl Agent {
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
         let servers = std::mem::take(&mut self.servers);
-        let served =
-            tokio::task::spawn_blocking(move || servers.into_iter().for_each(nbd::Server::stop));
+        let mounts = std::mem::take(&mut self.mounts);
+        let served = tokio::task::spawn_blocking(move || {
+            servers.into_iter().for_each(nbd::Server::stop);
+            mounts.into_iter().for_each(fuse::Mounted::stop);
+        });
         if served.await.is_err() {
             tracing::error!("serving the disks did not end in order");
         }

@@ -161,27 +161,41 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         );
         c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
-        let capture = disk.capture.as_deref().unwrap_or("nbd");
-        c.relation(
-            capture == "nbd",
-            &key("capture"),
-            format!("{capture:?}"),
-            "must be \"nbd\"",
-            "leave it out",
-        );
-        let default = state_directory.join(format!("{name}.sock"));
-        let socket = match disk.socket.as_deref() {
-            Some(text) => c.path(&key("socket"), Some(text), ""),
-            None => default,
-        };
-        c.relation(
-            socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
-            &key("socket"),
-            socket.display(),
-            &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
-            "choose a shorter state_directory or socket",
-        );
-        disks.push(AgentDisk { name, path, capture: Capture::Nbd { socket } });
+        let capture = capture(c, &key, &name, disk, state_directory);
+        disks.push(AgentDisk { name, path, capture });
     }
     disks
+}
+
+fn capture(
+    c: &mut Check,
+    key: &dyn Fn(&str) -> String,
+    name: &DiskName,
+    raw: &RawDisk,
+    state_directory: &Path,
+) -> Capture {
+    match raw.capture.as_deref() {
+        None | Some("nbd") => {}
+        Some("fuse") => {
+            let default = state_directory.join("fuse");
+            let mount = raw.mount.as_deref();
+            let mount = mount.map_or(default, |text| c.path(&key("mount"), Some(text), ""));
+            return Capture::Fuse { mount };
+        }
+        Some(other) => {
+            let (rule, cure) = ("must be \"nbd\" or \"fuse\"", "leave it out for \"nbd\"");
+            c.violation(&key("capture"), format!("{other:?}"), rule, cure);
+        }
+    }
+    let default = state_directory.join(format!("{name}.sock"));
+    let socket = raw.socket.as_deref();
+    let socket = socket.map_or(default, |text| c.path(&key("socket"), Some(text), ""));
+    c.relation(
+        socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
+        &key("socket"),
+        socket.display(),
+        &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
+        "choose a shorter state_directory or socket",
+    );
+    Capture::Nbd { socket }
 }

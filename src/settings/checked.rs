@@ -332,4 +332,9 @@ pub enum Capture {
         /// Unix socket.
         socket: PathBuf,
     },
+    /// The agent presents the disk as a file `mount/NAME.img`.
+    Fuse {
+        /// Directory, of this disk or several.
+        mount: PathBuf,
+    },
 }

@@ -168,4 +168,5 @@ pub(super) struct RawDisk {
     pub(super) path: Option<String>,
     pub(super) capture: Option<String>,
     pub(super) socket: Option<String>,
+    pub(super) mount: Option<String>,
 }
