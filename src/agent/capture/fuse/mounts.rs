@@ -21,15 +21,14 @@ pub(super) fn clear(directory: &Path) -> io::Result<PathBuf> {
     let path = canonical(directory)?;
     for _ in 0..STALE_MAX {
         let Some(source) = mounted(&path)? else { break };
-        let answers = std::fs::metadata(&path);
-        let dead = answers.is_err_and(|error| is(&error, Errno::NOTCONN));
+        // Attributes would be answered from what the kernel remembers.
+        let dead = rustix::fs::statvfs(&path).is_err_and(|error| error == Errno::NOTCONN);
         if source != SOURCE || !dead {
             let what = if source == SOURCE { "a running agent's disks" } else { &source };
             return Err(refused(&path, &format!("{what} are mounted there: name another `mount`")));
         }
-        let shown = path.display();
-        tracing::warn!(path = %shown, "the files of an agent that was killed are taken away; loop \
-            devices on them must be set up again");
+        tracing::warn!(path = %path.display(), "the files of an agent that was killed are taken \
+            away; loop devices on them must be set up again");
         detach(&path)?;
     }
     std::fs::create_dir_all(&path).map_err(|error| refused(&path, &error.to_string()))?;
@@ -99,10 +98,6 @@ fn detach(path: &Path) -> io::Result<()> {
         }
         Err(error) => Err(refused(path, &format!("unmounting it: {error}"))),
     }
-}
-
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno.raw_os_error())
 }
 
 fn refused(path: &Path, why: &str) -> io::Error {
