@@ -184,6 +184,8 @@ mod tests {
         fn read(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
             let start = offset as usize;
             target.copy_from_slice(&self.0.lock().unwrap()[start..start + target.len()]);
+            // Whoever may come between reading and writing back, comes now.
+            (0..50).for_each(|_| std::thread::yield_now());
             Ok(())
         }
         fn write(&self, offset: u64, payload: Bytes, _: bool) -> io::Result<()> {
