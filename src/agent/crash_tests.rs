@@ -31,7 +31,7 @@ const DISK_BYTES: u64 = CHUNK * CHUNKS;
 const TORN_BYTES: usize = 256;
 
 /// Counts calls that reach a disk; at zero the power is gone.
-struct Power(AtomicI64);
+pub(super) struct Power(pub(super) AtomicI64);
 
 impl Power {
     fn spend(&self) -> io::Result<()> {
@@ -41,7 +41,7 @@ impl Power {
         }
     }
 
-    fn is_off(&self) -> bool {
+    pub(super) fn is_off(&self) -> bool {
         self.0.load(Ordering::Relaxed) <= 0
     }
 }
@@ -49,7 +49,7 @@ impl Power {
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// A disk of which a power cut keeps what was synced and any part of the rest.
-struct Fragile {
+pub(super) struct Fragile {
     power: Arc<Power>,
     content: Mutex<Content>,
     /// Runs in the middle of the next write, as another thread might.
@@ -63,7 +63,7 @@ struct Content {
 }
 
 impl Fragile {
-    fn new(power: &Arc<Power>, bytes: Vec<u8>) -> Arc<Self> {
+    pub(super) fn new(power: &Arc<Power>, bytes: Vec<u8>) -> Arc<Self> {
         let content = Content { seen: bytes.clone(), synced: bytes, unsynced: Vec::new() };
         Arc::new(Self {
             power: Arc::clone(power),
@@ -73,7 +73,7 @@ impl Fragile {
     }
 
     /// What a power cut leaves; `dice` decides the fate of each unsynced piece.
-    fn after_cut(&self, dice: &mut impl FnMut() -> bool) -> Vec<u8> {
+    pub(super) fn after_cut(&self, dice: &mut impl FnMut() -> bool) -> Vec<u8> {
         let content = self.content.lock().unwrap();
         let mut bytes = content.synced.clone();
         for (at, piece) in &content.unsynced {

@@ -4,3 +4,4 @@
 //! ([`super::stream`]).
 
 pub(super) mod fuse;
+pub(super) mod scan;
