@@ -23,10 +23,14 @@ mod error;
 mod keeping;
 mod locks;
 mod medium;
+mod observed;
+#[cfg(test)]
+mod observed_tests;
 mod opening;
 mod outgoing;
 mod pulse;
 mod quiesce;
+mod readings;
 mod route;
 mod run;
 mod session;

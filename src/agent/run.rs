@@ -2,7 +2,6 @@
 //!
 //! Owns: the state directory, starting and stopping. Does not own: any rule of the stream.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +13,10 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, Entropy, System, random16};
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, TrackingMode};
-use crate::nbd::{self, Export};
-use crate::settings::{AgentSettings, Capture};
+use crate::nbd::Export;
+use crate::settings::{AgentDisk, AgentSettings};
 
-use super::capture::fuse;
+use super::capture::{self, Captures};
 use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
@@ -144,8 +143,7 @@ pub enum Stopped {
 /// read again what may have changed; [`Agent::stop`] leaves nothing behind.
 pub struct Agent {
     shared: Arc<Shared>,
-    servers: Vec<nbd::Server>,
-    mounts: Vec<fuse::Mounted>,
+    captures: Captures,
     replication: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -182,7 +180,7 @@ impl Agent {
         entropy: Arc<dyn Entropy>,
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
-        let (lock, stream) = opening::open(&settings)?;
+        let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
         let hook = settings.application.clone();
         let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock))));
         let shared = Arc::new(Shared {
@@ -201,29 +199,9 @@ impl Agent {
             settings,
             _lock: lock,
         });
-        let (servers, mounts, tasks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut agent = Self { servers, mounts, replication: None, tasks, shared };
-        let mut files = BTreeMap::<_, Vec<_>>::new();
-        for disk in &agent.shared.settings.disks {
-            let export = agent.export(&disk.name)?;
-            let socket = match &disk.capture {
-                Capture::Nbd { socket } => socket,
-                Capture::Fuse { mount } => {
-                    files.entry(mount.clone()).or_default().push((disk.name.clone(), export));
-                    continue;
-                }
-            };
-            let server = nbd::Server::bind(socket, disk.name.as_str(), export);
-            agent.servers.push(server.map_err(|source| AgentError::Serve {
-                disk: disk.name.clone(),
-                socket: socket.clone(),
-                source: Box::new(source),
-            })?);
-        }
-        for (directory, disks) in files {
-            let mounted = fuse::mount(&directory, &disks);
-            agent.mounts.push(mounted.map_err(|source| AgentError::Mount { source })?);
-        }
+        let mut agent =
+            Self { captures: Captures::default(), replication: None, tasks: Vec::new(), shared };
+        agent.captures = capture::start(&agent, scanned)?;
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
@@ -232,6 +210,18 @@ impl Agent {
         agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
         agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
         Ok(agent)
+    }
+
+    pub(super) fn disks(&self) -> &[AgentDisk] {
+        &self.shared.settings.disks
+    }
+
+    pub(super) fn stream(&self) -> &Arc<Stream> {
+        &self.shared.stream
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
     }
 
     /// A disk as its NBD clients see it, for programs that embed the agent.
@@ -253,7 +243,7 @@ impl Agent {
     }
 
     /// Places a bookmark behind every write acknowledged so far. It can be used once it is
-    /// published.
+    /// published. Blocks where writes are seen after the fact, until all so far were.
     ///
     /// # Errors
     /// When no consistent point is possible now, or the name is too long.
@@ -272,7 +262,7 @@ impl Agent {
         }
         let bookmark = session::new_bookmark(&self.shared, kind, name);
         let id = bookmark.id;
-        let placed = self.shared.stream.bookmark(bookmark).map_err(refused)?;
+        let placed = self.shared.stream.bookmark_behind_all(bookmark).map_err(refused)?;
         Ok((id, placed.sequence))
     }
 
@@ -289,20 +279,17 @@ impl Agent {
 
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
-        let servers = std::mem::take(&mut self.servers);
-        let mounts = std::mem::take(&mut self.mounts);
-        let served = tokio::task::spawn_blocking(move || {
-            servers.into_iter().for_each(nbd::Server::stop);
-            mounts.into_iter().for_each(fuse::Mounted::stop);
-        });
+        let captures = std::mem::take(&mut self.captures);
+        let stream = Arc::clone(&self.shared.stream);
+        let served = tokio::task::spawn_blocking(move || captures.stop(stream.observers()));
         if served.await.is_err() {
-            tracing::error!("serving the disks did not end in order");
+            tracing::error!("capturing the disks did not end in order");
         }
         let stream = Arc::clone(&self.shared.stream);
         stream.close();
         let clock = Arc::clone(&self.shared.clock);
         let until = clock.monotonic() + wait;
-        while !stream.settled() && clock.monotonic() < until {
+        while !stream.settled() && !stream.stuck() && clock.monotonic() < until {
             clock.sleep(STOP_LOOK).await;
         }
         self.shared.leaving.store(true, Ordering::Release);
@@ -345,6 +332,13 @@ impl Stream {
         let busy = self.disks.iter().any(|disk| !disk.locks.ranges().is_empty());
         let core = self.lock();
         !busy && core.mode == TrackingMode::Ordered && core.witnessed >= core.last
+    }
+
+    /// Whether waiting is in vain: what was given out is published, and an observer that has stopped
+    /// does not know enough for the catch-up to end.
+    fn stuck(&self) -> bool {
+        let core = self.lock();
+        !core.withheld.is_empty() && core.witnessed >= core.last
     }
 
     /// Clears what can be cleared and says so in the bitmaps. Nothing writes any more.

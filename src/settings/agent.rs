@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
-use super::raw::{RawAgent, RawApplication, RawDisk};
+use super::raw::{RawAgent, RawApplication, RawDisk, RawScan};
 use super::{
-    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, SettingsError,
-    TransportChoice,
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, ScanSettings,
+    SettingsError, SnapshotHook, TransportChoice,
 };
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
@@ -164,7 +164,50 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         let capture = capture(c, &key, &name, disk, state_directory);
         disks.push(AgentDisk { name, path, capture });
     }
+    let scanned = |disk: &AgentDisk| matches!(disk.capture, Capture::Scan(_));
+    c.relation(
+        disks.len() == 1 || !disks.iter().any(scanned),
+        "disk.capture",
+        "\"scan\"",
+        "can only be the machine's one disk: a point of it is older than those of others",
+        "enrol a machine of its own for the disk that is scanned",
+    );
     disks
+}
+
+fn scan(c: &mut Check, key: &dyn Fn(&str) -> String, raw: &RawDisk) -> ScanSettings {
+    let empty = RawScan::default();
+    let raw = raw.scan.as_ref().unwrap_or(&empty);
+    let key = |name: &str| key(&format!("scan.{name}"));
+    let seconds = c.number(&key("interval_s"), raw.interval_s, 300, 1..=86_400);
+    let rate = raw.read_bytes_per_second_max;
+    let rate_key = key("read_bytes_per_second_max");
+    let rate = rate.map(|rate| c.number(&rate_key, Some(rate), 0, 1 << 16..=1 << 40));
+    let timeout = c.number(&key("timeout_ms"), raw.timeout_ms, 60_000, 100..=3_600_000);
+    let hook = match (&raw.snapshot, &raw.release, &raw.path) {
+        (None, None, None) => None,
+        (snapshot, release, path) => {
+            for (name, command) in [("snapshot", snapshot), ("release", release)] {
+                let program = command.as_ref().and_then(|command| command.first());
+                c.relation(
+                    program.is_some_and(|program| !program.is_empty()),
+                    &key(name),
+                    format!("{:?}", command.as_deref().unwrap_or_default()),
+                    "must name a program where one of snapshot, release and path is set",
+                    "write [\"PROGRAM\", \"ARGUMENT\"]",
+                );
+            }
+            c.required(&key("path"), path.as_deref(), "say where the snapshot can be read");
+            Some(SnapshotHook {
+                snapshot: snapshot.clone().unwrap_or_default(),
+                release: release.clone().unwrap_or_default(),
+                path: c.path(&key("path"), path.as_deref(), "snapshot"),
+                timeout: Duration::from_millis(timeout),
+            })
+        }
+    };
+    let interval = Duration::from_secs(seconds);
+    ScanSettings { interval, read_bytes_per_second_max: rate, hook }
 }
 
 fn capture(
@@ -182,8 +225,10 @@ fn capture(
             let mount = mount.map_or(default, |text| c.path(&key("mount"), Some(text), ""));
             return Capture::Fuse { mount };
         }
+        Some("scan") => return Capture::Scan(scan(c, key, raw)),
         Some(other) => {
-            let (rule, cure) = ("must be \"nbd\" or \"fuse\"", "leave it out for \"nbd\"");
+            let rule = "must be \"nbd\", \"fuse\" or \"scan\"";
+            let cure = "leave it out for \"nbd\"";
             c.violation(&key("capture"), format!("{other:?}"), rule, cure);
         }
     }

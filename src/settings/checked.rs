@@ -337,4 +337,30 @@ pub enum Capture {
         /// Directory, of this disk or several.
         mount: PathBuf,
     },
+    /// The agent reads the disk again and again, and compares.
+    Scan(ScanSettings),
+}
+
+/// How a disk is scanned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanSettings {
+    /// Rest between the end of a pass and the next.
+    pub interval: Duration,
+    /// Most bytes a second that passes read.
+    pub read_bytes_per_second_max: Option<u64>,
+    /// A snapshot is read instead of the disk.
+    pub hook: Option<SnapshotHook>,
+}
+
+/// How a snapshot of a disk is made for a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotHook {
+    /// Program and arguments that make it.
+    pub snapshot: Vec<String>,
+    /// Program and arguments that drop it.
+    pub release: Vec<String>,
+    /// Where it can be read when it was made.
+    pub path: PathBuf,
+    /// Time for each program.
+    pub timeout: Duration,
 }

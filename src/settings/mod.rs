@@ -22,7 +22,7 @@ use std::path::Path;
 pub use azure::{AzureAuth, AzureUrl};
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
-    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, RECORDS_MEMORY_PART,
+    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, ScanSettings, SnapshotHook, RECORDS_MEMORY_PART,
     SealSettings, ServerSettings, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
     TransportChoice, UploadSettings,
 };

@@ -41,12 +41,17 @@ impl Device {
             options.custom_flags(OFlags::DIRECT.bits() as i32);
         }
         let file = options.open(path).map_err(named)?;
-        let found = seek(&file, SeekFrom::End(0)).map_err(|error| named(error.into()))?;
+        let device = Self { file, direct };
+        let found = device.size_bytes().map_err(named)?;
         if found < size_bytes {
             let why = format!("it has {found} bytes, the disk {size_bytes}");
             return Err(named(io::Error::other(why)));
         }
-        Ok(Self { file, direct })
+        Ok(device)
+    }
+
+    pub(super) fn size_bytes(&self) -> io::Result<u64> {
+        Ok(seek(&self.file, SeekFrom::End(0))?)
     }
 
     /// Fills `target`.

@@ -3,6 +3,15 @@
 //!
 //! Owns: passes over the disk, hashes, what a point means here. Does not own: the stream.
 
+mod device;
 mod hashes;
 #[cfg(test)]
 mod hashes_tests;
+mod hooks;
+mod pass;
+mod pauses;
+mod report;
+mod start;
+mod watched;
+
+pub(in crate::agent) use start::{Running, Scanned};

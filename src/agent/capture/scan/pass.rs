@@ -5,7 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -17,7 +17,7 @@ use super::super::super::stream::Stream;
 use super::device::Device;
 use super::hooks;
 use super::pauses::Pauses;
-use super::report::Report;
+use super::report::Shared;
 use super::watched::{Compared, Watched};
 
 /// Bytes read at a time, or a chunk where that is larger.
@@ -40,7 +40,7 @@ pub(super) struct Scan {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) path: PathBuf,
     pub(super) settings: ScanSettings,
-    report: Mutex<Report>,
+    pub(super) report: Arc<Shared>,
 }
 
 /// A device for the time of a pass; a snapshot is dropped with it.
@@ -65,22 +65,6 @@ impl Drop for Shown<'_> {
 }
 
 impl Scan {
-    pub(super) fn new(
-        disk: Arc<Disk>,
-        stream: Arc<Stream>,
-        watched: Arc<Watched>,
-        clock: Arc<dyn Clock>,
-        path: PathBuf,
-        settings: ScanSettings,
-    ) -> Self {
-        let report = Mutex::new(Report::new(settings.hook.is_some()));
-        Self { disk, stream, watched, clock, path, settings, report }
-    }
-
-    pub(super) fn report(&self) -> MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Passes, for as long as the agent lives.
     pub(super) fn run(&self) {
         if let Some(hook) = &self.settings.hook {
@@ -97,7 +81,7 @@ impl Scan {
                     return;
                 }
                 tracing::warn!(disk = %self.disk.name, why, "a pass over the disk was given up");
-                self.report().failed(why);
+                self.report.lock().failed(why);
             }
             self.rest();
         }
@@ -136,7 +120,7 @@ impl Scan {
             Some(_) => self.watched.unless_read(None, || self.release()),
             None => changed == 0 && self.watched.unless_read(Some(shown.reads), || self.release()),
         };
-        self.report().ended(changed, quiet.then_some(shown.at));
+        self.report.lock().ended(changed, quiet.then_some(shown.at));
         Ok(())
     }
 
@@ -198,7 +182,7 @@ impl Scan {
             } else if now - taken_at > SERVER_PATIENCE {
                 return Err("no process server takes what changed".to_owned());
             }
-            self.report().waits(self.disk.bitmap.dirty_bytes());
+            self.report.lock().waits(self.disk.bitmap.dirty_bytes());
             self.watched.pauses.rest(LOOK);
             self.learn();
         }
@@ -232,7 +216,7 @@ impl Scan {
             if batch.len() >= BATCH_CHUNKS {
                 self.found(&mut batch)?;
             }
-            self.report().compared(range.end, self.disk.size_bytes, changed);
+            self.report.lock().compared(range.end, self.disk.size_bytes, changed);
             self.pace(range.end, began);
         }
         self.found(&mut batch)?;
@@ -245,7 +229,8 @@ impl Scan {
         forgotten.map_err(|error| format!("the hash file: {error}"))?;
         for run in batch.chunk_by(|one, next| one + 1 == *next) {
             let range = self.watched.bytes(&(run[0]..run[run.len() - 1] + 1));
-            self.stream.unordered(self.disk.index, range, WHY);
+            let told = self.stream.unordered(self.disk.index, range, WHY);
+            told.map_err(|error| format!("the bitmap: {error}"))?;
         }
         batch.clear();
         Ok(())

@@ -2,7 +2,22 @@
 //!
 //! Owns: what status says of it. Does not own: the facts.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// A report that the scan writes and status reads.
+#[derive(Debug)]
+pub(super) struct Shared(Mutex<Report>);
+
+impl Shared {
+    pub(super) fn new(snapshots: bool) -> Self {
+        Self(Mutex::new(Report::new(snapshots)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Report> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The last pass and the present one.
 #[derive(Clone, Debug)]
@@ -27,7 +42,7 @@ enum Now {
 }
 
 impl Report {
-    pub(super) fn new(snapshots: bool) -> Self {
+    fn new(snapshots: bool) -> Self {
         let (now, as_of, trouble) = (Now::Rests, None, None);
         Self { snapshots, passes: 0, now, as_of, changed: 0, trouble }
     }
@@ -55,7 +70,7 @@ impl Report {
     }
 
     /// Age of the newest state of the disk that a point can show.
-    pub(super) fn age(&self, now: Duration) -> Option<Duration> {
+    fn age(&self, now: Duration) -> Option<Duration> {
         self.as_of.map(|at| now.saturating_sub(at))
     }
 

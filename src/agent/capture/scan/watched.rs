@@ -95,6 +95,10 @@ impl Watched {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     pub(super) fn chunks(&self) -> u64 {
         self.size_bytes.div_ceil(self.chunk_bytes)
     }
