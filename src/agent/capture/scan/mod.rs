@@ -11,6 +11,8 @@ mod hooks;
 mod pass;
 mod pauses;
 mod report;
+#[cfg(test)]
+mod scan_tests;
 mod start;
 mod watched;
 
