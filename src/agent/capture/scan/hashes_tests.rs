@@ -143,9 +143,10 @@ fn a_life_that_was_killed_before_its_sync_is_not_believed() {
     let load = || Hashes::load(Box::new(Arc::clone(&medium)), &identity()).unwrap().unwrap();
     let first = load();
     let hash = first.hasher().of(b"published");
-    first.learn([(5, hash)]).unwrap();
+    first.learn([(5, hash), (6, hash)]).unwrap();
+    first.forget([6]).unwrap(); // whose sync makes it durable
     drop(first);
-    let second = load(); // which makes it durable
+    let second = load();
     power.0.store(1, std::sync::atomic::Ordering::Relaxed);
     second.forget([5]).unwrap_err(); // written, not synced
     power.0.store(i64::MAX, std::sync::atomic::Ordering::Relaxed);

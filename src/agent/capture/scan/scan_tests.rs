@@ -227,6 +227,7 @@ fn settled(file: &tempfile::NamedTempFile, server: &mut Server) -> Life {
     let blank = (bitmap::blank(&identity()), hashes::blank(&identity(), [7; 16]));
     let life = Life::begin(i64::MAX, file, blank, server).unwrap();
     settle(&life, server);
+    life.repair(); // which finds nothing, and ends the catch-up
     life
 }
 
@@ -271,7 +272,7 @@ fn a_pass_in_which_a_catch_up_read_is_not_quiet_and_passes_over_what_was_read() 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn no_power_cut_makes_a_hash_of_something_that_is_not_published(
         lives in prop::collection::vec((prop::collection::vec(op(), 1..80), 20i64..250, any::<u64>()), 1..4),
