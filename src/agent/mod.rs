@@ -6,6 +6,7 @@
 //! bitmap's layout and the decision tables are in `docs/agent.md`.
 
 mod attach;
+mod bandwidth;
 mod bitmap;
 mod bits;
 mod buffer;

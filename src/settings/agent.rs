@@ -66,6 +66,9 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             64 << 10,
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
+        bandwidth_bytes_per_second_max: raw.bandwidth_bytes_per_second_max.map(|rate| {
+            c.number("bandwidth_bytes_per_second_max", Some(rate), 0, 64 << 10..=1 << 40)
+        }),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,

@@ -265,6 +265,8 @@ pub struct AgentSettings {
     pub quic_congestion: Congestion,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
+    /// Most bytes a second that are sent to a process server.
+    pub bandwidth_bytes_per_second_max: Option<u64>,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
     /// How the application is quiesced for application-consistent bookmarks, if it can be.

@@ -149,6 +149,7 @@ pub(super) struct RawAgent {
     pub(super) quic_congestion: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
+    pub(super) bandwidth_bytes_per_second_max: Option<i64>,
     pub(super) application: Option<RawApplication>,
     pub(super) disk: Vec<RawDisk>,
 }

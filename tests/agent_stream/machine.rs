@@ -68,6 +68,7 @@ impl Machine {
             transport: TransportChoice::Tcp,
             quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
+            bandwidth_bytes_per_second_max: None,
             application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };
