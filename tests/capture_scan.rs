@@ -7,11 +7,13 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use support::mounts::Mounted;
 use support::oracle::noise;
-use support::{AgentSite, Process, Site, eventually, have, text};
+use support::{AgentSite, Process, Site, eventually, have, run, text};
 
 const DISK_BYTES: u64 = 4 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -114,6 +116,58 @@ fn what_changed_between_passes_is_sent_and_nothing_else() {
     let agent = scanned.start();
     scanned.shows_the_disk("third");
     assert_eq!(scanned.status("caught_up_bytes"), CHUNK);
+    agent.stop();
+}
+
+/// An ext4 on a loop device; taken down when dropped.
+struct OnLoop {
+    device: String,
+    folder: PathBuf,
+}
+
+impl OnLoop {
+    fn new(file: &Path, folder: PathBuf) -> Self {
+        let output = run("losetup", &["--find", "--show", text(file)]);
+        let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        fs::create_dir(&folder).unwrap();
+        Self { device, folder }
+    }
+
+    fn mount(&self) {
+        run("mount", &[&self.device, text(&self.folder)]);
+    }
+}
+
+impl Drop for OnLoop {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.folder).output();
+        let _ = Command::new("losetup").args(["-d", &self.device]).output();
+    }
+}
+
+#[test]
+fn a_mounted_block_device_is_read_as_the_disk_holds_it() {
+    if !have(&["losetup", "mkfs.ext4", "e2fsck", "curl"]) || Mounted::new("ext4", 16).is_none() {
+        return;
+    }
+    let scanned = Scanned::new(&[]);
+    let source = OnLoop::new(&scanned.disk(), scanned.site.path("source"));
+    run("mkfs.ext4", &["-q", &source.device]);
+    let config = fs::read_to_string(scanned.agent_site.config()).unwrap();
+    let config = config.replace(text(&scanned.disk()), &source.device);
+    fs::write(scanned.agent_site.config(), config).unwrap();
+    source.mount();
+    let agent = scanned.start();
+    for round in 0..3_u8 {
+        // Blocks that the agent has read before are written through the file system's own pages.
+        fs::write(source.folder.join("file"), vec![round + 1; 300_000]).unwrap();
+        run("sync", &["-f", text(&source.folder)]);
+        scanned.shows_the_disk(&format!("round{round}"));
+    }
+    drop(source);
+    scanned.shows_the_disk("unmounted");
+    let image = scanned.site.export("web-1", "root", "latest");
+    run("e2fsck", &["-fn", text(&image)]);
     agent.stop();
 }
 

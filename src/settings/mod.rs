@@ -22,9 +22,9 @@ use std::path::Path;
 pub use azure::{AzureAuth, AzureUrl};
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
-    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, ScanSettings, SnapshotHook, RECORDS_MEMORY_PART,
-    SealSettings, ServerSettings, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
-    TransportChoice, UploadSettings,
+    CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, RECORDS_MEMORY_PART,
+    ScanSettings, SealSettings, ServerSettings, SidecarSettings, SnapshotHook, StoreUrl,
+    StreamBounds, TlsFiles, TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
 pub use prices::Prices;

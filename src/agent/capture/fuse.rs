@@ -54,7 +54,8 @@ pub(in crate::agent) fn mount(
         other => other,
     };
     let session = session.and_then(Session::spawn).map_err(|error| {
-        let cure = "as another user than root, fusermount3 (package fuse3) and /dev/fuse are needed";
+        let cure =
+            "as another user than root, fusermount3 (package fuse3) and /dev/fuse are needed";
         io::Error::new(error.kind(), format!("{error}; {cure}"))
     })?;
     Ok(Mounted { directory, contents, session: Some(session) })

@@ -78,8 +78,8 @@ impl Content {
         }
         let served = self.alone();
         let export = export(&served)?;
-        let whole = range.start.next_multiple_of(SECTOR_BYTES)
-            ..range.end - range.end % SECTOR_BYTES;
+        let whole =
+            range.start.next_multiple_of(SECTOR_BYTES)..range.end - range.end % SECTOR_BYTES;
         if whole.start >= whole.end {
             return patch(export, range, |target| target.fill(0));
         }
@@ -148,11 +148,7 @@ fn sectors(range: &Range<u64>) -> Range<u64> {
 }
 
 /// Changes part of sectors; the caller is alone.
-fn patch(
-    export: &dyn Export,
-    range: Range<u64>,
-    change: impl FnOnce(&mut [u8]),
-) -> io::Result<()> {
+fn patch(export: &dyn Export, range: Range<u64>, change: impl FnOnce(&mut [u8])) -> io::Result<()> {
     let around = sectors(&range);
     let mut bytes = vec![0; (around.end - around.start) as usize];
     export.read(around.start, &mut bytes)?;

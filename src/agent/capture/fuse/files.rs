@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
 
@@ -81,12 +81,7 @@ fn told(error: &io::Error) -> Errno {
 }
 
 /// fallocate: holes and zeros inside the file; there is no room to reserve.
-fn zeroed(
-    content: &Content,
-    offset: u64,
-    length: u64,
-    mode: i32,
-) -> Result<(), Errno> {
+fn zeroed(content: &Content, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
     let room = content.size_bytes.saturating_sub(offset);
     // Beyond the end there is nothing to make zero, and the size stays as it is.
     let length = if mode & KEEP_SIZE != 0 { length.min(room) } else { length };
@@ -248,7 +243,8 @@ impl Filesystem for Files {
                 SEEK_HOLE => content.seek(offset, true),
                 _ => return Err(Errno::EINVAL),
             };
-            let found = found.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_i32))?;
+            let found =
+                found.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_i32))?;
             i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
         });
         match sought {

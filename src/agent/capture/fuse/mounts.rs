@@ -34,7 +34,8 @@ pub(super) fn clear(directory: &Path) -> io::Result<PathBuf> {
     std::fs::create_dir_all(&path).map_err(|error| refused(&path, &error.to_string()))?;
     let mut entries = std::fs::read_dir(&path)?;
     if entries.next().is_some() {
-        let why = "it is not empty, and what is in it would be hidden: empty it, or name another `mount`";
+        let why =
+            "it is not empty, and what is in it would be hidden: empty it, or name another `mount`";
         return Err(refused(&path, why));
     }
     Ok(path)

@@ -38,7 +38,11 @@ enum Now {
     Rests,
     /// A catch-up has so many bytes to read.
     Waits(u64),
-    Reads { done: u64, all: u64, changed: u64 },
+    Reads {
+        done: u64,
+        all: u64,
+        changed: u64,
+    },
 }
 
 impl Report {
@@ -98,7 +102,8 @@ impl Report {
                 format!("; pass {pass} has read {percent} %, {changed} bytes of it changed")
             }
         };
-        let trouble = self.trouble.as_ref().map(|why| format!("; the last pass was given up: {why}"));
+        let trouble =
+            self.trouble.as_ref().map(|why| format!("; the last pass was given up: {why}"));
         format!("{points}{last}{doing}{}", trouble.unwrap_or_default())
     }
 }

@@ -16,9 +16,9 @@ use crate::agent::catchup::{self, Place};
 use crate::agent::crash_tests::{CHUNK, DISK_BYTES, FIRST, Fragile, Power, Server, identity};
 use crate::agent::disk::Disk;
 use crate::agent::locks::RangeLocks;
+use crate::agent::medium::Medium;
 use crate::agent::stream::Stream;
 use crate::agent::syncs::Syncs;
-use crate::agent::medium::Medium;
 use crate::model::{DiskIndex, Sequence, TrackingMode};
 
 /// Chunks that are written to: on both sides of a border between pages of the hash file.
@@ -27,15 +27,28 @@ const BUSY: u64 = 24;
 #[derive(Clone, Debug)]
 enum Op {
     /// Somebody writes; few values, so that a chunk becomes again what it was.
-    Behind { chunk: u64, value: u8 },
+    Behind {
+        chunk: u64,
+        value: u8,
+    },
     /// Part of a pass.
-    Compare { first: u64, chunks: u64 },
-    Repair { pieces: u8 },
+    Compare {
+        first: u64,
+        chunks: u64,
+    },
+    Repair {
+        pieces: u8,
+    },
     /// A catch-up read in whose midst somebody writes and a pass sees it.
-    Raced { chunk: u64, value: u8 },
+    Raced {
+        chunk: u64,
+        value: u8,
+    },
     Take,
     Durable,
-    Publish { all: bool },
+    Publish {
+        all: bool,
+    },
     Clear,
     Learn,
     Restart,
