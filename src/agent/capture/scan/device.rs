@@ -27,9 +27,8 @@ impl Device {
     /// # Errors
     /// When it is missing, neither file nor block device, or smaller than `size_bytes`.
     pub(super) fn open(path: &Path, size_bytes: u64) -> io::Result<Self> {
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        };
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let kind = std::fs::metadata(path).map_err(named)?.file_type();
         let direct = kind.is_block_device();
         if !direct && !kind.is_file() {

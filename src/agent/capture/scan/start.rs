@@ -99,7 +99,6 @@ impl Scanned {
             return Err(AgentError::UnknownDisk { disk: name });
         };
         let index = disk.index;
-        stream.withhold(index, "no pass over the disk has ended yet");
         let weak = Arc::downgrade(stream);
         watched.withhold_by(Box::new(move |why| {
             if let Some(stream) = weak.upgrade() {

@@ -54,6 +54,8 @@ struct State {
     read: Bits,
     candidates: BTreeMap<u64, Hash>,
     withhold: Option<Withhold>,
+    /// It was called, and no pass has allowed a point since.
+    withheld: bool,
     stopped: bool,
 }
 
@@ -79,6 +81,7 @@ impl Watched {
             read: Bits::new(chunks),
             candidates: BTreeMap::new(),
             withhold: None,
+            withheld: false,
             stopped: false,
         };
         Arc::new(Self {
@@ -108,9 +111,11 @@ impl Watched {
         chunks.start * self.chunk_bytes..(chunks.end * self.chunk_bytes).min(self.size_bytes)
     }
 
-    /// What to do before a catch-up reads.
+    /// What to do before a catch-up reads, and now: no pass has ended yet.
     pub(super) fn withhold_by(&self, withhold: Withhold) {
-        self.lock().withhold = Some(withhold);
+        let mut state = self.lock();
+        withhold("no pass over the disk has ended yet");
+        (state.withhold, state.withheld) = (Some(withhold), true);
     }
 
     /// Gives catch-ups something to read. A pass begins: gives the number of reads before it.
@@ -145,10 +150,11 @@ impl Watched {
 
     /// Runs `release` if no catch-up has read since it was `reads`; says whether.
     pub(super) fn unless_read(&self, reads: Option<u64>, release: impl FnOnce()) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
         let still = reads.is_none_or(|reads| reads == state.reads);
         if still {
             release();
+            state.withheld = false;
         }
         still
     }
@@ -200,8 +206,9 @@ impl Watched {
                 let device = Arc::clone(device);
                 state.reading += 1;
                 state.reads += 1;
-                if let Some(withhold) = &state.withhold {
-                    withhold("what changed is read again");
+                if let Some(withhold) = state.withhold.as_ref().filter(|_| !state.withheld) {
+                    withhold("what changed is read again, and no pass has ended since");
+                    state.withheld = true;
                 }
                 return Ok(device);
             }
