@@ -68,8 +68,9 @@ struct OnLoop {
 }
 
 impl OnLoop {
-    fn new(file: &Path, folder: PathBuf, make: bool) -> Self {
-        let output = run("losetup", &["--find", "--show", "--direct-io=off", text(file)]);
+    fn new(file: &Path, folder: PathBuf, make: bool, direct: bool) -> Self {
+        let direct = if direct { "--direct-io=on" } else { "--direct-io=off" };
+        let output = run("losetup", &["--find", "--show", direct, text(file)]);
         let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         fs::create_dir_all(&folder).unwrap();
         let on_loop = Self { device, folder };
@@ -122,7 +123,7 @@ fn a_file_system_on_a_loop_device_survives_an_agent_that_is_killed() {
     let why = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && why.contains("running agent"), "{why}");
 
-    let source = OnLoop::new(&file, site.path("source"), true);
+    let source = OnLoop::new(&file, site.path("source"), true, false);
     for number in 0..40 {
         let bytes = vec![number as u8 | 1; 100_000 + number * 333];
         fs::write(source.folder.join(format!("file{number}")), bytes).unwrap();
@@ -138,7 +139,7 @@ fn a_file_system_on_a_loop_device_survives_an_agent_that_is_killed() {
     assert!(after.blocks() < before.blocks(), "fstrim reached the source disk");
     bookmark(&site, "web-1", "trimmed");
     let image = site.export("web-1", "root", "name:trimmed");
-    let recovered = OnLoop::new(&image, site.path("recovered"), false);
+    let recovered = OnLoop::new(&image, site.path("recovered"), false, false);
     for number in 20..40 {
         let bytes = fs::read(recovered.folder.join(format!("file{number}"))).unwrap();
         assert_eq!(bytes, vec![number as u8 | 1; 100_000 + number * 333], "file{number}");
@@ -152,13 +153,16 @@ fn a_file_system_on_a_loop_device_survives_an_agent_that_is_killed() {
     assert_eq!(gone.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()));
     drop(source);
     let agent = presented.start("root");
-    let source = OnLoop::new(&file, site.path("source"), false);
+    let source = OnLoop::new(&file, site.path("source"), false, true);
     fs::write(source.folder.join("second-life"), vec![5; 2 << 20]).unwrap();
     drop(source);
     bookmark(&site, "web-1", "second");
     let image = site.export("web-1", "root", "name:second");
     run("cmp", &[text(&image), text(&site.disk("web-1", "root"))]);
     run("e2fsck", &["-fn", text(&image)]);
+    let recovered = OnLoop::new(&image, site.path("again"), false, false);
+    assert_eq!(fs::read(recovered.folder.join("second-life")).unwrap(), vec![5; 2 << 20]);
+    drop(recovered);
     agent.stop();
     assert!(fs::read_dir(&presented.mount).unwrap().next().is_none(), "nothing stays mounted");
 }

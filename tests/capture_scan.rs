@@ -271,12 +271,12 @@ fn an_agent_that_is_killed_in_the_middle_of_a_pass_misses_nothing() {
     if !have(&["curl"]) {
         return;
     }
-    // A pass takes four seconds.
-    let rate = (DISK_BYTES / 4) as i64;
+    // A pass takes two seconds.
+    let rate = (DISK_BYTES / 2) as i64;
     let scanned = Scanned::new(&[("read_bytes_per_second_max", rate.into())]);
     let mut agent = scanned.start();
     scanned.shows_the_disk("first");
-    for round in 0..3_u8 {
+    for round in 0..2_u8 {
         eventually("the middle of a pass", 60, || scanned.why().contains("has read").then_some(()));
         for chunk in [1, 30, 62] {
             scanned.write(chunk * CHUNK + u64::from(round), &[round + 1; 700]);
