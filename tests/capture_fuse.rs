@@ -217,8 +217,7 @@ impl Writes {
     fn finish(self) -> History {
         self.stop.store(true, Ordering::Release);
         self.thread.join().unwrap();
-        let history = self.history.lock().unwrap().clone();
-        history
+        Arc::into_inner(self.history).expect("its thread has ended").into_inner().unwrap()
     }
 }
 

@@ -79,8 +79,8 @@ fn with_its_drop_in_the_agents_files_are_seen_outside_of_it() {
     let settings = drop_in.split_once("[Service]").unwrap().1;
     let whole = format!("{service}\n{settings}\n[Install]{install}");
     for (key, value) in NAMESPACED {
-        let lines = whole.lines().filter_map(|line| line.split_once('='));
-        let last = lines.filter(|(found, _)| found == key).next_back();
+        let mut lines = whole.lines().filter_map(|line| line.split_once('='));
+        let last = lines.rfind(|(found, _)| found == key);
         assert!(last.is_none_or(|(_, found)| found == *value), "{key} = {last:?}");
     }
     if !have(&["systemd-analyze"]) {
