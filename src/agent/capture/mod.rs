@@ -6,6 +6,8 @@
 //!
 //! Owns: opening a disk by its way of capture, starting and stopping them. Does not own: the stream.
 
+mod ebpf;
+
 use std::sync::Arc;
 
 use crate::model::DiskIndex;
