@@ -201,7 +201,7 @@ impl Agent {
         });
         let mut agent =
             Self { captures: Captures::default(), replication: None, tasks: Vec::new(), shared };
-        agent.captures = capture::start(&agent, &agent.shared.settings.disks)?;
+        agent.captures = capture::start(&agent, &agent.shared)?;
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));

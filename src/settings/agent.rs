@@ -66,6 +66,12 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             64 << 10,
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
+        ebpf_ring_bytes: c.narrow(
+            "ebpf.ring_bytes",
+            raw.ebpf.ring_bytes,
+            256 << 20,
+            256 << 10..=1 << 30,
+        ),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
@@ -78,6 +84,10 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         "must be a power of two",
         "leave it out for the default, 65536",
     );
+    let ring = settings.ebpf_ring_bytes;
+    let rule = "must be a power of two";
+    let cure = "leave it out for the default, 268435456";
+    c.relation(ring.is_power_of_two(), "ebpf.ring_bytes", ring, rule, cure);
     c.finish(settings)
 }
 
@@ -163,11 +173,11 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
         let capture = disk.capture.as_deref().unwrap_or("nbd");
         c.relation(
-            capture == "nbd",
+            ["nbd", "ebpf"].contains(&capture),
             &key("capture"),
             format!("{capture:?}"),
-            "must be \"nbd\"",
-            "leave it out",
+            "must be \"nbd\" or \"ebpf\"",
+            "leave it out for \"nbd\"",
         );
         let default = state_directory.join(format!("{name}.sock"));
         let socket = match disk.socket.as_deref() {
@@ -181,7 +191,11 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
             &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
             "choose a shorter state_directory or socket",
         );
-        disks.push(AgentDisk { name, path, capture: Capture::Nbd { socket } });
+        let capture = match capture {
+            "ebpf" => Capture::Ebpf,
+            _ => Capture::Nbd { socket },
+        };
+        disks.push(AgentDisk { name, path, capture });
     }
     disks
 }

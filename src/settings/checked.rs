@@ -267,6 +267,8 @@ pub struct AgentSettings {
     pub buffer_bytes_max: u64,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// Bytes of the ring through which eBPF capture copies writes; kernel memory, default 256 MiB.
+    pub ebpf_ring_bytes: u32,
     /// How the application is quiesced for application-consistent bookmarks, if it can be.
     pub application: Option<ApplicationHook>,
     /// Disks.
@@ -332,4 +334,6 @@ pub enum Capture {
         /// Unix socket.
         socket: PathBuf,
     },
+    /// A program in the kernel sees the requests of an existing block device.
+    Ebpf,
 }

@@ -16,7 +16,7 @@ use crate::settings::{AgentDisk, Capture};
 
 use super::error::AgentError;
 use super::medium::Medium;
-use super::run::Agent;
+use super::run::{Agent, Shared};
 use super::source;
 
 /// How well a disk's changes are known at this moment.
@@ -71,6 +71,7 @@ pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentErro
             let (medium, bytes) = source::open_disk(&disk.path)?;
             Ok((Box::new(medium), bytes))
         }
+        Capture::Ebpf => ebpf::open(disk),
     }
 }
 
@@ -78,9 +79,21 @@ pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentErro
 ///
 /// # Errors
 /// When one of them cannot start.
-pub(super) fn start(agent: &Agent, disks: &[AgentDisk]) -> Result<Captures, AgentError> {
+pub(super) fn start(agent: &Agent, shared: &Shared) -> Result<Captures, AgentError> {
     let mut captures = Captures::default();
-    for disk in disks {
+    let Shared { settings, stream, clock, entropy, .. } = shared;
+    let mut observers = Vec::new();
+    let seen = settings.disks.iter().filter(|disk| disk.capture == Capture::Ebpf).count();
+    if seen > 0 {
+        // One ring orders all disks of a machine; beside another way there would be two orders.
+        if seen < settings.disks.len() {
+            let why = "capture = \"ebpf\" takes all disks of a machine or none";
+            return Err(AgentError::Settings(why.to_owned()));
+        }
+        observers.push(ebpf::start(stream, settings, clock, entropy.as_ref())?);
+    }
+    stream.observe_with(observers);
+    for disk in &settings.disks {
         match &disk.capture {
             Capture::Nbd { socket } => {
                 let export = agent.export(&disk.name)?;
@@ -91,6 +104,7 @@ pub(super) fn start(agent: &Agent, disks: &[AgentDisk]) -> Result<Captures, Agen
                     source: Box::new(source),
                 })?);
             }
+            Capture::Ebpf => {}
         }
     }
     Ok(captures)

@@ -187,10 +187,19 @@ impl Kernel {
         let programs = lock(&self.programs);
         let dirty = programs.map(DIRTY).ok_or("the program has no dirty map")?;
         dirty.pin(folder.join(DIRTY)).map_err(said("pin the map"))?;
-        for (name, link) in lock(&self.links).drain(..) {
-            link.pin(folder.join(name)).map_err(said("pin the program"))?;
+        drop(programs);
+        let mut links = lock(&self.links);
+        for (name, link) in std::mem::take(&mut *links) {
+            let pinned = link.pin(folder.join(name)).map_err(said("pin the program"))?;
+            // Held here as well: whoever removes the pin does not end the capture.
+            links.push((name, pinned.into()));
         }
         Ok(())
+    }
+
+    /// Attaches again what a pin that did not succeed has cost.
+    pub(super) fn ensure_attached(&self) -> Result<(), String> {
+        if lock(&self.links).len() == 2 { Ok(()) } else { self.attach() }
     }
 
     /// Which parts of which devices are captured.
