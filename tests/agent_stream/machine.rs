@@ -68,6 +68,7 @@ impl Machine {
             transport: TransportChoice::Tcp,
             quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
+            ebpf_ring_bytes: 256 << 10,
             application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use crate::model::DiskIndex;
 use crate::nbd;
-use crate::settings::{AgentDisk, Capture};
+use crate::settings::{AgentDisk, AgentSettings, Capture};
 
 use super::error::AgentError;
 use super::medium::Medium;
+use super::opening;
 use super::run::{Agent, Shared};
 use super::source;
 
@@ -59,6 +60,15 @@ pub(super) trait Observer: Send + Sync {
 #[derive(Default)]
 pub(super) struct Captures {
     servers: Vec<nbd::Server>,
+}
+
+/// Takes what a stopped agent left in the kernel out of it; `true` when there was something.
+///
+/// # Errors
+/// While the agent runs.
+pub fn release(settings: &AgentSettings) -> Result<bool, AgentError> {
+    let _alone = opening::lock(&settings.state_directory)?;
+    Ok(ebpf::release(settings.machine.as_str(), &settings.state_directory))
 }
 
 /// Opens a disk for its way of capture; returns it with its size.
