@@ -29,7 +29,6 @@ struct Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let config = self.agent.config();
-        let _ = self.site.path("x");
         let args = ["agent", "release", "--config", text(&config)];
         let _ = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast")).args(args).output();
     }
@@ -50,11 +49,11 @@ impl Machine {
             let file = site.disk(&name, disk);
             let device = Loop::new(&file, DISK_BYTES)?;
             let path = format!("{:?}", text(&file));
-            let new = format!("{:?}\ncapture = \"ebpf\"", text(&device.path));
             assert!(settings.contains(&path), "{settings}");
-            settings = settings.replace(&path, &new);
+            settings = settings.replace(&path, &format!("{:?}", text(&device.path)));
             loops.push(device);
         }
+        let settings = settings.replace("capture = \"nbd\"", "capture = \"ebpf\"");
         fs::write(agent.config(), settings).unwrap();
         agent.set("ebpf.ring_bytes", ring_bytes);
         Some(Self { loops, agent, name, site })
