@@ -116,6 +116,15 @@ impl Machine {
     }
 }
 
+/// Ends the load also when the test fails meanwhile.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn points_under_load_are_prefixes_over_both_disks() {
     let Some(machine) = Machine::new(64 << 20) else { return };
@@ -132,6 +141,7 @@ fn points_under_load_are_prefixes_over_both_disks() {
             machine.write(7, &mut history, &done, |_| !ended.load(Ordering::Acquire));
             history
         });
+        let _end = End(&ended);
         for turn in 0..4 {
             let before = done.load(Ordering::Acquire);
             let images = machine.point(&format!("p{turn}"));

@@ -78,7 +78,7 @@ struct flight { u64 disk, start, end, since; };
 
 struct { KIND(type, 27); KIND(max_entries, 4096); } events SEC(".maps");
 struct { KIND(type, 27); KIND(max_entries, 262144); } extents SEC(".maps");
-struct { KIND(type, 1); TYPE(key, u32); u64 (*value)[WORDS]; KIND(max_entries, 2); } dirty SEC(".maps");
+struct { KIND(type, 2); TYPE(key, u32); u64 (*value)[WORDS]; KIND(max_entries, 2); } dirty SEC(".maps");
 struct { KIND(type, 1); TYPE(key, u64); TYPE(value, struct flight); KIND(max_entries, 16384); } flying SEC(".maps");
 struct { KIND(type, 1); TYPE(key, u32); TYPE(value, struct watched); KIND(max_entries, 256); } watched SEC(".maps");
 struct { KIND(type, 2); TYPE(key, u32); u64 (*value)[8]; KIND(max_entries, 1); } control SEC(".maps");
@@ -332,12 +332,14 @@ ALWAYS void probe(struct request *request)
 	struct bio *bio = 0;
 	struct bio_vec *vecs = 0;
 	struct page *page = 0;
+	u32 offset = 0;
 	u64 *found = map_lookup(&probed, &key);
 	if (!found || READ(bio, request->bio) || !bio)
 		return;
 	READ(vecs, bio->bi_io_vec);
 	READ(page, vecs->bv_page);
-	READ(found[2], vecs->bv_offset);
+	READ(offset, vecs->bv_offset);
+	found[2] = offset;
 	found[1] = (u64)request;
 	found[3] = __builtin_preserve_type_info(*(struct page *)0, 1);
 	found[0] = (u64)page;
