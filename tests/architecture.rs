@@ -85,6 +85,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/agent/outgoing.rs",
         ],
     ),
+    ("aya", &["src/agent/capture/ebpf/kernel.rs"]),
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),

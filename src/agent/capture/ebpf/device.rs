@@ -50,7 +50,9 @@ pub(super) fn part(path: &Path) -> Result<Part, AgentError> {
     let found = std::fs::metadata(path)
         .map_err(|source| AgentError::io(path, "look at the disk", source))?;
     if !found.file_type().is_block_device() {
-        return Err(refuse("capture = \"ebpf\" sees block devices; for a file use \"fuse\" or \"nbd\""));
+        return Err(refuse(
+            "capture = \"ebpf\" sees block devices; for a file use \"fuse\" or \"nbd\"",
+        ));
     }
     let own = folder(found.rdev());
     let sectors = number_in(&own.join("size")).ok_or_else(|| refuse("its size is not known"))?;
@@ -62,7 +64,9 @@ pub(super) fn part(path: &Path) -> Result<Part, AgentError> {
     let device = device_in(&whole).ok_or_else(|| refuse("its whole device is not known"))?;
     let zoned = std::fs::read_to_string(whole.join("queue/zoned")).unwrap_or_default();
     if !matches!(zoned.trim(), "" | "none") {
-        return Err(refuse("a zoned device orders its writes itself, which eBPF capture does not follow; use capture = \"scan\""));
+        return Err(refuse(
+            "a zoned device orders its writes itself, which eBPF capture does not follow; use capture = \"scan\"",
+        ));
     }
     if !whole.join("mq").exists() {
         return Err(refuse(

@@ -63,7 +63,9 @@ impl Facts {
             return nothing(format!("the kernel is {release}, {major}.{minor} or later is needed"));
         }
         if !self.types {
-            return nothing("the kernel has no BTF (/sys/kernel/btf/vmlinux is missing)".to_owned());
+            return nothing(
+                "the kernel has no BTF (/sys/kernel/btf/vmlinux is missing)".to_owned(),
+            );
         }
         if self.lockdown.contains("[confidentiality]") {
             let why = "the kernel is locked down (confidentiality): no program may read its memory";
@@ -112,7 +114,10 @@ mod tests {
             (Facts { release: String::new(), ..good.clone() }, "5.17 or later"),
             (Facts { capabilities: 1 << CAP_BPF, ..good.clone() }, "CAP_PERFMON"),
             (Facts { capabilities: 1 << CAP_PERFMON, ..good.clone() }, "CAP_BPF"),
-            (Facts { lockdown: "none integrity [confidentiality]".to_owned(), ..good }, "locked down"),
+            (
+                Facts { lockdown: "none integrity [confidentiality]".to_owned(), ..good },
+                "locked down",
+            ),
         ];
         for (facts, word) in cases {
             let judged = facts.judge();

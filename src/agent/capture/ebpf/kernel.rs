@@ -3,8 +3,8 @@
 //! Owns: loading, attaching and pinning; every call into the kernel. Does not own: what records mean
 //! ([`super::record`]), or when something is called.
 
-use std::collections::BTreeMap;
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Btf, Ebpf, EbpfLoader};
 
-/// Built from `program/capture.bpf.c`; `tests/capture_ebpf_program.rs` proves it.
+/// Built from `program/capture.bpf.c`; a test of `tests/capture_ebpf.rs` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("program/capture.bpf.o");
 /// Words of one element of the dirty map.
 pub(super) const PAGE_WORDS: usize = 512;
@@ -130,10 +130,15 @@ impl Kernel {
     ///
     /// # Errors
     /// In words, what the kernel said.
-    pub(super) fn load(ring_bytes: u32, chunk_bytes: u32, chunks: u64) -> Result<(Self, Rings), String> {
+    pub(super) fn load(
+        ring_bytes: u32,
+        chunk_bytes: u32,
+        chunks: u64,
+    ) -> Result<(Self, Rings), String> {
         let btf = Btf::from_sys_fs().map_err(said("read the kernel's BTF"))?;
         let pages = chunks.div_ceil(64 * PAGE_WORDS as u64).max(1);
-        let elements = u32::try_from(2 * pages).map_err(|_| "the disks are too large".to_owned())?;
+        let elements =
+            u32::try_from(2 * pages).map_err(|_| "the disks are too large".to_owned())?;
         let shift = u64::from(chunk_bytes.trailing_zeros());
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
@@ -315,7 +320,11 @@ impl Kernel {
     /// How often the kernel left the program out because it ran already on that CPU.
     fn missed(&self, name: &'static str) -> Result<u64, String> {
         let mut programs = lock(&self.programs);
-        let fd = program(&mut programs, name)?.fd().map_err(said("name the program"))?.as_fd().as_raw_fd();
+        let fd = program(&mut programs, name)?
+            .fd()
+            .map_err(said("name the program"))?
+            .as_fd()
+            .as_raw_fd();
         let path = format!("/proc/self/fdinfo/{fd}");
         let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
@@ -390,6 +399,7 @@ pub(super) fn pinned_dirty(folder: &Path) -> Result<Vec<u64>, String> {
 }
 
 fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, String> {
-    let program = programs.program_mut(name).ok_or_else(|| format!("there is no program {name}"))?;
+    let program =
+        programs.program_mut(name).ok_or_else(|| format!("there is no program {name}"))?;
     program.try_into().map_err(said("the program"))
 }

@@ -103,8 +103,7 @@ pub(super) fn start(
     }
     let disks = tracked.len();
     let chunk_bytes = u64::from(settings.bitmap_chunk_bytes);
-    let reader =
-        Reader::new(Arc::clone(&shared), Arc::clone(stream), rings, tracked, chunk_bytes);
+    let reader = Reader::new(Arc::clone(&shared), Arc::clone(stream), rings, tracked, chunk_bytes);
     let thread = std::thread::Builder::new()
         .name("ebpf-reader".to_owned())
         .spawn(move || reader.run())
@@ -211,7 +210,10 @@ fn resume(
         pins.keep(&note)
     });
     if let Err(why) = pinned {
-        tracing::warn!(why, "the program is not pinned: after a restart of the agent the disks are read again");
+        tracing::warn!(
+            why,
+            "the program is not pinned: after a restart of the agent the disks are read again"
+        );
         kernel.ensure_attached()?;
         pins.forget();
     }

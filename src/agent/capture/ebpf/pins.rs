@@ -59,7 +59,10 @@ impl Pins {
         let note: Note = serde_json::from_str(&text)
             .map_err(|error| format!("{}: {error}", self.note.display()))?;
         if note.boot != now.boot {
-            return Err("the machine was booted since: what was written before this agent ran is not known".to_owned());
+            return Err(
+                "the machine was booted since: what was written before this agent ran is not known"
+                    .to_owned(),
+            );
         }
         if note.disks != now.disks || note.chunk_bytes != now.chunk_bytes {
             return Err("the disks or the chunk size are others than in the last life".to_owned());
@@ -67,7 +70,10 @@ impl Pins {
         let folder = self.at(note.folder);
         match folder.join("issue").exists() {
             true => Ok(folder),
-            false => Err("the pinned program is gone: what was written meanwhile is not known".to_owned()),
+            false => {
+                Err("the pinned program is gone: what was written meanwhile is not known"
+                    .to_owned())
+            }
         }
     }
 
@@ -132,8 +138,13 @@ fn mounted() -> Result<(), String> {
     let done = command.args(["-t", "bpf", "bpf", ROOT]).output();
     match done {
         Ok(done) if done.status.success() => Ok(()),
-        Ok(done) => Err(format!("{ROOT} is no BPF file system: {}", String::from_utf8_lossy(&done.stderr).trim())),
-        Err(error) => Err(format!("{ROOT} is no BPF file system, and mount could not be run: {error}")),
+        Ok(done) => Err(format!(
+            "{ROOT} is no BPF file system: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
+        )),
+        Err(error) => {
+            Err(format!("{ROOT} is no BPF file system, and mount could not be run: {error}"))
+        }
     }
 }
 
@@ -164,7 +175,9 @@ mod tests {
         let booted = Note { boot: "two".to_owned(), ..note.clone() };
         assert!(pins.earlier(&booted).unwrap_err().contains("booted"));
         let moved = vec![("root".to_owned(), Part { start: 4, ..part })];
-        assert!(pins.earlier(&Note { disks: moved, ..note.clone() }).unwrap_err().contains("others"));
+        assert!(
+            pins.earlier(&Note { disks: moved, ..note.clone() }).unwrap_err().contains("others")
+        );
         assert!(pins.earlier(&Note { chunk_bytes: 4096, ..note.clone() }).is_err());
         pins.keep(&note).unwrap();
         assert!(pins.at(3).exists() && !pins.at(4).exists(), "pins of others are removed");

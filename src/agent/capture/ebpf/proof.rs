@@ -42,7 +42,8 @@ impl Loop {
         file.as_file().set_len(DEVICE_BYTES).map_err(named)?;
         let mut command = Command::new("losetup");
         let made = command.args(["--find", "--show"]).arg(file.path()).output();
-        let made = made.map_err(|error| format!("losetup (package mount) could not be run: {error}"))?;
+        let made =
+            made.map_err(|error| format!("losetup (package mount) could not be run: {error}"))?;
         let text = String::from_utf8_lossy(&made.stdout).trim().to_owned();
         if !made.status.success() || text.is_empty() {
             return Err(format!("losetup: {}", String::from_utf8_lossy(&made.stderr).trim()));
@@ -160,7 +161,9 @@ fn compare(
             Some(Record::Piece(piece)) if piece.disk == DISK => {
                 let at = (piece.range.start + piece.at) as usize;
                 let place = image.get_mut(at..at + piece.bytes.len());
-                place.ok_or("a record names a place outside of its disk")?.copy_from_slice(piece.bytes);
+                place
+                    .ok_or("a record names a place outside of its disk")?
+                    .copy_from_slice(piece.bytes);
             }
             other => return Err(format!("a known direct write was seen as {other:?}")),
         }
@@ -171,6 +174,8 @@ fn compare(
     });
     match right {
         true => Ok(()),
-        false => Err(format!("a known direct write did not arrive as it was ({:?})", kernel.counts())),
+        false => {
+            Err(format!("a known direct write did not arrive as it was ({:?})", kernel.counts()))
+        }
     }
 }

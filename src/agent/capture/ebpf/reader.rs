@@ -89,8 +89,7 @@ impl Reader {
     /// Until the observer stops, or the kernel does not answer.
     pub(super) fn run(mut self) {
         let outcome = loop {
-            let stopping =
-                self.shared.stopping.load(Ordering::Acquire) || self.stream.closed();
+            let stopping = self.shared.stopping.load(Ordering::Acquire) || self.stream.closed();
             match self.turn().and_then(|()| self.pass()) {
                 Ok(0) if stopping => break Ok(()),
                 Ok(0) => {
@@ -105,7 +104,10 @@ impl Reader {
         match outcome {
             Ok(()) => self.shared.end("the agent stops"),
             Err(why) => {
-                tracing::error!(why, "eBPF capture ended; everything is read again when the agent is restarted");
+                tracing::error!(
+                    why,
+                    "eBPF capture ended; everything is read again when the agent is restarted"
+                );
                 self.shared.set_mode(CaptureMode::Bitmap, &why);
                 for disk in 0..self.disks.len() {
                     let index = DiskIndex(disk as u16);
@@ -149,7 +151,10 @@ impl Reader {
                     self.batch.push((DiskIndex(disk), told));
                 }
                 Record::PassedBy(disk, range) => {
-                    tracing::warn!(disk, "a command was passed to the device past its block layer (SG_IO): the disk is read again");
+                    tracing::warn!(
+                        disk,
+                        "a command was passed to the device past its block layer (SG_IO): the disk is read again"
+                    );
                     let told = Told::Unknown(range, "a command was passed to the device directly");
                     self.batch.push((DiskIndex(disk), told));
                 }
@@ -179,11 +184,15 @@ impl Reader {
         for (index, disk) in self.stream.disks.iter().enumerate() {
             let ranges = batch.iter().filter(|(disk, _)| usize::from(disk.0) == index);
             let ranges = ranges.map(|(_, told)| match told {
-                Told::Write(range, _) | Told::Zero(range) | Told::Unknown(range, _) => range.clone(),
+                Told::Write(range, _) | Told::Zero(range) | Told::Unknown(range, _) => {
+                    range.clone()
+                }
             });
             let limit = disk.size_bytes;
             // A failure is heard again, and told, where each change is placed.
-            let _each = disk.bitmap.intend_all(ranges.map(|range| range.start.min(limit)..range.end.min(limit)));
+            let _each = disk
+                .bitmap
+                .intend_all(ranges.map(|range| range.start.min(limit)..range.end.min(limit)));
         }
         for (disk, told) in batch {
             let Some(tracked) = self.disks.get(usize::from(disk.0)) else { continue };
@@ -201,12 +210,15 @@ impl Reader {
                 }
                 Told::Zero(range) if inside(&range) => {
                     let zero = |extent| Change::Zero { disk, extent };
-                    let changes = cut(range.start, range.end - range.start, ZERO_BYTES_MAX).map(zero);
+                    let changes =
+                        cut(range.start, range.end - range.start, ZERO_BYTES_MAX).map(zero);
                     self.stream.observed(disk, range.clone(), changes.collect()).map(drop)
                 }
-                Told::Write(range, _) | Told::Zero(range) => {
-                    self.stream.unordered(disk, 0..range.start.min(tracked.bytes), "a write passed the end of the disk")
-                }
+                Told::Write(range, _) | Told::Zero(range) => self.stream.unordered(
+                    disk,
+                    0..range.start.min(tracked.bytes),
+                    "a write passed the end of the disk",
+                ),
                 Told::Unknown(range, why) => {
                     let range = range.start.min(tracked.bytes)..range.end.min(tracked.bytes);
                     self.unordered(disk, range, why);
@@ -231,11 +243,17 @@ impl Reader {
             match parse(&item) {
                 Some(Record::Unknown(id, disk, range)) => {
                     self.assembly.forget(id);
-                    let told = Told::Unknown(range, "the ring was full: it is known where was written");
+                    let told =
+                        Told::Unknown(range, "the ring was full: it is known where was written");
                     self.batch.push((DiskIndex(disk), told));
                 }
-                Some(Record::Failed(disk, range) | Record::PassedBy(disk, range) | Record::Zero(disk, range)) => {
-                    let told = Told::Unknown(range, "the ring was full: it is known where was written");
+                Some(
+                    Record::Failed(disk, range)
+                    | Record::PassedBy(disk, range)
+                    | Record::Zero(disk, range),
+                ) => {
+                    let told =
+                        Told::Unknown(range, "the ring was full: it is known where was written");
                     self.batch.push((DiskIndex(disk), told));
                 }
                 Some(Record::Marker(_) | Record::Piece(_)) | None => {
@@ -321,7 +339,9 @@ pub(super) fn runs(
             }
             let range = chunk * chunk_bytes..((chunk + 1) * chunk_bytes).min(disk.bytes);
             match found.last_mut() {
-                Some((last, run)) if *last == index && run.end == range.start => run.end = range.end,
+                Some((last, run)) if *last == index && run.end == range.start => {
+                    run.end = range.end
+                }
                 _ => found.push((index, range)),
             }
         }
@@ -343,13 +363,7 @@ mod tests {
         for chunk in [0, 3, 4, 5, 6, 63, 64, 74, 75] {
             bits[chunk / 64] |= 1 << (chunk % 64);
         }
-        let expected = [
-            (0, 0..1),
-            (0, 3..5),
-            (1, 0..2),
-            (1, 58..60),
-            (1, 69..70),
-        ];
+        let expected = [(0, 0..1), (0, 3..5), (1, 0..2), (1, 58..60), (1, 69..70)];
         let expected = expected.map(|(disk, run): (u16, Range<u64>)| {
             let end = (run.end * 4096).min(disks[usize::from(disk)].bytes);
             (DiskIndex(disk), run.start * 4096..end)
