@@ -31,6 +31,9 @@ pub(crate) struct Args {
 /// Seconds that every rung is given to settle, and machines for which it gets one more.
 const SETTLE_S: u32 = 10;
 const SETTLED_PER_S: u32 = 25;
+/// Seconds of the same load before it is measured: a process server makes its cache log's segments
+/// once, and uses them again from then on.
+const WARM_UP_S: u32 = 15;
 
 /// One rung.
 #[derive(Debug, Serialize)]
@@ -78,6 +81,7 @@ pub(crate) fn run(args: &Args, program: &Path) -> Result<String, LoadError> {
         let mut words = vec!["--flat-out".to_owned(), format!("--machines={machines}")];
         // What a machine that has just come costs once is not the load's.
         words.push(format!("--settle={}", SETTLE_S + machines / SETTLED_PER_S));
+        words.push(format!("--warm-up={WARM_UP_S}"));
         words.extend(pinned_level(args.level));
         words.extend(args.load.iter().cloned());
         let report = load::measure(&load::Args::parsed(&words)?, program)?;

@@ -10,8 +10,9 @@ use holdfast::store::{
 };
 
 use super::azurite::Azurite;
-use super::proxy::{Fault, Proxy};
-use super::{made, opened};
+use super::proxy::Proxy;
+use super::words::Fault;
+use super::{made, opened, started};
 
 const NEVER: u64 = u64::MAX / 2;
 
@@ -34,8 +35,8 @@ fn page(fill: u8) -> [PageWrite; 1] {
 impl Late {
     /// A page blob under lease 1, whose first page is written.
     async fn new() -> Option<Self> {
-        let azurite = Azurite::start(false, &[])?;
-        let proxy = Proxy::start(azurite.port).await;
+        let azurite = started()?;
+        let proxy = Proxy::start(azurite.port);
         let container = made(&azurite).await;
         let store = opened(&azurite, &container, proxy.port);
         let name = ObjectName::new("seed/a").unwrap();
@@ -52,7 +53,7 @@ impl Late {
     }
 
     async fn deliver(&self) {
-        assert_eq!(self.proxy.deliver_all(&self.container).await, 1, "one was held");
+        assert_eq!(self.proxy.deliver_all(&self.container), 1, "one was held");
     }
 
     async fn first_byte(&self) -> u8 {

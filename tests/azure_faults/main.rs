@@ -11,6 +11,8 @@ mod azurite;
 mod late;
 mod proxy;
 mod rig;
+#[path = "../fault_proxy/words.rs"]
+mod words;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,8 +25,9 @@ use holdfast::clock::Clock;
 use holdfast::settings::store_url;
 use holdfast::store::Store;
 
-use proxy::{Fault, Proxy};
+use proxy::Proxy;
 use rig::{Outcome, Rig, Scaled, container};
+use words::Fault;
 
 /// Cases that run at once: most of a silent case is waiting.
 const AT_ONCE: usize = 12;
@@ -40,6 +43,11 @@ fn opened(azurite: &Azurite, container: &str, port: u16) -> Arc<dyn Store> {
     let seconds = if port == azurite.port { 60 } else { 1 };
     let text = format!("{}&timeout-s={seconds}", azurite.address(container, port));
     holdfast::store::open(&store_url(&text, Path::new("/")).unwrap()).unwrap()
+}
+
+/// The emulator, where there is one and the proxy was built.
+fn started() -> Option<Azurite> {
+    Proxy::built().then(|| Azurite::start(false, &[]))?
 }
 
 async fn made(azurite: &Azurite) -> String {
@@ -58,7 +66,7 @@ fn mixed(seed: u64) -> u64 {
 /// A run without faults: what it leaves, and how many requests it takes. The machine was claimed
 /// `claims` times before.
 async fn calm(azurite: &Azurite, claims: u64) -> (Outcome, u64) {
-    let proxy = Proxy::start(azurite.port).await;
+    let proxy = Proxy::start(azurite.port);
     let container = made(azurite).await;
     let rig = Rig::new(opened(azurite, &container, proxy.port), Arc::new(Scaled(FASTER)));
     for _ in 0..claims {
@@ -82,7 +90,7 @@ async fn case(azurite: &Azurite, proxy: &Proxy, calm: &[(Outcome, u64)], seed: u
     proxy.plan(&container, plan);
     let rig = Rig::new(opened(azurite, &container, proxy.port), Arc::new(Scaled(FASTER)));
     rig.run().await;
-    proxy.deliver_all(&container).await;
+    proxy.deliver_all(&container);
     let found = rig.outcome(&opened(azurite, &container, azurite.port)).await;
     let expected = calm.iter().find(|(calm, _)| calm.generation == found.generation);
     assert!(Some(&found) == expected.map(|(calm, _)| calm), "{told}: {found:?}");
@@ -95,10 +103,10 @@ async fn what_is_left_is_what_a_run_without_faults_leaves() {
     let (mut requests, mut fired, mut calm_requests) = (0, 0, 0);
     // The emulator gets slower with every container that it ever had.
     for first in (0..cases).step_by(BATCH) {
-        let Some(azurite) = Azurite::start(false, &[]) else { return };
+        let Some(azurite) = started() else { return };
         let calm = [calm(&azurite, 0).await, calm(&azurite, 1).await, calm(&azurite, 2).await];
         calm_requests = calm[0].1;
-        let proxy = Proxy::start(azurite.port).await;
+        let proxy = Proxy::start(azurite.port);
         let seeds = first..cases.min(first + BATCH as u64);
         let running = seeds.map(|seed| case(&azurite, &proxy, &calm, seed));
         let counts: Vec<_> = stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
@@ -118,8 +126,8 @@ async fn what_is_left_is_what_a_run_without_faults_leaves() {
 async fn an_outage_of_twelve_hours() {
     const TIMES: u32 = 10_000;
     const OUTAGE: Duration = Duration::from_secs(12 * 3600);
-    let Some(azurite) = Azurite::start(false, &[]) else { return };
-    let proxy = Proxy::start(azurite.port).await;
+    let Some(azurite) = started() else { return };
+    let proxy = Proxy::start(azurite.port);
     let container = made(&azurite).await;
     let clock = Arc::new(Scaled(TIMES));
     let rig = Rig::new(opened(&azurite, &container, proxy.port), Arc::clone(&clock) as _);
@@ -147,8 +155,8 @@ async fn an_outage_of_twelve_hours() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sparse_disk_of_eight_tib_costs_what_a_small_one_does() {
     const LARGEST: u64 = (8 << 40) - (1 << 20);
-    let Some(azurite) = Azurite::start(false, &[]) else { return };
-    let proxy = Proxy::start(azurite.port).await;
+    let Some(azurite) = started() else { return };
+    let proxy = Proxy::start(azurite.port);
     let mut requests = Vec::new();
     for disk_bytes in [rig::DISK_BYTES, LARGEST] {
         let container = made(&azurite).await;

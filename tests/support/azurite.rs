@@ -31,7 +31,7 @@ pub(crate) fn tool(path: &str) -> PathBuf {
 }
 
 /// Says loudly what is missing; under CI that is a failure.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     // Past the harness, which keeps what a passing test prints and may have begun a line.
     let line = format_args!("\nskipped: {why}\n");
     std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
