@@ -66,12 +66,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             64 << 10,
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
-        ebpf_ring_bytes: c.narrow(
-            "ebpf.ring_bytes",
-            raw.ebpf.ring_bytes,
-            256 << 20,
-            256 << 10..=1 << 30,
-        ),
+        ebpf_ring_bytes: ring_bytes(&mut c, raw.ebpf.ring_bytes),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
@@ -84,10 +79,6 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         "must be a power of two",
         "leave it out for the default, 65536",
     );
-    let ring = settings.ebpf_ring_bytes;
-    let rule = "must be a power of two";
-    let cure = "leave it out for the default, 268435456";
-    c.relation(ring.is_power_of_two(), "ebpf.ring_bytes", ring, rule, cure);
     c.finish(settings)
 }
 
@@ -100,6 +91,14 @@ fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
     let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
     let timeout = Duration::from_millis(timeout);
     ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
+}
+
+fn ring_bytes(c: &mut Check, value: Option<i64>) -> u32 {
+    let bytes: u32 = c.narrow("ebpf.ring_bytes", value, 256 << 20, 256 << 10..=1 << 30);
+    let rule = "must be a power of two";
+    let cure = "leave it out for the default, 268435456";
+    c.relation(bytes.is_power_of_two(), "ebpf.ring_bytes", bytes, rule, cure);
+    bytes
 }
 
 fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {

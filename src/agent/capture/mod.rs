@@ -8,15 +8,16 @@
 
 mod ebpf;
 
+pub use ebpf::release;
+
 use std::sync::Arc;
 
 use crate::model::DiskIndex;
 use crate::nbd;
-use crate::settings::{AgentDisk, AgentSettings, Capture};
+use crate::settings::{AgentDisk, Capture};
 
 use super::error::AgentError;
 use super::medium::Medium;
-use super::opening;
 use super::run::{Agent, Shared};
 use super::source;
 
@@ -62,15 +63,6 @@ pub(super) struct Captures {
     servers: Vec<nbd::Server>,
 }
 
-/// Takes what a stopped agent left in the kernel out of it; `true` when there was something.
-///
-/// # Errors
-/// While the agent runs.
-pub fn release(settings: &AgentSettings) -> Result<bool, AgentError> {
-    let _alone = opening::lock(&settings.state_directory)?;
-    Ok(ebpf::release(settings.machine.as_str(), &settings.state_directory))
-}
-
 /// Opens a disk for its way of capture; returns it with its size.
 ///
 /// # Errors
@@ -90,9 +82,8 @@ pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentErro
 /// # Errors
 /// When one of them cannot start.
 pub(super) fn start(agent: &Agent, shared: &Shared) -> Result<Captures, AgentError> {
-    let mut captures = Captures::default();
     let Shared { settings, stream, clock, entropy, .. } = shared;
-    let mut observers = Vec::new();
+    let (mut captures, mut observers) = (Captures::default(), Vec::new());
     let seen = settings.disks.iter().filter(|disk| disk.capture == Capture::Ebpf).count();
     if seen > 0 {
         // One ring orders all disks of a machine; beside another way there would be two orders.

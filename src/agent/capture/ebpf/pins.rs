@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::error::AgentError;
+use crate::agent::opening;
+use crate::settings::AgentSettings;
+
 use super::device::Part;
 
 /// Where BPF objects are pinned.
@@ -121,11 +125,15 @@ impl Pins {
     }
 }
 
-/// Removes what the agent of a machine left in the kernel; `true` when there was something.
-pub(in crate::agent) fn release(machine: &str, state_directory: &Path) -> bool {
-    let pins = Pins::new(machine, state_directory);
+/// Takes what a stopped agent left in the kernel out of it; `true` when there was something.
+///
+/// # Errors
+/// While the agent runs.
+pub fn release(settings: &AgentSettings) -> Result<bool, AgentError> {
+    let _alone = opening::lock(&settings.state_directory)?;
+    let pins = Pins::new(settings.machine.as_str(), &settings.state_directory);
     let _gone = fs::remove_file(&pins.note);
-    pins.release(None) > 0
+    Ok(pins.release(None) > 0)
 }
 
 /// A BPF file system is where it should be.
