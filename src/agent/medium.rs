@@ -3,6 +3,8 @@
 //! Owns: the line below which a power cut may lose things. Does not own: any order of calls.
 
 use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A file of fixed size. What was written is safe from a power cut only after a later [`Self::sync`]
 /// succeeded; until then any subset of its sectors may survive.
@@ -20,4 +22,22 @@ pub(super) trait Medium: Send + Sync + 'static {
     fn next_data(&self, offset: u64, end: u64) -> io::Result<u64>;
     /// First byte at or after `offset` that lies in a hole; `end` when there is none before it.
     fn next_hole(&self, offset: u64, end: u64) -> io::Result<u64>;
+    /// Whoever sees the writes of others lets reads through from here on. Most media have no others.
+    fn guard(&self, gate: Arc<dyn Gate>) {
+        drop(gate);
+    }
+}
+
+/// Stands around each read of a medium that others write.
+pub(super) trait Gate: Send + Sync + 'static {
+    /// Blocks until every write of the range that is in flight is complete.
+    ///
+    /// # Errors
+    /// In words, when that cannot be known.
+    fn before(&self, range: &Range<u64>) -> Result<(), String>;
+    /// Blocks until every write that was issued so far is told to the stream.
+    ///
+    /// # Errors
+    /// As before.
+    fn after(&self) -> Result<(), String>;
 }

@@ -44,6 +44,7 @@ mod syncs;
 mod tls;
 mod welcome;
 
+pub use capture::release;
 pub use dial::{Connection, Dial, Way};
 pub use dial_quic::QuicDial;
 pub use error::AgentError;

@@ -113,7 +113,7 @@ fn check(settings: &AgentSettings) -> Result<(), AgentError> {
     }
 }
 
-fn lock(directory: &Path) -> Result<File, AgentError> {
+pub(super) fn lock(directory: &Path) -> Result<File, AgentError> {
     let path = directory.join("lock");
     let file =
         File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;

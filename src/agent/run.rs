@@ -216,6 +216,10 @@ impl Agent {
         &self.shared.settings.disks
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub(super) fn stream(&self) -> &Arc<Stream> {
         &self.shared.stream
     }

@@ -22,6 +22,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Take the eBPF program of a stopped agent out of the kernel: the next start reads all disks again
+    Release,
     /// Show how this machine's agent is: its server, its mode, what is not published yet
     Status {
         /// Print one JSON document
@@ -50,6 +52,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let text = std::fs::read_to_string(&path).map_err(|source| NoStatus { path, source })?;
         let status: Value = serde_json::from_str(&text)?;
         return if json { print_json(&status) } else { print(&in_words(&status)) };
+    }
+    if matches!(args.command, Some(Command::Release)) {
+        let said = match agent::release(&settings)? {
+            true => "the program is out of the kernel; the next start reads all disks again",
+            false => "there was no program of this machine in the kernel",
+        };
+        return print(said);
     }
     let stopped = block_on(async { Ok(agent::run(settings).await?) })?;
     if stopped == Stopped::Unsettled {

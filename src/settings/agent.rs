@@ -69,6 +69,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         bandwidth_bytes_per_second_max: raw.bandwidth_bytes_per_second_max.map(|rate| {
             c.number("bandwidth_bytes_per_second_max", Some(rate), 0, 64 << 10..=1 << 40)
         }),
+        ebpf_ring_bytes: ring_bytes(&mut c, raw.ebpf.ring_bytes),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
@@ -93,6 +94,14 @@ fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
     let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
     let timeout = Duration::from_millis(timeout);
     ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
+}
+
+fn ring_bytes(c: &mut Check, value: Option<i64>) -> u32 {
+    let bytes: u32 = c.narrow("ebpf.ring_bytes", value, 256 << 20, 256 << 10..=1 << 30);
+    let rule = "must be a power of two";
+    let cure = "leave it out for the default, 268435456";
+    c.relation(bytes.is_power_of_two(), "ebpf.ring_bytes", bytes, rule, cure);
+    bytes
 }
 
 fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {
@@ -175,6 +184,14 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         "can only be the machine's one disk: a point of it is older than those of others",
         "enrol a machine of its own for the disk that is scanned",
     );
+    let seen = disks.iter().filter(|disk| disk.capture == Capture::Ebpf).count();
+    c.relation(
+        seen == 0 || seen == disks.len(),
+        "disk.capture",
+        "\"ebpf\"",
+        "must be that of all disks of the machine or of none: one ring orders them",
+        "use it for the others as well",
+    );
     disks
 }
 
@@ -228,9 +245,10 @@ fn capture(
             let mount = mount.map_or(default, |text| c.path(&key("mount"), Some(text), ""));
             return Capture::Fuse { mount };
         }
+        Some("ebpf") => return Capture::Ebpf,
         Some("scan") => return Capture::Scan(scan(c, key, raw)),
         Some(other) => {
-            let rule = "must be \"nbd\", \"fuse\" or \"scan\"";
+            let rule = "must be \"nbd\", \"fuse\", \"ebpf\" or \"scan\"";
             let cure = "leave it out for \"nbd\"";
             c.violation(&key("capture"), format!("{other:?}"), rule, cure);
         }

@@ -269,6 +269,8 @@ pub struct AgentSettings {
     pub bandwidth_bytes_per_second_max: Option<u64>,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// Bytes of the ring through which eBPF capture copies writes; kernel memory, default 256 MiB.
+    pub ebpf_ring_bytes: u32,
     /// How the application is quiesced for application-consistent bookmarks, if it can be.
     pub application: Option<ApplicationHook>,
     /// Disks.
@@ -339,6 +341,8 @@ pub enum Capture {
         /// Directory, of this disk or several.
         mount: PathBuf,
     },
+    /// A program in the kernel sees the requests of an existing block device.
+    Ebpf,
     /// The agent reads the disk again and again, and compares.
     Scan(ScanSettings),
 }

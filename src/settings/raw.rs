@@ -151,7 +151,14 @@ pub(super) struct RawAgent {
     pub(super) bitmap_chunk_bytes: Option<i64>,
     pub(super) bandwidth_bytes_per_second_max: Option<i64>,
     pub(super) application: Option<RawApplication>,
+    pub(super) ebpf: RawEbpf,
     pub(super) disk: Vec<RawDisk>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawEbpf {
+    pub(super) ring_bytes: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

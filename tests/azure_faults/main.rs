@@ -11,7 +11,7 @@ mod azurite;
 mod late;
 mod proxy;
 mod rig;
-#[path = "../fault_proxy/words.rs"]
+#[path = "../tools/fault_proxy/words.rs"]
 mod words;
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The program `fault-proxy` (`tests/fault_proxy`) as the tests command it.
+//! The program `fault-proxy` (`tests/tools/fault_proxy`) as the tests command it.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};

@@ -4,6 +4,7 @@
 
 pub mod fleet;
 pub mod library;
+pub mod loops;
 pub mod mounts;
 pub mod oracle;
 pub mod workload;

@@ -117,6 +117,32 @@ impl Bitmap {
         self.commit(state, ticket)
     }
 
+    /// The same for many ranges with one sync.
+    ///
+    /// # Errors
+    /// As of [`Bitmap::intend`].
+    pub(in crate::agent) fn intend_all(
+        &self,
+        ranges: impl Iterator<Item = Range<u64>>,
+    ) -> io::Result<()> {
+        let mut state = self.lock();
+        let mut safe = true;
+        for bytes in ranges {
+            let chunks = self.chunks(&bytes);
+            state.young.insert(chunks.clone());
+            if !state.safe.contains_all(chunks.clone()) {
+                state.set.insert(chunks.clone());
+                state.commits.want(&chunks);
+                safe = false;
+            }
+        }
+        if safe {
+            return Ok(());
+        }
+        let ticket = state.commits.ticket();
+        self.commit(state, ticket)
+    }
+
     /// The range must be read again. Its bits are set already: something was intended there.
     pub(in crate::agent) fn lost(&self, bytes: Range<u64>) {
         let chunks = self.chunks(&bytes);

@@ -11,9 +11,9 @@ use crate::settings::{AgentDisk, AgentSettings, Capture};
 
 use super::super::error::AgentError;
 use super::super::medium::Medium;
-use super::super::run::Agent;
+use super::super::run::{Agent, Shared};
 use super::super::source;
-use super::{Observer, Scanned, fuse, scan};
+use super::{Observer, Scanned, ebpf, fuse, scan};
 
 /// Everything that captures for one agent.
 #[derive(Default)]
@@ -44,6 +44,7 @@ pub(in crate::agent) fn open(
             let (medium, bytes) = source::open_disk(&disk.path)?;
             Ok((Box::new(medium), bytes))
         }
+        Capture::Ebpf => ebpf::open(disk),
         Capture::Scan(settings) => {
             let (agent, entropy) = (opening.settings, opening.entropy);
             let scanned = Scanned::open(disk, settings, agent, entropy)?;
@@ -79,7 +80,7 @@ pub(in crate::agent) fn start(
                 let file = (disk.name.clone(), agent.export(&disk.name)?);
                 files.entry(mount).or_default().push(file);
             }
-            Capture::Scan(_) => {}
+            Capture::Ebpf | Capture::Scan(_) => {}
         }
     }
     for (directory, disks) in files {
@@ -91,6 +92,10 @@ pub(in crate::agent) fn start(
         let (running, observer) = scanned.start(agent.stream(), agent.clock())?;
         captures.scans.push(running);
         observers.push(observer);
+    }
+    if agent.disks().iter().any(|disk| disk.capture == Capture::Ebpf) {
+        let Shared { stream, settings, clock, entropy, .. } = agent.shared();
+        observers.push(ebpf::start(stream, settings, clock, entropy.as_ref())?);
     }
     agent.stream().observe_with(observers);
     Ok(captures)

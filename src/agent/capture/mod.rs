@@ -8,12 +8,14 @@
 //! stream.
 
 mod captures;
+mod ebpf;
 mod fuse;
 mod scan;
 
 use crate::model::DiskIndex;
 
 pub(super) use captures::{Captures, Opening, open, start};
+pub use ebpf::release;
 pub(super) use scan::Scanned;
 
 /// How well a disk's changes are known at this moment.

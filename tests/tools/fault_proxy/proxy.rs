@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::Error;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +53,7 @@ impl Proxy {
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Container>> {
-        self.containers.lock().unwrap()
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The n-th request (from 0) of `container` fails so.
@@ -219,7 +219,7 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 fn content_length(head: &str) -> usize {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let mut lengths = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    lengths.next().map_or(0, |(_, value)| value.trim().parse().unwrap())
+    lengths.next().and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
 /// With the number that every answer of Azure has.

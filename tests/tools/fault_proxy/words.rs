@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fault {
+pub(crate) enum Fault {
     /// 500, and no effect.
     FailedBefore,
     /// 500, and the effect.
@@ -31,7 +31,7 @@ pub enum Fault {
 /// What the proxy is told on its standard input.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Command {
+pub(crate) enum Command {
     /// The n-th request (from 0) of a container fails so.
     Plan {
         container: String,
@@ -54,7 +54,7 @@ pub enum Command {
 /// What it answers on its standard output.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Once, at the beginning: where it listens on loopback.
     Listens {
         port: u16,

@@ -1,0 +1,405 @@
+//! The program in the kernel, and its maps.
+//!
+//! Owns: loading, attaching and pinning; every call into the kernel. Does not own: what records mean
+//! ([`super::record`]), or when something is called.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, HashMap, Map, MapData, RingBuf};
+use aya::programs::links::FdLink;
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
+use aya::{Btf, Ebpf, EbpfLoader};
+
+/// Built from `program/capture.bpf.c`; a test of `tests/capture_ebpf.rs` proves it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("program/capture.bpf.o");
+/// Words of one element of the dirty map.
+pub(super) const PAGE_WORDS: usize = 512;
+/// Most captured ranges on one device.
+pub(super) const RANGES_MAX: usize = 16;
+const RANGE_WORDS: usize = 4;
+/// The pinned parts.
+const DIRTY: &str = "dirty";
+const ISSUE: &str = "issue";
+const COMPLETE: &str = "complete";
+
+/// Places in the map `control`.
+const ACTIVE: usize = 0;
+const WITH_DATA: usize = 1;
+const PAGES_AT: usize = 2;
+const STRUCTS_AT: usize = 3;
+const PROBED_DEVICE: usize = 4;
+
+type Page = [u64; PAGE_WORDS];
+type Eight = [u64; 8];
+type Ranges = [u64; 1 + RANGES_MAX * RANGE_WORDS];
+
+/// Part of a device that is a captured disk, in sectors of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    pub(super) device: u32,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) first_chunk: u64,
+    pub(super) disk: u16,
+}
+
+/// A write that the device has and has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flight {
+    pub(super) request: u64,
+    pub(super) disk: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) since: u64,
+}
+
+/// What the program counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Records that did not fit into the first ring.
+    pub(super) dropped: u64,
+    /// Records that fitted into neither.
+    pub(super) forgotten: u64,
+    /// Requests in flight that could not be noted.
+    pub(super) unflown: u64,
+    /// Payloads that could not be read.
+    pub(super) faults: u64,
+    /// Runs of the program that the kernel left out.
+    pub(super) missed: u64,
+}
+
+/// What a write to our own device looked like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Probed {
+    pub(super) page: u64,
+    pub(super) request: u64,
+    pub(super) offset: u64,
+    pub(super) page_struct_bytes: u64,
+}
+
+/// The loaded program.
+pub(super) struct Kernel {
+    programs: Mutex<Ebpf>,
+    maps: Mutex<Maps>,
+    links: Mutex<Vec<(&'static str, FdLink)>>,
+    pages: u32,
+}
+
+struct Maps {
+    control: Array<MapData, Eight>,
+    counts: Array<MapData, Eight>,
+    probed: Array<MapData, Eight>,
+    watched: HashMap<MapData, u32, Ranges>,
+    flying: HashMap<MapData, u64, [u64; 4]>,
+}
+
+/// Both rings, for the one who reads them.
+pub(super) struct Rings {
+    pub(super) events: RingBuf<MapData>,
+    pub(super) extents: RingBuf<MapData>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An error with all its causes.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+fn said<E: std::error::Error>(what: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{what}: {}", words(&error))
+}
+
+impl Kernel {
+    /// Loads the program; it is not attached yet.
+    ///
+    /// # Errors
+    /// In words, what the kernel said.
+    pub(super) fn load(
+        ring_bytes: u32,
+        chunk_bytes: u32,
+        chunks: u64,
+    ) -> Result<(Self, Rings), String> {
+        let btf = Btf::from_sys_fs().map_err(said("read the kernel's BTF"))?;
+        let pages = chunks.div_ceil(64 * PAGE_WORDS as u64).max(1);
+        let elements =
+            u32::try_from(2 * pages).map_err(|_| "the disks are too large".to_owned())?;
+        let shift = u64::from(chunk_bytes.trailing_zeros());
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("chunk_shift", &shift, true)
+            .override_global("dirty_pages", &pages, true)
+            .map_max_entries("events", ring_bytes)
+            .map_max_entries(DIRTY, elements)
+            .load(OBJECT)
+            .map_err(said("load the program"))?;
+        for name in [ISSUE, COMPLETE, "marker", "find"] {
+            program(&mut programs, name)?.load().map_err(said("load the program"))?;
+        }
+        let mut take = |name: &'static str| {
+            programs.take_map(name).ok_or_else(|| format!("the program has no map {name}"))
+        };
+        let wrong = "a map of the program";
+        let maps = Maps {
+            control: Array::try_from(take("control")?).map_err(said(wrong))?,
+            counts: Array::try_from(take("counts")?).map_err(said(wrong))?,
+            probed: Array::try_from(take("probed")?).map_err(said(wrong))?,
+            watched: HashMap::try_from(take("watched")?).map_err(said(wrong))?,
+            flying: HashMap::try_from(take("flying")?).map_err(said(wrong))?,
+        };
+        let rings = Rings {
+            events: RingBuf::try_from(take("events")?).map_err(said(wrong))?,
+            extents: RingBuf::try_from(take("extents")?).map_err(said(wrong))?,
+        };
+        let kernel = Self {
+            programs: Mutex::new(programs),
+            maps: Mutex::new(maps),
+            links: Mutex::default(),
+            pages: pages as u32,
+        };
+        Ok((kernel, rings))
+    }
+
+    /// From here on requests are seen.
+    pub(super) fn attach(&self) -> Result<(), String> {
+        let mut programs = lock(&self.programs);
+        for (name, point) in [(COMPLETE, "block_rq_complete"), (ISSUE, "block_rq_issue")] {
+            let program = program(&mut programs, name)?;
+            let link = program.attach(point).map_err(said("attach the program"))?;
+            let link = program.take_link(link).map_err(said("attach the program"))?;
+            lock(&self.links).push((name, link.into()));
+        }
+        Ok(())
+    }
+
+    /// The program and its bits outlive this process; `folder` is on a BPF file system.
+    pub(super) fn pin(&self, folder: &Path) -> Result<(), String> {
+        let programs = lock(&self.programs);
+        let dirty = programs.map(DIRTY).ok_or("the program has no dirty map")?;
+        dirty.pin(folder.join(DIRTY)).map_err(said("pin the map"))?;
+        drop(programs);
+        let mut links = lock(&self.links);
+        for (name, link) in std::mem::take(&mut *links) {
+            let pinned = link.pin(folder.join(name)).map_err(said("pin the program"))?;
+            // Held here as well: whoever removes the pin does not end the capture.
+            links.push((name, pinned.into()));
+        }
+        Ok(())
+    }
+
+    /// Attaches again what a pin that did not succeed has cost.
+    pub(super) fn ensure_attached(&self) -> Result<(), String> {
+        if lock(&self.links).len() == 2 { Ok(()) } else { self.attach() }
+    }
+
+    /// Which parts of which devices are captured.
+    pub(super) fn watch(&self, watched: &[Watched]) -> Result<(), String> {
+        let mut devices: BTreeMap<u32, Vec<&Watched>> = BTreeMap::new();
+        for one in watched {
+            devices.entry(one.device).or_default().push(one);
+        }
+        for (device, ranges) in devices {
+            if ranges.len() > RANGES_MAX {
+                return Err(format!("at most {RANGES_MAX} captured disks may lie on one device"));
+            }
+            let mut words = [0; 1 + RANGES_MAX * RANGE_WORDS];
+            words[0] = ranges.len() as u64;
+            for (at, range) in ranges.iter().enumerate() {
+                words[1 + at * RANGE_WORDS..][..RANGE_WORDS].copy_from_slice(&[
+                    range.start,
+                    range.end,
+                    range.first_chunk,
+                    u64::from(range.disk),
+                ]);
+            }
+            let map = &mut lock(&self.maps).watched;
+            map.insert(device, words, 0).map_err(said("watch a device"))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a device.
+    pub(super) fn unwatch(&self, device: u32) -> Result<(), String> {
+        lock(&self.maps).watched.remove(&device).map_err(said("leave a device"))
+    }
+
+    fn control(&self, change: impl FnOnce(&mut Eight)) -> Result<(), String> {
+        let map = &mut lock(&self.maps).control;
+        let mut words = map.get(&0, 0).map_err(said("read the control map"))?;
+        change(&mut words);
+        map.set(0, words, 0).map_err(said("write the control map"))
+    }
+
+    /// The device whose writes tell where the kernel describes a page.
+    pub(super) fn probe(&self, device: u32) -> Result<(), String> {
+        self.control(|words| words[PROBED_DEVICE] = u64::from(device))
+    }
+
+    /// Payloads are copied from here on: all memory is mapped at `pages_at`, described at `structs_at`.
+    pub(super) fn with_data(&self, pages_at: u64, structs_at: u64) -> Result<(), String> {
+        self.control(|words| {
+            words[PAGES_AT] = pages_at;
+            words[STRUCTS_AT] = structs_at;
+            words[WITH_DATA] = 1;
+        })
+    }
+
+    /// Payloads are not copied any more.
+    pub(super) fn without_data(&self) -> Result<(), String> {
+        self.control(|words| words[WITH_DATA] = 0)
+    }
+
+    pub(super) fn probed(&self) -> Result<Probed, String> {
+        let words = lock(&self.maps).probed.get(&0, 0).map_err(said("read the probe"))?;
+        Ok(Probed {
+            page: words[0],
+            request: words[1],
+            offset: words[2],
+            page_struct_bytes: words[3],
+        })
+    }
+
+    /// Where all memory is mapped, if it is at one of `count` places at and below `highest`, and the
+    /// kernel describes memory at `structs_at`; known by 32 bytes that the probed page holds.
+    pub(super) fn find(
+        &self,
+        probed: &Probed,
+        structs_at: u64,
+        highest: u64,
+        count: u64,
+        want: [u64; 4],
+    ) -> Result<Option<u64>, String> {
+        let [a, b, c, d] = want;
+        let args = [probed.page, structs_at, highest, count, a, b, c, d, probed.offset, 0, 0, 0];
+        self.run("find", args)?;
+        let words = lock(&self.maps).probed.get(&0, 0).map_err(said("read the probe"))?;
+        Ok((words[4] != 0).then_some(words[4]))
+    }
+
+    /// Puts a marker behind everything in the ring; `false` when there is no room for it.
+    pub(super) fn mark(&self, id: u64) -> Result<bool, String> {
+        let mut args = [0; 12];
+        args[0] = id;
+        Ok(self.run("marker", args)? == 0)
+    }
+
+    fn run(&self, name: &'static str, args: [u64; 12]) -> Result<u32, String> {
+        let mut programs = lock(&self.programs);
+        let options = RawTracePointRunOptions { args, cpu: None };
+        let result = program(&mut programs, name)?.test_run(options);
+        Ok(result.map_err(said("run a part of the program"))?.return_value)
+    }
+
+    pub(super) fn counts(&self) -> Result<Counts, String> {
+        let words = lock(&self.maps).counts.get(&0, 0).map_err(said("read the counts"))?;
+        let missed = self.missed(ISSUE)?;
+        Ok(Counts {
+            dropped: words[1],
+            forgotten: words[2],
+            unflown: words[3],
+            faults: words[4],
+            missed,
+        })
+    }
+
+    /// How often the kernel left the program out because it ran already on that CPU.
+    fn missed(&self, name: &'static str) -> Result<u64, String> {
+        let mut programs = lock(&self.programs);
+        let fd = program(&mut programs, name)?
+            .fd()
+            .map_err(said("name the program"))?
+            .as_fd()
+            .as_raw_fd();
+        let path = format!("/proc/self/fdinfo/{fd}");
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+        line.and_then(|count| count.trim().parse().ok())
+            .ok_or_else(|| format!("{path} does not tell recursion_misses"))
+    }
+
+    /// Writes that the devices have not answered.
+    pub(super) fn flights(&self) -> Result<Vec<Flight>, String> {
+        let maps = lock(&self.maps);
+        let mut flights = Vec::new();
+        for found in maps.flying.iter() {
+            // A walk beside changes may end early or see one twice; the caller looks again.
+            let (request, [disk, start, end, since]) = found.map_err(said("read the flights"))?;
+            flights.push(Flight { request, disk, start, end, since });
+        }
+        Ok(flights)
+    }
+
+    /// Whether that very flight is still in the air.
+    pub(super) fn flies(&self, flight: &Flight) -> bool {
+        let found = lock(&self.maps).flying.get(&flight.request, 0);
+        found.is_ok_and(|words| words == [flight.disk, flight.start, flight.end, flight.since])
+    }
+
+    /// Bits go to the other half of the dirty map from here on; returns which half is left.
+    pub(super) fn turn(&self) -> Result<u32, String> {
+        let mut left = 0;
+        self.control(|words| {
+            left = (words[ACTIVE] & 1) as u32;
+            words[ACTIVE] ^= 1;
+        })?;
+        Ok(left)
+    }
+
+    /// All bits of one half are cleared.
+    pub(super) fn clear(&self, half: u32) -> Result<(), String> {
+        let mut programs = lock(&self.programs);
+        let map = programs.map_mut(DIRTY).ok_or("the program has no dirty map")?;
+        let mut map = Array::<_, Page>::try_from(map).map_err(said("clear the dirty map"))?;
+        for page in half * self.pages..(half + 1) * self.pages {
+            map.set(page, [0; PAGE_WORDS], 0).map_err(said("clear the dirty map"))?;
+        }
+        Ok(())
+    }
+
+    /// The bits of both halves.
+    pub(super) fn dirty(&self) -> Result<Vec<u64>, String> {
+        let programs = lock(&self.programs);
+        let map = programs.map(DIRTY).ok_or("the program has no dirty map")?;
+        joined(&Array::try_from(map).map_err(said("read the dirty map"))?)
+    }
+}
+
+/// The bits of both halves of a map, each as long as the disks together.
+fn joined<T: Borrow<MapData>>(map: &Array<T, Page>) -> Result<Vec<u64>, String> {
+    let pages = map.len() / 2;
+    let mut bits = Vec::new();
+    for page in 0..pages {
+        let one = map.get(&page, 0).map_err(said("read the dirty map"))?;
+        let other = map.get(&(pages + page), 0).map_err(said("read the dirty map"))?;
+        bits.extend(one.iter().zip(other).map(|(one, other)| one | other));
+    }
+    Ok(bits)
+}
+
+/// The bits that a pinned program of an earlier life collected, and collects.
+pub(super) fn pinned_dirty(folder: &Path) -> Result<Vec<u64>, String> {
+    let data = MapData::from_pin(folder.join(DIRTY)).map_err(said("open the pinned map"))?;
+    let map = Array::try_from(Map::Array(data)).map_err(said("open the pinned map"))?;
+    joined(&map)
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, String> {
+    let program =
+        programs.program_mut(name).ok_or_else(|| format!("there is no program {name}"))?;
+    program.try_into().map_err(said("the program"))
+}

@@ -1,0 +1,20 @@
+//! Sees the block requests of a running machine's disks by a program in the kernel: no module, no
+//! remount, no reboot. `docs/capture.md`, "eBPF", has the rules.
+//!
+//! `starting` loads the program (`kernel`) where `facts` and `proof` let it and takes over what `pins`
+//! kept; `reader` tells the stream what the rings hold (`record`), `shared` is what others wait for, and
+//! `medium` reads devices (`device`) for the catch-up.
+
+mod device;
+mod facts;
+mod kernel;
+mod medium;
+mod pins;
+mod proof;
+mod reader;
+mod record;
+mod shared;
+mod starting;
+
+pub use pins::release;
+pub(super) use starting::{open, start};

@@ -1,0 +1,163 @@
+//! What the reader of the rings and those who wait for it share.
+//!
+//! Owns: that a settled marker means everything before it was told. Does not own: reading rings
+//! ([`super::reader`]).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::agent::capture::CaptureMode;
+use crate::clock::Clock;
+
+use super::kernel::{Flight, Kernel};
+
+/// Longest wait for the reader, or for a write that a device has not answered.
+const WAIT: Duration = Duration::from_secs(20);
+/// How often a wait looks again.
+const LOOK: Duration = Duration::from_millis(2);
+/// A request that seems to fly longer has landed unseen: the kernel may leave a run of a program out.
+const STALE: Duration = Duration::from_secs(300);
+
+/// Shared by the reader, the observer and the disks' media.
+pub(super) struct Shared {
+    pub(super) kernel: Kernel,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stopping: AtomicBool,
+    next_marker: AtomicU64,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Newest marker before which everything was told.
+    told: u64,
+    /// The reader ended, and why.
+    ended: Option<String>,
+    mode: (CaptureMode, String),
+    /// Until then a write may be in flight that nobody noted.
+    blind_until: Duration,
+    /// Flights that were waited for, and since when.
+    waited: HashMap<(u64, u64), Duration>,
+}
+
+impl Shared {
+    pub(super) fn new(kernel: Kernel, clock: Arc<dyn Clock>, mode: (CaptureMode, String)) -> Self {
+        let state = State {
+            told: 0,
+            ended: None,
+            mode,
+            blind_until: Duration::ZERO,
+            waited: HashMap::new(),
+        };
+        Self {
+            kernel,
+            clock,
+            stopping: AtomicBool::new(false),
+            next_marker: AtomicU64::new(1),
+            state: Mutex::new(state),
+            moved: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.moved.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(super) fn marker(&self) -> u64 {
+        self.next_marker.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn told(&self, marker: u64) {
+        let mut state = self.lock();
+        state.told = state.told.max(marker);
+        self.moved.notify_all();
+    }
+
+    pub(super) fn end(&self, why: &str) {
+        self.lock().ended.get_or_insert_with(|| why.to_owned());
+        self.moved.notify_all();
+    }
+
+    pub(super) fn mode(&self) -> (CaptureMode, String) {
+        self.lock().mode.clone()
+    }
+
+    pub(super) fn set_mode(&self, mode: CaptureMode, why: &str) {
+        self.lock().mode = (mode, why.to_owned());
+    }
+
+    /// A request was issued and could not be noted as in flight.
+    pub(super) fn blind(&self) {
+        self.lock().blind_until = self.clock.monotonic() + STALE;
+    }
+
+    /// Returns when everything that was issued before has been told to the stream.
+    ///
+    /// # Errors
+    /// In words, when the reader does not get there.
+    pub(super) fn settle(&self) -> Result<(), String> {
+        let marker = self.marker();
+        let until = self.clock.monotonic() + WAIT;
+        let mut marked = self.kernel.mark(marker)?;
+        let mut state = self.lock();
+        while state.told < marker {
+            if let Some(why) = &state.ended {
+                return Err(format!("eBPF capture has ended: {why}"));
+            }
+            if self.clock.monotonic() > until {
+                return Err("more is written than the agent reads from the ring".to_owned());
+            }
+            state = self.wait(state);
+            if !marked {
+                drop(state);
+                marked = self.kernel.mark(marker)?;
+                state = self.lock();
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when every write of the range that was in flight at the call is complete.
+    ///
+    /// # Errors
+    /// In words, when one does not complete.
+    pub(super) fn landed(&self, disk: u64, range: &Range<u64>) -> Result<(), String> {
+        let now = self.clock.monotonic();
+        if self.lock().blind_until > now {
+            return Err("writes are in flight that could not be noted; waiting 5 min".to_owned());
+        }
+        let mut flights = self.kernel.flights()?;
+        flights.retain(|flight| {
+            flight.disk == disk && flight.start < range.end && flight.end > range.start
+        });
+        let until = now + WAIT;
+        loop {
+            flights.retain(|flight| self.kernel.flies(flight) && !self.stale(flight));
+            if flights.is_empty() {
+                return Ok(());
+            }
+            if self.clock.monotonic() > until {
+                return Err(format!("{} writes of the range do not complete", flights.len()));
+            }
+            drop(self.wait(self.lock()));
+        }
+    }
+
+    fn stale(&self, flight: &Flight) -> bool {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        if state.waited.len() > 4096 {
+            state.waited.clear();
+        }
+        let since = *state.waited.entry((flight.request, flight.since)).or_insert(now);
+        now > since + STALE
+    }
+}

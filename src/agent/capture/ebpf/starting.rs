@@ -1,0 +1,241 @@
+//! Starts the capture in the order in which nothing can be missed, and stops it.
+//!
+//! Owns: that the new program sees everything before the old one's bits are read. Does not own: what
+//! each part does.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::clock::{Clock, Entropy};
+use crate::model::DiskIndex;
+use crate::settings::{AgentDisk, AgentSettings};
+
+use crate::agent::capture::{CaptureMode, Observer};
+use crate::agent::error::AgentError;
+use crate::agent::medium::Medium;
+use crate::agent::stream::Stream;
+
+use super::device::Part;
+use super::facts::{Facts, Possible};
+use super::kernel::{Kernel, Rings, Watched};
+use super::medium::DiskGate;
+use super::pins::{Note, Pins};
+use super::reader::{Reader, Tracked, runs};
+use super::shared::Shared;
+use super::{device, kernel, medium, proof};
+
+/// Opens a disk that others write.
+pub(in crate::agent::capture) fn open(
+    disk: &AgentDisk,
+) -> Result<(Box<dyn Medium>, u64), AgentError> {
+    let (medium, bytes) = medium::open(&disk.path)?;
+    Ok((Box::new(medium), bytes))
+}
+
+/// The observer of all disks that are captured this way.
+struct Ebpf {
+    shared: Arc<Shared>,
+    disks: usize,
+    reader: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Captures all disks of the stream.
+///
+/// # Errors
+/// When the kernel does not let it, in words with the next best way.
+pub(in crate::agent::capture) fn start(
+    stream: &Arc<Stream>,
+    settings: &AgentSettings,
+    clock: &Arc<dyn Clock>,
+    entropy: &dyn Entropy,
+) -> Result<Arc<dyn Observer>, AgentError> {
+    let refuse = |why: String| AgentError::Settings(format!("capture = \"ebpf\": {why}"));
+    let facts = Facts::read();
+    let possible = facts.judge();
+    if let Possible::Nothing(why) = possible {
+        return Err(refuse(why));
+    }
+    let parts = parts(stream, settings)?;
+    let tracked = tracked(stream, u64::from(settings.bitmap_chunk_bytes));
+    let chunks = tracked.last().map_or(0, |last| {
+        last.first_chunk + last.bytes.div_ceil(u64::from(settings.bitmap_chunk_bytes))
+    });
+    let ring_bytes = settings.ebpf_ring_bytes;
+    let loaded = Kernel::load(ring_bytes, settings.bitmap_chunk_bytes, chunks + proof::CHUNKS);
+    let (kernel, mut rings) = loaded.map_err(refuse)?;
+    kernel.attach().map_err(refuse)?;
+    let directory = &settings.state_directory;
+    let mode = proven(possible, &kernel, &mut rings, directory, chunks, entropy);
+    tracing::info!(mode = mode.0.as_str(), why = mode.1, ring_bytes, "eBPF capture");
+    let watched: Vec<Watched> = (parts.iter().zip(&tracked).enumerate())
+        .map(|(disk, ((_, part), tracked))| Watched {
+            device: part.device,
+            start: part.start,
+            end: part.end,
+            first_chunk: tracked.first_chunk,
+            disk: disk as u16,
+        })
+        .collect();
+    kernel.watch(&watched).map_err(refuse)?;
+    let note = Note {
+        boot: Pins::boot(),
+        folder: 0,
+        chunk_bytes: settings.bitmap_chunk_bytes,
+        disks: parts,
+    };
+    let pins = Pins::new(settings.machine.as_str(), directory);
+    resume(stream, &kernel, &pins, note, &tracked).map_err(refuse)?;
+    let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
+    for disk in &stream.disks {
+        let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
+        disk.source.guard(Arc::new(gate));
+    }
+    let disks = tracked.len();
+    let chunk_bytes = u64::from(settings.bitmap_chunk_bytes);
+    let reader = Reader::new(Arc::clone(&shared), Arc::clone(stream), rings, tracked, chunk_bytes);
+    let thread = std::thread::Builder::new()
+        .name("ebpf-reader".to_owned())
+        .spawn(move || reader.run())
+        .map_err(|source| AgentError::io(directory, "start a thread", source))?;
+    Ok(Arc::new(Ebpf { shared, disks, reader: Mutex::new(Some(thread)) }))
+}
+
+/// The disks in the order of the stream, each on its device.
+fn parts(stream: &Stream, settings: &AgentSettings) -> Result<Vec<(String, Part)>, AgentError> {
+    let mut parts: Vec<(String, Part)> = Vec::new();
+    for disk in &stream.disks {
+        let named = settings.disks.iter().find(|one| one.name == disk.name);
+        let Some(named) = named else { continue };
+        let part = device::part(&named.path)?;
+        if device::below(&settings.state_directory).contains(&part.device) {
+            return Err(AgentError::Settings(format!(
+                "state_directory {} lies on {}, which is captured: each write of the agent would be one more to \
+                 send; put it on another disk, or below /run",
+                settings.state_directory.display(),
+                named.path.display()
+            )));
+        }
+        let meets = |other: &&(String, Part)| {
+            other.1.device == part.device && other.1.start < part.end && part.start < other.1.end
+        };
+        if let Some((other, _)) = parts.iter().find(meets) {
+            let name = &disk.name;
+            let why = format!("disks {other} and {name} lie on each other; name one of them");
+            return Err(AgentError::Settings(why));
+        }
+        parts.push((disk.name.to_string(), part));
+    }
+    Ok(parts)
+}
+
+/// Where the bits of each disk begin.
+fn tracked(stream: &Stream, chunk_bytes: u64) -> Vec<Tracked> {
+    let mut first_chunk = 0;
+    let each = stream.disks.iter().map(|disk| {
+        let tracked = Tracked { bytes: disk.size_bytes, first_chunk };
+        first_chunk += disk.size_bytes.div_ceil(chunk_bytes);
+        tracked
+    });
+    each.collect()
+}
+
+/// The best mode that the kernel allows and that was proven.
+fn proven(
+    possible: Possible,
+    kernel: &Kernel,
+    rings: &mut Rings,
+    directory: &Path,
+    first_chunk: u64,
+    entropy: &dyn Entropy,
+) -> (CaptureMode, String) {
+    let why = match possible {
+        Possible::Data => match proof::prove(kernel, rings, directory, first_chunk, entropy) {
+            Ok(()) => {
+                let why = "each write is copied as it goes to the device";
+                return (CaptureMode::Ordered, why.to_owned());
+            }
+            Err(why) => why,
+        },
+        Possible::Extents(why) | Possible::Nothing(why) => why,
+    };
+    let why = format!("payloads are not copied ({why}): points come only when nothing is written");
+    tracing::warn!(why, "eBPF capture sees where is written, not what");
+    (CaptureMode::Extents, why)
+}
+
+/// Takes over what an earlier life of this boot left collecting; the new program sees everything
+/// already. Without that nobody knows what was written since: a new epoch.
+fn resume(
+    stream: &Stream,
+    kernel: &Kernel,
+    pins: &Pins,
+    mut note: Note,
+    tracked: &[Tracked],
+) -> Result<(), String> {
+    let bits = pins.earlier(&note).and_then(|folder| kernel::pinned_dirty(&folder));
+    match bits {
+        Ok(bits) => {
+            let chunk_bytes = u64::from(note.chunk_bytes);
+            let why = "written while the agent was not running";
+            let mut bytes = 0;
+            for (disk, range) in runs(&bits, tracked, chunk_bytes) {
+                bytes += range.end - range.start;
+                if let Err(error) = stream.unordered(disk, range, why) {
+                    tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
+                }
+            }
+            tracing::info!(bytes, "what was written while no agent ran is known, and read again");
+        }
+        Err(why) => {
+            tracing::warn!(why, "the disks are read again: a new epoch begins");
+            let mut core = stream.lock();
+            core.clean = false;
+            core.resync.get_or_insert(why);
+        }
+    }
+    let pinned = pins.make().and_then(|(folder, path)| {
+        note.folder = folder;
+        kernel.pin(&path)?;
+        pins.keep(&note)
+    });
+    if let Err(why) = pinned {
+        tracing::warn!(
+            why,
+            "the program is not pinned: after a restart of the agent the disks are read again"
+        );
+        kernel.ensure_attached()?;
+        pins.forget();
+    }
+    Ok(())
+}
+
+impl Observer for Ebpf {
+    fn settle(&self) -> Result<(), String> {
+        self.shared.settle()
+    }
+
+    fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
+        let (mode, why) = self.shared.mode();
+        (0..self.disks).map(|disk| (DiskIndex(disk as u16), mode, why.clone())).collect()
+    }
+
+    /// The pinned program goes on setting bits: the next life reads them.
+    fn stop(&self) {
+        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.without_data()) {
+            tracing::warn!(why, "eBPF capture did not stop in order");
+        }
+        self.shared.stopping.store(true, Ordering::Release);
+        let thread = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the reader of the eBPF rings ended in a panic");
+        }
+    }
+}
+
+impl Drop for Ebpf {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,295 @@
+//! Existing block devices, captured by a program in the kernel while they are written: what the
+//! program saw is one prefix over both disks, and whatever the rings could not hold is read again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
+mod support;
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use support::loops::Loop;
+use support::oracle::{History, SECTOR, Write};
+use support::{AgentSite, Process, Site, eventually, have, run, text};
+
+const DISKS: [&str; 2] = ["a", "b"];
+const DISK_BYTES: u64 = 48 << 20;
+const TOOLS: [&str; 5] = ["losetup", "mkfs.ext4", "mount", "umount", "fstrim"];
+
+/// A machine with two loop devices.
+struct Machine {
+    loops: Vec<Loop>,
+    agent: AgentSite,
+    name: String,
+    // Last: the loops' files go with it.
+    site: Site,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let config = self.agent.config();
+        let args = ["agent", "release", "--config", text(&config)];
+        let _ = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast")).args(args).output();
+    }
+}
+
+impl Machine {
+    fn new(ring_bytes: i64) -> Option<Self> {
+        if !have(&TOOLS) {
+            return None;
+        }
+        let site = Site::new();
+        // Pins are named by machine, and tests run beside each other.
+        let name = format!("m-{}", site.port);
+        let agent = site.enroll(&name, &DISKS.map(|disk| (disk, DISK_BYTES)));
+        let mut loops = Vec::new();
+        let mut settings = fs::read_to_string(agent.config()).unwrap();
+        for disk in DISKS {
+            let file = site.disk(&name, disk);
+            let device = Loop::new(&file, DISK_BYTES)?;
+            let path = format!("{:?}", text(&file));
+            assert!(settings.contains(&path), "{settings}");
+            settings = settings.replace(&path, &format!("{:?}", text(&device.path)));
+            loops.push(device);
+        }
+        let settings = settings.replace("capture = \"nbd\"", "capture = \"ebpf\"");
+        fs::write(agent.config(), settings).unwrap();
+        agent.set("ebpf.ring_bytes", ring_bytes);
+        Some(Self { loops, agent, name, site })
+    }
+
+    fn start(&self) -> Process {
+        let log = self.site.path("agent.log");
+        let args = ["agent", "--config", text(&self.agent.config())].map(str::to_owned);
+        Process::spawn(&log, &args.each_ref().map(String::as_str))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.site.path("agent.log")).unwrap_or_default()
+    }
+
+    fn ordered(&self) -> serde_json::Value {
+        eventually("the agent is ordered", 60, || {
+            let status = self.agent.status()?;
+            let good = status["mode"] == "ordered" && status["dirty_bytes"] == 0;
+            good.then_some(status)
+        })
+    }
+
+    /// A point behind everything so far, as soon as one is possible.
+    fn point(&self, name: &str) -> Vec<Vec<u8>> {
+        let args = ["bookmark", &self.name, "--name", name, "--wait", "recoverable"];
+        eventually("a point", 60, || self.site.try_holdfast(&args).status.success().then_some(()));
+        let point = format!("name:{name}");
+        DISKS.map(|disk| fs::read(self.site.export(&self.name, disk, &point)).unwrap()).into()
+    }
+
+    /// The last point is what the devices hold.
+    fn same(&self, name: &str) {
+        for (device, image) in self.loops.iter().zip(self.point(name)) {
+            let source = fs::read(&device.file).unwrap();
+            let wrong = source.iter().zip(&image).position(|(one, other)| one != other);
+            assert_eq!((source.len(), wrong), (image.len(), None), "{}", self.log());
+        }
+    }
+
+    /// Direct writes of numbered sectors over both disks, one after the other.
+    fn write(
+        &self,
+        seed: u64,
+        history: &mut History,
+        done: &AtomicU64,
+        go_on: impl Fn(u64) -> bool,
+    ) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let devices: Vec<_> = self.loops.iter().map(Loop::direct).collect();
+        while go_on(history.writes.len() as u64) {
+            let number = history.writes.len() as u64 + 1;
+            let sectors = [1, 8, 24, 64, 300, 700][random.random_range(0..6)];
+            let write = Write {
+                number,
+                disk: random.random_range(0..2),
+                first_sector: random.random_range(0..(DISK_BYTES / 8 / SECTOR) - sectors),
+                sectors,
+                zero: false,
+            };
+            let device = &devices[usize::from(write.disk)];
+            device.write(write.first_sector * SECTOR, &write.payload()).unwrap();
+            history.writes.push(write);
+            done.store(number, Ordering::Release);
+            support::pause(4); // a debug build of the server takes no more
+        }
+    }
+}
+
+#[test]
+fn the_program_is_built_from_its_source() {
+    if !have(&["clang-14"]) {
+        return;
+    }
+    let folder = std::path::Path::new("src/agent/capture/ebpf/program");
+    let fresh = tempfile::NamedTempFile::new().unwrap();
+    let built = run(text(&folder.join("build.sh")), &[text(fresh.path())]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let same = fs::read(folder.join("capture.bpf.o")).unwrap() == fs::read(fresh.path()).unwrap();
+    assert!(same, "capture.bpf.o is not what build.sh makes of capture.bpf.c");
+}
+
+/// Ends the load also when the test fails meanwhile.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn points_under_load_are_prefixes_over_both_disks() {
+    let Some(machine) = Machine::new(64 << 20) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let agent = machine.start();
+    machine.ordered();
+    let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut history = History::default();
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut history = History::default();
+            machine.write(7, &mut history, &done, |_| !ended.load(Ordering::Acquire));
+            history
+        });
+        let _end = End(&ended);
+        for turn in 0..4 {
+            let before = done.load(Ordering::Acquire);
+            let images = machine.point(&format!("p{turn}"));
+            seen.push((before, done.load(Ordering::Acquire) + 1, images));
+        }
+        ended.store(true, Ordering::Release);
+        history = writer.join().unwrap();
+    });
+    for (from, to, images) in &seen {
+        let cut = history.check_bytes(images, *from..=*to);
+        assert!(cut.is_ok(), "{cut:?}\n{}", machine.log());
+    }
+    assert!(history.writes.len() > 20, "the load was none");
+    // Asked for while the agent has not read the ring yet: a point must still have all of it.
+    for turn in 0..3 {
+        agent.signal("STOP");
+        let from = history.writes.len() as u64;
+        machine.write(20 + turn, &mut history, &done, |number| number < from + 60);
+        let name = format!("behind-{turn}");
+        let args = ["bookmark", &machine.name, "--name", &name, "--wait", "recoverable"];
+        let mut asked = machine.site.spawn(&args);
+        support::pause(400); // the request waits in the agent's socket
+        agent.signal("CONT");
+        assert!(eventually("the bookmark", 60, || asked.ended()).success(), "{}", asked.log());
+        let images: Vec<_> = (DISKS.iter())
+            .map(|disk| machine.site.export(&machine.name, disk, &format!("name:{name}")))
+            .map(|path| fs::read(path).unwrap())
+            .collect();
+        let all = history.writes.len() as u64;
+        assert_eq!(history.check_bytes(&images, all..=all), Ok(all));
+    }
+    machine.same("last");
+    let log = machine.log();
+    assert!(!log.contains("read again when") && !log.contains("ERROR"), "{log}");
+    assert!(!log.contains("ring was full") && !log.contains("rings were full"), "{log}");
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
+
+#[test]
+fn file_systems_with_discards_arrive_as_they_are() {
+    let Some(machine) = Machine::new(64 << 20) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let agent = machine.start();
+    machine.ordered();
+    for (number, device) in machine.loops.iter().enumerate() {
+        let folder = machine.site.path(&format!("mnt{number}"));
+        fs::create_dir(&folder).unwrap();
+        assert!(run("mkfs.ext4", &["-q", text(&device.path)]).status.success());
+        assert!(run("mount", &[text(&device.path), text(&folder)]).status.success());
+        for file in 0..40_u8 {
+            let path = folder.join(format!("f{file}"));
+            fs::write(&path, vec![file; 3000 * usize::from(file) + 1]).unwrap();
+            if file % 3 == 0 {
+                fs::File::open(&path).unwrap().sync_all().unwrap();
+            }
+            if file % 4 == 3 {
+                fs::remove_file(folder.join(format!("f{}", file - 1))).unwrap();
+            }
+        }
+        fs::remove_file(folder.join("f39")).unwrap();
+        let trimmed = run("fstrim", &["-v", text(&folder)]);
+        let unmounted = run("umount", &[text(&folder)]);
+        assert!(trimmed.status.success() && unmounted.status.success());
+    }
+    machine.same("last");
+    let log = machine.log();
+    assert!(!log.contains("read again when") && !log.contains("ERROR"), "{log}");
+    assert!(!log.contains("ring was full") && !log.contains("rings were full"), "{log}");
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
+
+#[test]
+fn a_ring_that_overflows_is_noticed_and_repaired() {
+    let Some(machine) = Machine::new(256 << 10) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let agent = machine.start();
+    machine.ordered();
+    agent.signal("STOP");
+    let mut history = History::default();
+    let done = AtomicU64::new(0);
+    machine.write(11, &mut history, &done, |number| number < 40);
+    // More extents than the second ring holds: the bits alone know of the rest.
+    let device = machine.loops[1].direct();
+    for slot in 0..6100_u64 {
+        device.write(DISK_BYTES / 2 + slot * 4096, &[slot as u8 | 1; 512]).unwrap();
+    }
+    agent.signal("CONT");
+    machine.same("last");
+    let log = machine.log();
+    assert!(log.contains("rings were full"), "{log}");
+    assert!(log.contains("to=CatchingUp"), "{log}");
+    machine.ordered();
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
+
+#[test]
+fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
+    let Some(machine) = Machine::new(4 << 20) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let mut agent = machine.start();
+    machine.ordered();
+    machine.same("first");
+    for (turn, kill) in [(1, true), (2, false), (3, true)] {
+        if kill {
+            agent.kill();
+        } else {
+            assert!(agent.stop().success());
+        }
+        let device = machine.loops[0].direct();
+        for part in 0..8 {
+            device.write((turn * 8 + part) << 20, &[turn as u8 * 16 + part as u8; 4096]).unwrap();
+        }
+        agent = machine.start();
+        // Something in order right behind it.
+        machine.loops[1].direct().write(turn << 20, &[turn as u8; 8192]).unwrap();
+        machine.same(&format!("turn-{turn}"));
+        let status = machine.ordered();
+        let again = status["caught_up_bytes"].as_u64().unwrap();
+        assert!((8 * 65536..4 << 20).contains(&again), "{again}: {}", machine.log());
+    }
+    let epochs = machine.log().matches("a new epoch begins").count();
+    assert_eq!(epochs, 1, "only the first start resyncs: {}", machine.log());
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
