@@ -387,3 +387,29 @@ fn clients_beyond_the_cap_are_turned_away() {
     clients[0].write(0, &[1; 512], false).unwrap();
     assert_eq!(served.server.connections(), CONNECTIONS_MAX);
 }
+
+#[test]
+fn the_only_client_is_served_when_nothing_of_the_one_before_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Disk::new());
+    let export = Arc::clone(&disk) as Arc<dyn Export>;
+    let socket = directory.path().join("disk.sock");
+    let server = Server::bind_for_one(&socket, "disk", export).unwrap();
+    let held = HeldFlush::new(&disk);
+    let mut before = Client::connect(&socket, "disk").unwrap();
+    std::thread::scope(|scope| {
+        let flushed = scope.spawn(move || before.flush());
+        let next = scope.spawn(|| {
+            let client = Client::connect(&socket, "disk").unwrap();
+            (client, *disk.flush_held.lock().unwrap())
+        });
+        assert!(flushed.join().unwrap().is_err(), "its connection was ended");
+        drop(held);
+        let (mut client, too_early) = next.join().unwrap();
+        assert!(!too_early, "the request of the client before still ran");
+        client.write(0, &[7; 512], false).unwrap();
+        let first = client.first_status(0, DISK_BYTES).unwrap();
+        assert_eq!((first.length, first.zero), (4096, false));
+    });
+    server.stop();
+}
