@@ -40,7 +40,7 @@ pub(super) async fn mark(shared: Arc<Shared>) {
         marked_at = now;
         if shared.stream.lock().bookmark_due {
             let bookmark = new_bookmark(&shared, BookmarkKind::CrashConsistent, "");
-            if let Err(why) = shared.stream.bookmark(bookmark) {
+            if let Err(why) = shared.stream.bookmark_soon(bookmark).await {
                 tracing::debug!(why, "no bookmark of the policy");
             }
         }

@@ -14,10 +14,10 @@ use crate::model::{DISKS_MAX, DiskIndex, Epoch, MachineKey, Sequence, WRITE_BYTE
 use crate::settings::{AgentDisk, AgentSettings};
 
 use super::bitmap::{self, Found, Identity};
+use super::capture;
 use super::disk::Disk;
 use super::error::AgentError;
 use super::locks::RangeLocks;
-use super::source;
 use super::stream::Stream;
 use super::syncs::Syncs;
 
@@ -37,7 +37,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
     let mut sources = Vec::new();
     let mut layout = Writer::new();
     for disk in &order {
-        let (medium, bytes) = source::open_disk(&disk.path)?;
+        let (medium, bytes) = capture::open(disk)?;
         layout.text(disk.name.as_str()).u64(bytes);
         sources.push((medium, bytes));
     }
@@ -59,7 +59,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
             index: DiskIndex(index as u16),
             name: disk.name.clone(),
             size_bytes,
-            source: Box::new(medium),
+            source: medium,
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),

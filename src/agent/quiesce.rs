@@ -32,11 +32,14 @@ impl Quiesce {
     /// In words, when the application could not be frozen; then nothing was placed.
     pub(super) async fn run<T>(
         &self,
-        place: impl FnOnce() -> Result<T, String>,
+        place: impl Future<Output = Result<T, String>>,
     ) -> Result<T, String> {
         let _alone = self.one_at_a_time.lock().await;
         let frozen = self.call("freeze", &self.hook.freeze).await;
-        let placed = frozen.and_then(|()| place());
+        let placed = match frozen {
+            Ok(()) => place.await,
+            Err(why) => Err(why),
+        };
         if let Err(why) = self.call("thaw", &self.hook.thaw).await {
             tracing::error!(why, "the application may still be frozen: run its thaw by hand");
         }
@@ -90,7 +93,8 @@ mod tests {
     async fn the_bookmark_is_placed_while_the_application_is_frozen() {
         let directory = tempfile::tempdir().unwrap();
         let frozen = directory.path().join("frozen");
-        let seen = quiesce(directory.path(), "touch frozen").run(|| Ok(frozen.exists())).await;
+        let seen =
+            quiesce(directory.path(), "touch frozen").run(async { Ok(frozen.exists()) }).await;
         assert_eq!(seen, Ok(true));
         assert!(!frozen.exists(), "it was thawed");
     }
@@ -103,8 +107,9 @@ mod tests {
             ("touch frozen; echo 'database is busy' >&2; exit 3", "database is busy"),
             ("touch frozen; exec sleep 60", "did not end in 300 ms"),
         ] {
-            let seen: Result<(), _> =
-                quiesce(directory.path(), freeze).run(|| panic!("nothing may be placed")).await;
+            let seen: Result<(), _> = quiesce(directory.path(), freeze)
+                .run(async { panic!("nothing may be placed") })
+                .await;
             let why = seen.unwrap_err();
             assert!(why.contains(expected), "{why}");
             assert!(!frozen.exists(), "it was thawed after {freeze}");
@@ -114,7 +119,7 @@ mod tests {
             thaw: vec!["/bin/true".into()],
             timeout: Duration::from_secs(5),
         };
-        let seen: Result<(), _> = Quiesce::new(hook, System::clock()).run(|| Ok(())).await;
+        let seen: Result<(), _> = Quiesce::new(hook, System::clock()).run(async { Ok(()) }).await;
         assert!(seen.unwrap_err().contains("cannot be started"));
     }
 }

@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, Entropy, System, random16};
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, TrackingMode};
-use crate::nbd::{self, Export};
-use crate::settings::{AgentSettings, Capture};
+use crate::nbd::Export;
+use crate::settings::AgentSettings;
 
+use super::capture::{self, Captures};
 use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
 use super::disk::Captured;
@@ -142,7 +143,7 @@ pub enum Stopped {
 /// read again what may have changed; [`Agent::stop`] leaves nothing behind.
 pub struct Agent {
     shared: Arc<Shared>,
-    servers: Vec<nbd::Server>,
+    captures: Captures,
     replication: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -198,17 +199,9 @@ impl Agent {
             settings,
             _lock: lock,
         });
-        let mut agent = Self { servers: Vec::new(), replication: None, tasks: Vec::new(), shared };
-        for disk in &agent.shared.settings.disks {
-            let Capture::Nbd { socket } = &disk.capture;
-            let export = agent.export(&disk.name)?;
-            let server = nbd::Server::bind(socket, disk.name.as_str(), export);
-            agent.servers.push(server.map_err(|source| AgentError::Serve {
-                disk: disk.name.clone(),
-                socket: socket.clone(),
-                source: Box::new(source),
-            })?);
-        }
+        let mut agent =
+            Self { captures: Captures::default(), replication: None, tasks: Vec::new(), shared };
+        agent.captures = capture::start(&agent, &agent.shared.settings.disks)?;
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
@@ -238,7 +231,7 @@ impl Agent {
     }
 
     /// Places a bookmark behind every write acknowledged so far. It can be used once it is
-    /// published.
+    /// published. Blocks where writes are seen after the fact, until all so far were.
     ///
     /// # Errors
     /// When no consistent point is possible now, or the name is too long.
@@ -257,7 +250,7 @@ impl Agent {
         }
         let bookmark = session::new_bookmark(&self.shared, kind, name);
         let id = bookmark.id;
-        let placed = self.shared.stream.bookmark(bookmark).map_err(refused)?;
+        let placed = self.shared.stream.bookmark_behind_all(bookmark).map_err(refused)?;
         Ok((id, placed.sequence))
     }
 
@@ -274,11 +267,11 @@ impl Agent {
 
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
-        let servers = std::mem::take(&mut self.servers);
-        let served =
-            tokio::task::spawn_blocking(move || servers.into_iter().for_each(nbd::Server::stop));
+        let captures = std::mem::take(&mut self.captures);
+        let stream = Arc::clone(&self.shared.stream);
+        let served = tokio::task::spawn_blocking(move || captures.stop(stream.observers()));
         if served.await.is_err() {
-            tracing::error!("serving the disks did not end in order");
+            tracing::error!("capturing the disks did not end in order");
         }
         let stream = Arc::clone(&self.shared.stream);
         stream.close();

@@ -248,11 +248,20 @@ impl Session<'_> {
         let (stream, clock) = (Arc::clone(&self.shared.stream), Arc::clone(&self.shared.clock));
         let replies = Arc::clone(&self.replies);
         let told = Arc::clone(&stream);
-        let place = move || stream.bookmark(Bookmark { id, kind, time: clock.wall(), name });
+        // The time is that of the moment behind which it stands.
+        let place = async move {
+            stream.bookmark_soon(Bookmark { id, kind, time: clock.wall(), name }).await
+        };
         match (kind, &self.shared.quiesce) {
-            (BookmarkKind::CrashConsistent, _) => replies.placed(id, place()),
+            (BookmarkKind::CrashConsistent, _) => {
+                tokio::spawn(async move {
+                    replies.placed(id, place.await);
+                    told.to_send.notify_one();
+                });
+            }
             (BookmarkKind::ApplicationConsistent, None) => {
                 replies.placed(id, Err(NO_HOOK.to_owned()));
+                told.to_send.notify_one();
             }
             (BookmarkKind::ApplicationConsistent, Some(quiesce)) => {
                 let quiesce = Arc::clone(quiesce);
@@ -261,10 +270,8 @@ impl Session<'_> {
                     replies.placed(id, quiesce.run(place).await);
                     told.to_send.notify_one();
                 });
-                return;
             }
         }
-        told.to_send.notify_one();
     }
 
     async fn send_all(&self, outgoing: &mut Outgoing) -> Result<End, AgentError> {

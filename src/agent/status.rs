@@ -2,14 +2,16 @@
 //!
 //! Owns: `status.json` in the state directory. Does not own: the facts.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::model::{DiskName, MachineId, Timestamp, TrackingMode};
+use crate::model::{DiskIndex, DiskName, MachineId, Timestamp, TrackingMode};
 use crate::settings::AgentMode;
 
+use super::capture::CaptureMode;
 use super::dial::Way;
 use super::run::{ConnectionState, Shared};
 
@@ -84,6 +86,10 @@ pub struct DiskStatus {
     pub dirty_bytes: u64,
     /// Bytes that may differ from what is published.
     pub unsettled_bytes: u64,
+    /// How well its changes are known: `ordered`, `extents` or `bitmap`.
+    pub capture: &'static str,
+    /// Why not better, or what there is to say.
+    pub capture_why: String,
 }
 
 fn words(mode: TrackingMode) -> &'static str {
@@ -100,9 +106,20 @@ impl AgentStatus {
         let ConnectionState { server, switches, switched_because, last_error, halted, .. } =
             shared.connection_state();
         let (server, way) = server.unzip();
+        // Asked before the lock is taken: observers take it themselves.
+        let observed = shared.stream.observers().iter().flat_map(|observer| observer.modes());
+        let mut observed: BTreeMap<DiskIndex, (CaptureMode, String)> =
+            observed.map(|(disk, mode, why)| (disk, (mode, why))).collect();
         let core = shared.stream.lock();
+        let mut captured = |disk| {
+            let inline = (CaptureMode::Ordered, "in the way of every write".to_owned());
+            observed.remove(&disk).unwrap_or(inline)
+        };
         let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
-            .map(|disk| DiskStatus {
+            .map(|disk| (disk, captured(disk.index)))
+            .map(|(disk, (mode, why))| DiskStatus {
+                capture: mode.as_str(),
+                capture_why: why,
                 name: disk.name.clone(),
                 size_bytes: disk.size_bytes,
                 dirty_bytes: disk.bitmap.dirty_bytes(),

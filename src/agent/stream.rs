@@ -3,10 +3,11 @@
 //! Owns: sequences, tracking mode, the resend buffer, watermarks. One lock covers them, so that a
 //! bookmark cuts all disks at one number. Does not own: sockets, reading disks, clearing bits.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -16,7 +17,9 @@ use crate::model::{
 };
 
 use super::buffer::{Buffer, cost};
+use super::capture::Observer;
 use super::disk::Disk;
+use super::readings::{Readings, Ticket};
 
 /// The machine's stream. Called from several threads at once.
 pub(super) struct Stream {
@@ -32,6 +35,8 @@ pub(super) struct Stream {
     pub(super) to_tell: Notify,
     /// Held while a round of clearing ends or an epoch begins: never both.
     pub(super) clearing: Mutex<()>,
+    /// Who tells of writes after the fact.
+    pub(super) observers: OnceLock<Vec<Arc<dyn Observer>>>,
     closed: AtomicBool,
 }
 
@@ -72,6 +77,10 @@ pub(super) struct Core {
     pub(super) repaired_bytes: u64,
     /// What keeps the source from being read, in words.
     pub(super) trouble: Option<String>,
+    /// Disks whose observer does not know everything in order, and why: no catch-up ends.
+    pub(super) withheld: BTreeMap<DiskIndex, String>,
+    /// Reads of the catch-up that are not placed yet.
+    pub(super) readings: Readings,
 }
 
 /// Where a change was placed: its last sequence, and the count of losses then.
@@ -114,6 +123,8 @@ impl Stream {
             waiters: 0,
             repaired_bytes: 0,
             trouble: None,
+            withheld: BTreeMap::new(),
+            readings: Readings::default(),
         };
         Self {
             disks,
@@ -123,6 +134,7 @@ impl Stream {
             to_repair: Notify::new(),
             to_tell: Notify::new(),
             clearing: Mutex::new(()),
+            observers: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
     }
@@ -131,7 +143,7 @@ impl Stream {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disk(&self, disk: DiskIndex) -> &Disk {
+    pub(super) fn disk(&self, disk: DiskIndex) -> &Disk {
         &self.disks[usize::from(disk.0)]
     }
 
@@ -165,23 +177,31 @@ impl Stream {
         range: Range<u64>,
         changes: Vec<Change>,
     ) -> Option<Placed> {
-        let mut core = self.lock();
+        self.place(&mut self.lock(), disk, range, changes)
+    }
+
+    /// [`Stream::tee`] by whoever holds the lock. The range's bits are on disk.
+    pub(super) fn place(
+        &self,
+        core: &mut Core,
+        disk: DiskIndex,
+        range: Range<u64>,
+        changes: Vec<Change>,
+    ) -> Option<Placed> {
         if core.mode == TrackingMode::Bitmap {
             self.disk(disk).bitmap.lost(range);
             return None;
         }
         let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
         if !core.make_room(bytes) {
-            self.lose(
-                &mut core,
-                "the resend buffer is full: the server takes less than is written",
-            );
+            self.lose(core, "the resend buffer is full: the server takes less than is written");
             self.disk(disk).bitmap.lost(range);
             return None;
         }
         for change in changes {
             core.push(change);
         }
+        core.readings.written(disk, &range);
         core.bookmark_due = true;
         self.to_send.notify_one();
         Some(core.placed())
@@ -189,14 +209,27 @@ impl Stream {
 
     /// A write failed half-way: nobody knows what stands there until it is read again.
     pub(super) fn unknown(&self, disk: DiskIndex, range: Range<u64>, error: &io::Error) {
-        let (name, bitmap) = (&self.disk(disk).name, &self.disk(disk).bitmap);
+        let name = &self.disk(disk).name;
         tracing::warn!(disk = %name, ?range, %error, "a source write did not succeed; its chunks are read again");
-        let mut core = self.lock();
-        bitmap.lost(range);
+        let why = "a write of the source disk did not succeed";
+        self.disorder(&mut self.lock(), disk, range, why);
+    }
+
+    /// The range is dirty from here on; its bits are set.
+    pub(super) fn disorder(&self, core: &mut Core, disk: DiskIndex, range: Range<u64>, why: &str) {
+        core.readings.spoiled(disk, &range);
+        self.disk(disk).bitmap.lost(range);
         if core.mode == TrackingMode::Ordered {
-            self.begin_catch_up(&mut core, "a write of the source disk did not succeed");
+            self.begin_catch_up(core, why);
         }
         self.to_repair.notify_one();
+    }
+
+    /// A read of the catch-up begins: what changes meanwhile is known when it is placed.
+    pub(super) fn begin_reading(&self, disk: DiskIndex, range: Range<u64>) -> Ticket {
+        let mut core = self.lock();
+        let losses = core.losses;
+        core.readings.begin(disk, range, losses)
     }
 
     /// Says (or no longer says) what keeps a catch-up from going on.
@@ -206,14 +239,20 @@ impl Stream {
     }
 
     /// Places re-read changes; the caller holds the range, and all of its chunks were read. `false`
-    /// when there is no room or no catch-up: they are still dirty.
+    /// when there is no room or no catch-up, or the range changed meanwhile nobody knows how: its
+    /// chunks are still dirty.
     pub(super) fn tee_repair(
         &self,
+        reading: &Ticket,
         disk: DiskIndex,
         range: Range<u64>,
         changes: Vec<Change>,
     ) -> bool {
         let mut core = self.lock();
+        let losses = core.losses;
+        let Some(changes) = core.readings.end(reading, losses, changes) else {
+            return false;
+        };
         let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
         if core.mode != TrackingMode::CatchingUp || !core.make_room(bytes) {
             return false;
@@ -238,7 +277,8 @@ impl Stream {
     pub(super) fn end_catch_up(&self) -> bool {
         let mut core = self.lock();
         let dirty = self.disks.iter().any(|disk| disk.bitmap.dirty_bytes() > 0);
-        if dirty || core.mode != TrackingMode::CatchingUp || !core.make_room(cost(0)) {
+        let held = dirty || !core.withheld.is_empty();
+        if held || core.mode != TrackingMode::CatchingUp || !core.make_room(cost(0)) {
             return false;
         }
         core.push(Change::CatchUpEnd);
@@ -347,7 +387,7 @@ impl Stream {
             core.epoch_placed = Some(core.last);
             core.epoch_due = false;
             self.begin_catch_up(&mut core, "initial replication runs");
-        } else if core.clean && !dirty {
+        } else if core.clean && !dirty && core.withheld.is_empty() {
             let why = "nothing was missed since the last orderly stop";
             self.enter(&mut core, TrackingMode::Ordered, why);
         } else {
@@ -388,7 +428,7 @@ impl Stream {
 
     /// While every bit is set nothing of the epoch is published, perhaps not even the begin of its
     /// initial replication, without which the stream may not go on: then it is that once more.
-    fn begin_catch_up(&self, core: &mut Core, why: &str) {
+    pub(super) fn begin_catch_up(&self, core: &mut Core, why: &str) {
         let kind = match self.disks.iter().all(|disk| disk.bitmap.is_full()) {
             true => CatchUp::InitialReplication,
             false => CatchUp::Dirty,

@@ -23,17 +23,17 @@ use crate::model::{
 use crate::nbd::Export;
 use crate::settings::AgentMode;
 
-const DISK_BYTES: u64 = 4 << 20;
-const CHUNK: u64 = 65536;
+pub(super) const DISK_BYTES: u64 = 4 << 20;
+pub(super) const CHUNK: u64 = 65536;
 
-type Hook = Box<dyn FnOnce() + Send>;
+pub(super) type Hook = Box<dyn FnOnce() + Send>;
 
 /// Bytes in memory; `broken` makes every write fail half-way, `deaf` every sync; the hook runs
 /// when the next read or write has touched the bytes and has not returned.
 #[derive(Default)]
-struct Memory {
-    bytes: Mutex<Vec<u8>>,
-    hook: Mutex<Option<Hook>>,
+pub(super) struct Memory {
+    pub(super) bytes: Mutex<Vec<u8>>,
+    pub(super) hook: Mutex<Option<Hook>>,
     broken: AtomicBool,
     deaf: AtomicBool,
 }
@@ -84,10 +84,12 @@ impl Medium for Arc<Memory> {
     }
 }
 
-struct Machine {
-    sources: Vec<Arc<Memory>>,
+pub(super) struct Machine {
+    pub(super) sources: Vec<Arc<Memory>>,
+    /// What the bitmaps' files hold.
+    pub(super) bits: Vec<Arc<Memory>>,
     exports: Vec<Captured>,
-    stream: Arc<Stream>,
+    pub(super) stream: Arc<Stream>,
 }
 
 fn welcome(epoch: u32, durable: u64, published: u64) -> Welcome {
@@ -104,7 +106,7 @@ fn welcome(epoch: u32, durable: u64, published: u64) -> Welcome {
 
 /// Two disks, never replicated.
 fn machine(buffer_bytes: u64) -> Machine {
-    let mut sources = Vec::new();
+    let (mut sources, mut files) = (Vec::new(), Vec::new());
     let disk = |index: u16| {
         let source = Arc::new(Memory::default());
         *source.bytes.lock().unwrap() = vec![0; DISK_BYTES as usize];
@@ -119,6 +121,7 @@ fn machine(buffer_bytes: u64) -> Machine {
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
         sources.push(Arc::clone(&source));
+        files.push(Arc::clone(&bits));
         Arc::new(Disk {
             index: DiskIndex(index),
             name,
@@ -139,11 +142,11 @@ fn machine(buffer_bytes: u64) -> Machine {
         mode: AgentMode::Async,
     });
     let exports = exports.collect();
-    Machine { sources, exports, stream }
+    Machine { sources, bits: files, exports, stream }
 }
 
 /// The same in ordered mode: initial replication ran, everything is published and cleared.
-fn ordered(buffer_bytes: u64) -> Machine {
+pub(super) fn ordered(buffer_bytes: u64) -> Machine {
     let machine = machine(buffer_bytes);
     machine.connect(welcome(0, 0, 0)).unwrap();
     machine.repair();
@@ -162,17 +165,17 @@ impl Machine {
         Ok(())
     }
 
-    fn repair(&self) {
+    pub(super) fn repair(&self) {
         for _ in 0..100 {
             catchup::step(&self.stream, Place::default(), 512 << 10).map_err(|(_, e)| e).unwrap();
         }
     }
 
-    fn take(&self) -> Vec<Record> {
+    pub(super) fn take(&self) -> Vec<Record> {
         self.stream.take(u64::MAX, u64::MAX, |_| 1).0
     }
 
-    fn publish_all(&self) {
+    pub(super) fn publish_all(&self) {
         self.take();
         let sent = self.stream.lock().sent;
         self.stream.acked(sent, sent).unwrap();
@@ -182,15 +185,15 @@ impl Machine {
         self.exports[disk].write(offset, bytes.to_vec().into(), false)
     }
 
-    fn mode(&self) -> TrackingMode {
+    pub(super) fn mode(&self) -> TrackingMode {
         self.stream.lock().mode
     }
 
-    fn dirty(&self) -> u64 {
+    pub(super) fn dirty(&self) -> u64 {
         self.stream.disks.iter().map(|disk| disk.bitmap.dirty_bytes()).sum()
     }
 
-    fn bookmark(&self) -> Result<Sequence, String> {
+    pub(super) fn bookmark(&self) -> Result<Sequence, String> {
         let bookmark = Bookmark {
             id: BookmarkId([1; 16]),
             kind: BookmarkKind::CrashConsistent,

@@ -1,0 +1,115 @@
+//! What observers tell the stream: writes that were made without asking.
+//!
+//! Owns: that such a write has its bit before it has its sequence, and that nothing is called in order
+//! while an observer says that it is not. Does not own: how a write became known
+//! ([`super::capture`]).
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
+
+use super::capture::Observer;
+use super::stream::{Placed, Stream};
+
+impl Stream {
+    /// A write whose bytes are known, in the order in which it is told. `None`: only the bitmap knows
+    /// of it.
+    ///
+    /// # Errors
+    /// When the bitmap file cannot be written. The range is dirty in memory then, so nothing is lost as
+    /// long as this agent lives.
+    pub(super) fn observed(
+        &self,
+        disk: DiskIndex,
+        range: Range<u64>,
+        changes: Vec<Change>,
+    ) -> io::Result<Option<Placed>> {
+        let bitmap = &self.disk(disk).bitmap;
+        // Mostly here, so that its sync is not made under the stream's lock.
+        let intended = bitmap.intend(range.clone());
+        let mut core = self.lock();
+        // Once more: a round of clearing may have begun or ended since, and it looks at nothing that
+        // has no sequence yet. While the lock is held none begins.
+        match intended.and_then(|()| bitmap.intend(range.clone())) {
+            Ok(()) => Ok(self.place(&mut core, disk, range, changes)),
+            Err(error) => {
+                self.disorder(&mut core, disk, range, "the bitmap cannot be written");
+                Err(error)
+            }
+        }
+    }
+
+    /// Something was written there, and nobody knows what: it is read again.
+    ///
+    /// # Errors
+    /// As of [`Stream::observed`].
+    pub(super) fn unordered(
+        &self,
+        disk: DiskIndex,
+        range: Range<u64>,
+        why: &str,
+    ) -> io::Result<()> {
+        let bitmap = &self.disk(disk).bitmap;
+        let intended = bitmap.intend(range.clone());
+        let mut core = self.lock();
+        let intended = intended.and_then(|()| bitmap.intend(range.clone()));
+        self.disorder(&mut core, disk, range, why);
+        intended
+    }
+
+    /// Until [`Stream::release`] no catch-up ends, so no bookmark is placed: the disk's observer does
+    /// not know everything in order.
+    pub(super) fn withhold(&self, disk: DiskIndex, why: &str) {
+        let mut core = self.lock();
+        core.withheld.insert(disk, why.to_owned());
+        match core.mode {
+            TrackingMode::Ordered => self.begin_catch_up(&mut core, why),
+            TrackingMode::CatchingUp => why.clone_into(&mut core.why),
+            TrackingMode::Bitmap => {}
+        }
+        drop(core);
+        self.to_tell.notify_one();
+    }
+
+    /// The observer knows again everything that changes, from here on.
+    pub(super) fn release(&self, disk: DiskIndex) {
+        self.lock().withheld.remove(&disk);
+        self.to_repair.notify_one();
+        self.to_tell.notify_one();
+    }
+
+    /// Whoever captures after the fact, once and before the first connection.
+    pub(super) fn observe_with(&self, observers: Vec<Arc<dyn Observer>>) {
+        let _first = self.observers.set(observers);
+    }
+
+    pub(super) fn observers(&self) -> &[Arc<dyn Observer>] {
+        self.observers.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// [`Stream::bookmark`] behind everything that the workload did before this call, also where it is
+    /// seen after the fact. Blocks while an observer catches up.
+    ///
+    /// # Errors
+    /// As there, and when an observer cannot tell.
+    pub(super) fn bookmark_behind_all(&self, bookmark: Bookmark) -> Result<Placed, String> {
+        self.observers().iter().try_for_each(|observer| observer.settle())?;
+        self.bookmark(bookmark)
+    }
+
+    /// The same where nothing may block.
+    pub(super) async fn bookmark_soon(
+        self: &Arc<Self>,
+        bookmark: Bookmark,
+    ) -> Result<Placed, String> {
+        if self.observers().is_empty() {
+            return self.bookmark(bookmark);
+        }
+        let stream = Arc::clone(self);
+        let placed =
+            tokio::task::spawn_blocking(move || stream.bookmark_behind_all(bookmark)).await;
+        placed.unwrap_or_else(|_stopped| Err("the agent is stopping".to_owned()))
+    }
+}

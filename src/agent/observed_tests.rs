@@ -1,0 +1,132 @@
+//! Writes that are seen after the fact, beside catch-up reads and rounds of clearing.
+
+use std::sync::Arc;
+
+use super::clearing::Round;
+use super::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
+use crate::model::{Change, DiskIndex, Extent, Record, TrackingMode, WRITE_BYTES_MAX};
+
+const DISK: DiskIndex = DiskIndex(0);
+
+fn write(offset: u64, bytes: &[u8]) -> Change {
+    let extent = Extent::new(offset, bytes.len() as u64, WRITE_BYTES_MAX).unwrap();
+    Change::Write { disk: DISK, extent, payload: bytes.to_vec().into() }
+}
+
+/// Somebody writes to the disk, and the observer hears of it.
+fn behind_its_back(machine: &Machine, offset: u64, bytes: &[u8]) {
+    let at = offset as usize;
+    machine.sources[0].bytes.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+    let range = offset..offset + bytes.len() as u64;
+    machine.stream.observed(DISK, range, vec![write(offset, bytes)]).unwrap();
+}
+
+/// What the records make of the disk.
+fn replayed(image: &mut [u8], records: &[Record]) {
+    for record in records {
+        match &record.change {
+            Change::Write { disk: DISK, extent, payload } => {
+                let range = extent.range();
+                image[range.start as usize..range.end as usize]
+                    .copy_from_slice(&payload.to_bytes());
+            }
+            Change::Zero { disk: DISK, extent } => {
+                let range = extent.range();
+                image[range.start as usize..range.end as usize].fill(0);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_read_never_covers_what_was_written_while_it_ran() {
+    let machine = Arc::new(ordered(8 << 20));
+    let mut image = vec![0; DISK_BYTES as usize];
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DISK, 0..CHUNK, "not seen").unwrap();
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    let shared = Arc::clone(&machine);
+    // The read has the old bytes and has not returned.
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        behind_its_back(&shared, 0, &[1; 512]);
+        behind_its_back(&shared, 4096, &[2; 1024]);
+        behind_its_back(&shared, CHUNK - 512, &[3; 1024]);
+        behind_its_back(&shared, 4608, &[4; 512]);
+    }));
+    machine.repair();
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
+    replayed(&mut image, &machine.take());
+    assert!(image == *machine.sources[0].bytes.lock().unwrap());
+}
+
+#[test]
+fn a_range_that_changed_unseen_while_it_was_read_is_read_again() {
+    let machine = Arc::new(ordered(8 << 20));
+    let mut image = vec![0; DISK_BYTES as usize];
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DISK, 0..CHUNK, "not seen").unwrap();
+    let shared = Arc::clone(&machine);
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        shared.sources[0].bytes.lock().unwrap()[512..1024].fill(9);
+        shared.stream.unordered(DISK, 512..1024, "not seen").unwrap();
+    }));
+    machine.repair();
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
+    replayed(&mut image, &machine.take());
+    assert!(image == *machine.sources[0].bytes.lock().unwrap());
+}
+
+#[test]
+fn a_read_that_order_was_lost_under_is_not_placed() {
+    let machine = Arc::new(ordered(8 << 20));
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DISK, 0..CHUNK, "not seen").unwrap();
+    let shared = Arc::clone(&machine);
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        // Lost and catching up again before the read returns: the write between is in no stream.
+        shared.stream.give_up_order("test");
+        behind_its_back(&shared, 0, &[5; 512]);
+        let sent = shared.stream.lock().sent;
+        shared.stream.acked(sent, sent).unwrap();
+        shared.stream.resume(u64::MAX, 0);
+    }));
+    let step = super::catchup::step(&machine.stream, Default::default(), 512 << 10);
+    assert!(matches!(step, Ok(super::catchup::Step::Wait(_))));
+    assert_eq!(machine.dirty(), CHUNK, "still to be read");
+}
+
+#[test]
+fn nothing_is_called_ordered_while_an_observer_withholds_it() {
+    let machine = ordered(8 << 20);
+    machine.stream.withhold(DISK, "the mirror is away");
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    machine.repair();
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    assert!(machine.bookmark().unwrap_err().contains("the mirror is away"));
+    machine.stream.withhold(DiskIndex(1), "as well");
+    machine.stream.release(DISK);
+    machine.repair();
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp, "the other one");
+    machine.stream.release(DiskIndex(1));
+    machine.repair();
+    assert_eq!(machine.mode(), TrackingMode::Ordered);
+    machine.bookmark().unwrap();
+}
+
+#[test]
+fn a_round_of_clearing_that_begins_before_a_write_has_its_sequence_leaves_its_bit() {
+    let machine = Arc::new(ordered(8 << 20));
+    behind_its_back(&machine, 8 * CHUNK, &[1; 512]);
+    let shared = Arc::clone(&machine);
+    // The bit of the next write is being written to its file.
+    *machine.bits[0].hook.lock().unwrap() = Some(Box::new(move || {
+        assert_eq!(shared.stream.clear_step().unwrap(), Round::Waits);
+    }));
+    behind_its_back(&machine, 0, &[2; 512]);
+    let round = machine.stream.lock().round.unwrap();
+    machine.take();
+    machine.stream.acked(round, round).unwrap();
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Cleared(CHUNK));
+    assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK, "the second write's");
+}
