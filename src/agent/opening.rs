@@ -37,7 +37,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
     let mut sources = Vec::new();
     let mut layout = Writer::new();
     for disk in &order {
-        let (medium, bytes) = capture::open(disk)?;
+        let (medium, bytes) = capture::open(settings, disk)?;
         layout.text(disk.name.as_str()).u64(bytes);
         sources.push((medium, bytes));
     }

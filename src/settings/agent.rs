@@ -159,29 +159,49 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
             "must be unique within the machine",
             "choose another",
         );
-        c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
+        if disk.capture.as_deref() != Some("mirror") {
+            c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
+        }
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
-        let capture = disk.capture.as_deref().unwrap_or("nbd");
-        c.relation(
-            capture == "nbd",
-            &key("capture"),
-            format!("{capture:?}"),
-            "must be \"nbd\"",
-            "leave it out",
-        );
-        let default = state_directory.join(format!("{name}.sock"));
-        let socket = match disk.socket.as_deref() {
-            Some(text) => c.path(&key("socket"), Some(text), ""),
-            None => default,
-        };
-        c.relation(
-            socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
-            &key("socket"),
-            socket.display(),
-            &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
-            "choose a shorter state_directory or socket",
-        );
-        disks.push(AgentDisk { name, path, capture: Capture::Nbd { socket } });
+        let capture = capture(c, &key, &name, disk, state_directory);
+        disks.push(AgentDisk { name, path, capture });
     }
     disks
+}
+
+fn capture(
+    c: &mut Check,
+    key: &dyn Fn(&str) -> String,
+    name: &DiskName,
+    raw: &RawDisk,
+    state_directory: &Path,
+) -> Capture {
+    match raw.capture.as_deref() {
+        None | Some("nbd") => {}
+        Some("mirror") => return mirror(c, key, raw),
+        Some(other) => {
+            let (rule, cure) = ("must be \"nbd\" or \"mirror\"", "leave it out for \"nbd\"");
+            c.violation(&key("capture"), format!("{other:?}"), rule, cure);
+        }
+    }
+    let default = state_directory.join(format!("{name}.sock"));
+    let socket = raw.socket.as_deref();
+    let socket = socket.map_or(default, |text| c.path(&key("socket"), Some(text), ""));
+    c.relation(
+        socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
+        &key("socket"),
+        socket.display(),
+        &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
+        "choose a shorter state_directory or socket",
+    );
+    Capture::Nbd { socket }
+}
+
+fn mirror(c: &mut Check, key: &dyn Fn(&str) -> String, raw: &RawDisk) -> Capture {
+    let monitor = raw.qmp.as_deref();
+    c.required(&key("qmp"), monitor, "name the socket of QEMU's monitor (-qmp unix:PATH,...)");
+    let device = raw.device.clone();
+    c.required(&key("device"), device.as_deref(), "name the disk's device in QEMU");
+    let monitor = c.path(&key("qmp"), monitor, "qmp.sock");
+    Capture::Mirror { monitor, device: device.unwrap_or_default() }
 }

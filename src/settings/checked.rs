@@ -332,4 +332,11 @@ pub enum Capture {
         /// Unix socket.
         socket: PathBuf,
     },
+    /// The disk of a QEMU guest, mirrored to the agent.
+    Mirror {
+        /// Unix socket of QEMU's monitor (QMP), the agent's alone.
+        monitor: PathBuf,
+        /// The disk's device there.
+        device: String,
+    },
 }

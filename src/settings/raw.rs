@@ -168,4 +168,6 @@ pub(super) struct RawDisk {
     pub(super) path: Option<String>,
     pub(super) capture: Option<String>,
     pub(super) socket: Option<String>,
+    pub(super) qmp: Option<String>,
+    pub(super) device: Option<String>,
 }

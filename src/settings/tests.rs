@@ -43,7 +43,7 @@ fn defaults_are_those_of_the_checked_types() {
     let a = agent(AGENT).unwrap();
     assert_eq!((a.server_name, a.mode), (None, AgentMode::Async));
     assert_eq!(a.server_timeout.as_secs(), 5);
-    let Capture::Nbd { socket } = &a.disks[0].capture;
+    let Capture::Nbd { socket } = &a.disks[0].capture else { panic!("nbd is the default") };
     assert!(socket.ends_with("a.sock") && socket.is_absolute());
 }
 

@@ -6,11 +6,13 @@
 //!
 //! Owns: opening a disk by its way of capture, starting and stopping them. Does not own: the stream.
 
+mod mirror;
+
 use std::sync::Arc;
 
 use crate::model::DiskIndex;
 use crate::nbd;
-use crate::settings::{AgentDisk, Capture};
+use crate::settings::{AgentDisk, AgentSettings, Capture};
 
 use super::error::AgentError;
 use super::medium::Medium;
@@ -63,8 +65,14 @@ pub(super) struct Captures {
 ///
 /// # Errors
 /// When it is missing, in use, or not what that way can capture.
-pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentError> {
+pub(super) fn open(
+    settings: &AgentSettings,
+    disk: &AgentDisk,
+) -> Result<(Box<dyn Medium>, u64), AgentError> {
     match &disk.capture {
+        Capture::Mirror { monitor, device } => {
+            mirror::open(settings, &mirror::Where { disk: &disk.name, monitor, device })
+        }
         Capture::Nbd { .. } => {
             let (medium, bytes) = source::open_disk(&disk.path)?;
             Ok((Box::new(medium), bytes))
@@ -78,8 +86,13 @@ pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentErro
 /// When one of them cannot start.
 pub(super) fn start(agent: &Agent, disks: &[AgentDisk]) -> Result<Captures, AgentError> {
     let mut captures = Captures::default();
+    let mut mirrors = Vec::new();
     for disk in disks {
         match &disk.capture {
+            Capture::Mirror { monitor, device } => {
+                let place = mirror::Where { disk: &disk.name, monitor, device };
+                mirrors.push((agent.disk(&disk.name)?, place));
+            }
             Capture::Nbd { socket } => {
                 let export = agent.export(&disk.name)?;
                 let server = nbd::Server::bind(socket, disk.name.as_str(), export);
@@ -91,6 +104,8 @@ pub(super) fn start(agent: &Agent, disks: &[AgentDisk]) -> Result<Captures, Agen
             }
         }
     }
+    let (settings, stream) = agent.parts();
+    stream.observe_with(mirror::start(settings, stream, &mirrors)?);
     Ok(captures)
 }
 

@@ -17,7 +17,7 @@ pub(in crate::agent) enum MirrorError {
     #[error(transparent)]
     Nbd(#[from] NbdError),
     /// No such device.
-    #[error("QEMU at {socket} has no device {device}; it has {}", known(.known))]
+    #[error("QEMU at {socket} has no device {device}; it has {}", listed(.known))]
     NoDevice {
         /// Which monitor.
         socket: PathBuf,
@@ -68,6 +68,6 @@ pub(in crate::agent) enum MirrorError {
     State(String),
 }
 
-fn known(devices: &[String]) -> String {
+fn listed(devices: &[String]) -> String {
     if devices.is_empty() { "none".to_owned() } else { devices.join(", ") }
 }

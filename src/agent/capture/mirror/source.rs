@@ -4,7 +4,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,44 +18,33 @@ pub(in crate::agent) struct GuestDisk {
     socket: PathBuf,
     export: String,
     client: Mutex<Option<Client>>,
-    /// It was read since somebody looked.
-    was_read: AtomicBool,
 }
 
 impl GuestDisk {
     pub(super) fn new(socket: PathBuf, export: String) -> Self {
-        Self { socket, export, client: Mutex::default(), was_read: AtomicBool::new(false) }
+        Self { socket, export, client: Mutex::default() }
     }
 
-    /// Whether it was read since this was asked last.
-    pub(super) fn take_was_read(&self) -> bool {
-        self.was_read.swap(false, Ordering::AcqRel)
-    }
-
-    /// Ends the connection, so that the next read makes a new one.
-    pub(super) fn hang_up(&self) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn ask<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, NbdError>) -> io::Result<T> {
+    /// A client that gave an error may be out of step, or its export was made anew: once more with
+    /// another one.
+    fn ask<T>(&self, mut ask: impl FnMut(&mut Client) -> Result<T, NbdError>) -> io::Result<T> {
         let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        let connect = || {
-            let mut client = Client::connect(&self.socket, &self.export)?;
-            client.within(PATIENCE).map(|()| client)
-        };
-        let mut client = match held.take() {
-            Some(client) => client,
-            None => connect().map_err(io::Error::other)?,
-        };
+        if let Some(mut client) = held.take()
+            && let Ok(answer) = ask(&mut client)
+        {
+            *held = Some(client);
+            return Ok(answer);
+        }
+        let mut client = Client::connect(&self.socket, &self.export).map_err(io::Error::other)?;
+        client.within(PATIENCE).map_err(io::Error::other)?;
         let answer = ask(&mut client).map_err(io::Error::other)?;
-        *held = Some(client); // after an error it may be out of step: the next read connects anew
+        *held = Some(client);
         Ok(answer)
     }
 }
 
 impl Medium for GuestDisk {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
-        self.was_read.store(true, Ordering::Release);
         self.ask(|client| client.read(offset, target))
     }
 
