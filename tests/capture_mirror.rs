@@ -102,14 +102,13 @@ impl Vm {
         status
     }
 
-    /// The guest's connection to its disk. Its writes go through the node that is mirrored.
+    /// The guest's connection to its disk. A real guest's is there before the mirror, which then steps
+    /// between; this one comes later and must be put where the guest's would be: above the mirror.
     fn guest(&self, qemu: &mut Qemu) -> Client {
-        let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "node-name": "vda",
-            "writable": true });
-        eventually("QEMU serves NBD", 30, || {
-            let added = qemu.ask("block-export-add", export.clone());
-            added.is_ok_and(|_| true).then_some(())
-        });
+        let job = eventually("the mirror runs", 30, || qemu.jobs().pop());
+        let export = json!({ "type": "nbd", "id": "guest", "name": "guest",
+            "node-name": format!("{job}-filter"), "writable": true });
+        qemu.ask("block-export-add", export).unwrap();
         let socket = support::files(&self.agent_site.directory)
             .into_iter()
             .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("qemu-"));
@@ -338,4 +337,62 @@ fn what_cannot_be_mirrored_is_said_with_what_there_is() {
     assert!(told.contains("no device vdb") && told.contains("vda"), "{told}");
     let told = refused(&vm.site.path("no-monitor"), "vda");
     assert!(told.contains("no-monitor: connecting") && told.contains("-qmp"), "{told}");
+}
+
+#[test]
+fn one_command_protects_a_guest_and_one_forgets_it() {
+    if !have(&["qemu-storage-daemon", "curl"]) {
+        return;
+    }
+    let vm = Vm::new();
+    let config = vm.agent_site.config();
+    let mut table: toml::Table = std::fs::read_to_string(&config).unwrap().parse().unwrap();
+    table.remove("disk");
+    let bare = toml::to_string(&table).unwrap();
+    std::fs::write(&config, &bare).unwrap();
+    let _server = vm.site.serve();
+    let mut qemu = vm.boot();
+    let monitor = vm.monitor(1);
+    let command = |device: &'static str, rest: &[&'static str]| {
+        let mut args = vec!["agent", "attach-qemu", "--qmp", text(&monitor), "--device", device];
+        args.extend(rest);
+        args.extend(["--config", text(&config)]);
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let fails = |device, rest: &[&'static str], words: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_holdfast")).args(command(device, rest)).output();
+        let output = output.unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains(words), "{told}");
+    };
+    fails("sda", &[], "no device sda");
+    assert_eq!(std::fs::read_to_string(&config).unwrap(), bare, "nothing was changed");
+    let args = command("vda", &["--json"]);
+    let log = vm.site.path("attach.log");
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let agent = Process::spawn(&log, &args);
+    vm.ordered(&agent);
+    vm.bookmark("one");
+    vm.compare("one", &vm.model);
+    agent.ready("the command says so", 20, || {
+        agent.log().contains("\"capture\": \"ordered\"").then_some(())
+    });
+    fails("vda", &["--detach"], "stop it first");
+    fails("vdb", &[], "another one");
+    agent.stop();
+
+    let bitmaps = |qemu: &mut Qemu| {
+        let nodes = qemu.ask("query-named-block-nodes", json!({ "flat": true })).unwrap();
+        let nodes = nodes.as_array().unwrap().clone();
+        assert_eq!(nodes.len(), 2, "none of ours is left: {nodes:?}");
+        nodes.iter().any(|node| node["dirty-bitmaps"].as_array().is_some_and(|all| !all.is_empty()))
+    };
+    assert!(bitmaps(&mut qemu), "what is written while no agent runs is recorded");
+    let args = command("vda", &["--detach"]);
+    support::run(env!("CARGO_BIN_EXE_holdfast"), &args);
+    assert!(!bitmaps(&mut qemu));
+    assert_eq!(qemu.ask("query-block-exports", json!({})).unwrap(), json!([]));
+    assert!(!std::fs::read_to_string(&config).unwrap().contains("mirror"));
+    let address = json!({ "addr": { "type": "unix", "data": { "path": vm.site.path("own") } } });
+    qemu.ask("nbd-server-start", address).unwrap();
 }

@@ -43,6 +43,7 @@ mod syncs;
 mod tls;
 mod welcome;
 
+pub use capture::mirror::GuestDevice;
 pub use dial::{Connection, Dial, Way};
 pub use dial_quic::QuicDial;
 pub use error::AgentError;

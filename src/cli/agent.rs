@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::output::{print, print_json};
-use super::{Failure, block_on};
+use super::{Failure, attach_qemu, block_on};
 use crate::agent::{self, Stopped};
 use crate::control::words;
 use crate::settings::load_agent;
@@ -28,6 +28,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    AttachQemu(attach_qemu::Args),
 }
 
 /// What cannot be shown.
@@ -44,6 +45,9 @@ struct NoStatus {
 /// # Errors
 /// When a disk, a certificate or the state directory cannot be used.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(Command::AttachQemu(attach)) = &args.command {
+        return attach_qemu::run(attach, &args.config);
+    }
     let settings = load_agent(&args.config)?;
     if let Some(Command::Status { json }) = args.command {
         let path = settings.state_directory.join("status.json");

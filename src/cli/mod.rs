@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod apply;
+mod attach_qemu;
 pub mod assign;
 pub mod bookmark;
 pub mod demo;

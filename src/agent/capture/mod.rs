@@ -6,7 +6,7 @@
 //!
 //! Owns: opening a disk by its way of capture, starting and stopping them. Does not own: the stream.
 
-mod mirror;
+pub(super) mod mirror;
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ pub(super) fn open(
 ) -> Result<(Box<dyn Medium>, u64), AgentError> {
     match &disk.capture {
         Capture::Mirror { monitor, device } => {
-            mirror::open(settings, &mirror::Where { disk: &disk.name, monitor, device })
+            mirror::open(settings, &mirror::GuestDevice { disk: &disk.name, monitor, device })
         }
         Capture::Nbd { .. } => {
             let (medium, bytes) = source::open_disk(&disk.path)?;
@@ -90,7 +90,7 @@ pub(super) fn start(agent: &Agent, disks: &[AgentDisk]) -> Result<Captures, Agen
     for disk in disks {
         match &disk.capture {
             Capture::Mirror { monitor, device } => {
-                let place = mirror::Where { disk: &disk.name, monitor, device };
+                let place = mirror::GuestDevice { disk: &disk.name, monitor, device };
                 mirrors.push((agent.disk(&disk.name)?, place));
             }
             Capture::Nbd { socket } => {

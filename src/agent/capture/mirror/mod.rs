@@ -14,6 +14,7 @@ mod error;
 mod guest;
 mod names;
 mod qmp;
+mod remote;
 mod source;
 mod steps;
 mod target;
@@ -31,6 +32,8 @@ use crate::model::DiskName;
 use crate::nbd;
 use crate::settings::AgentSettings;
 
+pub use remote::GuestDevice;
+
 use super::Observer;
 use attach::Place;
 use error::MirrorError;
@@ -39,15 +42,6 @@ use names::{Names, reads_socket};
 use qmp::{Qmp, QmpError};
 use source::GuestDisk;
 use target::Target;
-
-/// Where a guest's disk is.
-pub(super) struct Where<'a> {
-    pub(super) disk: &'a DiskName,
-    /// Socket of QEMU's monitor.
-    pub(super) monitor: &'a Path,
-    /// Name of the device there.
-    pub(super) device: &'a str,
-}
 
 /// What the disk's size was when QEMU was asked last.
 fn size_file(settings: &AgentSettings, disk: &DiskName) -> PathBuf {
@@ -60,7 +54,7 @@ fn size_file(settings: &AgentSettings, disk: &DiskName) -> PathBuf {
 /// When there is no such device, or nobody ever knew its size.
 pub(super) fn open(
     settings: &AgentSettings,
-    place: &Where<'_>,
+    place: &GuestDevice<'_>,
 ) -> Result<(Box<dyn Medium>, u64), AgentError> {
     let names = Names::of(&settings.machine, place.disk, &settings.state_directory);
     let file = size_file(settings, place.disk);
@@ -96,7 +90,7 @@ fn refused(disk: &DiskName, error: &MirrorError) -> AgentError {
 pub(super) fn start(
     settings: &AgentSettings,
     stream: &Arc<Stream>,
-    places: &[(Arc<Disk>, Where<'_>)],
+    places: &[(Arc<Disk>, GuestDevice<'_>)],
 ) -> Result<Vec<Arc<dyn Observer>>, AgentError> {
     let mut guests: BTreeMap<&Path, Vec<Mirrored>> = BTreeMap::new();
     for (disk, place) in places {

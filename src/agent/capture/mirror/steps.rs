@@ -31,7 +31,7 @@ pub(super) enum Mirror {
 }
 
 /// Carries out a command that may find nothing to do.
-fn if_there(qmp: &mut Qmp, command: &'static str, arguments: Value) -> Result<()> {
+pub(super) fn if_there(qmp: &mut Qmp, command: &'static str, arguments: Value) -> Result<()> {
     match qmp.execute(command, arguments) {
         Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
         Err(error) => Err(error.into()),
