@@ -20,6 +20,7 @@ mod dial_quic;
 mod dial_tcp;
 mod disk;
 mod error;
+mod guest_agent;
 mod keeping;
 mod locks;
 mod medium;

@@ -82,14 +82,20 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
 }
 
 fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
+    let guest_agent = raw.qga.as_deref().map(|text| c.path("application.qga", Some(text), ""));
     for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
+        if guest_agent.is_some() {
+            let rule = "must not be set beside qga";
+            c.relation(command.is_empty(), key, format!("{command:?}"), rule, "leave one of them out");
+            continue;
+        }
         let named = command.first().is_some_and(|program| !program.is_empty());
         let rule = "must name a program, and its arguments";
         c.relation(named, key, format!("{command:?}"), rule, "write [\"PROGRAM\", \"ARGUMENT\"]");
     }
     let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
     let timeout = Duration::from_millis(timeout);
-    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
+    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, guest_agent, timeout }
 }
 
 fn mode(c: &mut Check, value: Option<&str>) -> AgentMode {

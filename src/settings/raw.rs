@@ -158,6 +158,7 @@ pub(super) struct RawAgent {
 pub(super) struct RawApplication {
     pub(super) freeze: Vec<String>,
     pub(super) thaw: Vec<String>,
+    pub(super) qga: Option<String>,
     pub(super) timeout_ms: Option<i64>,
 }
 
