@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn names_fit_qemu_and_bitmaps_are_told_from_others() {
-        let machine = "a-machine-with-a-name-as-long-as-nodes-may-not-have".parse().unwrap();
+        let machine = "a-machine-with-a-name-longer-than-nodes-may".parse().unwrap();
         let names = |disk: &str| Names::of(&machine, &disk.parse().unwrap(), Path::new("/s"));
         let (root, data) = (names("root"), names("data"));
         assert_ne!(root.job, data.job);
