@@ -139,7 +139,9 @@ impl Vm {
 
     fn bookmark(&self, name: &str) {
         let args = ["bookmark", "vm-1", "--name", name, "--wait", "recoverable"];
-        eventually("a bookmark", 60, || self.site.try_holdfast(&args).status.success().then_some(()));
+        eventually("a bookmark", 60, || {
+            self.site.try_holdfast(&args).status.success().then_some(())
+        });
     }
 
     /// The point holds what the guest's disk held then, byte by byte.
@@ -147,7 +149,8 @@ impl Vm {
         let out = self.site.export("vm-1", "root", &format!("name:{name}"));
         let found = std::fs::read(out).unwrap();
         assert_eq!(found.len(), model.len());
-        let differs = found.chunks(512).zip(model.chunks(512)).position(|(one, other)| one != other);
+        let differs =
+            found.chunks(512).zip(model.chunks(512)).position(|(one, other)| one != other);
         assert_eq!(differs, None, "first sector of point {name} that differs");
     }
 }
@@ -271,7 +274,9 @@ fn a_point_holds_what_was_acknowledged_before_qemu_was_killed_and_a_new_qemu_is_
         let (site, taken) = (&vm.site, &done);
         let taker = scope.spawn(move || {
             let args = ["bookmark", "vm-1", "--name", "load", "--wait", "recoverable"];
-            eventually("a bookmark", 60, || site.try_holdfast(&args).status.success().then_some(()));
+            eventually("a bookmark", 60, || {
+                site.try_holdfast(&args).status.success().then_some(())
+            });
             taken.store(true, std::sync::atomic::Ordering::Release);
         });
         let mut hot = vm.model[..HOT].to_vec();
@@ -360,7 +365,8 @@ fn one_command_protects_a_guest_and_one_forgets_it() {
         args.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     let fails = |device, rest: &[&'static str], words: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_holdfast")).args(command(device, rest)).output();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_holdfast")).args(command(device, rest)).output();
         let output = output.unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && told.contains(words), "{told}");

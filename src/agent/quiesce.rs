@@ -111,7 +111,12 @@ mod tests {
             ["/bin/sh", "-c", &script].map(str::to_owned).to_vec()
         };
         let timeout = Duration::from_millis(300);
-        let hook = ApplicationHook { freeze: line(freeze), thaw: line("rm frozen"), guest_agent: None, timeout };
+        let hook = ApplicationHook {
+            freeze: line(freeze),
+            thaw: line("rm frozen"),
+            guest_agent: None,
+            timeout,
+        };
         Quiesce::new(hook, System::clock(), System::entropy())
     }
 
@@ -146,7 +151,8 @@ mod tests {
             guest_agent: None,
             timeout: Duration::from_secs(5),
         };
-        let seen: Result<(), _> = Quiesce::new(hook, System::clock(), System::entropy()).run(async { Ok(()) }).await;
+        let seen: Result<(), _> =
+            Quiesce::new(hook, System::clock(), System::entropy()).run(async { Ok(()) }).await;
         assert!(seen.unwrap_err().contains("cannot be started"));
     }
 }

@@ -182,7 +182,8 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let (lock, stream) = opening::open(&settings)?;
         let hook = settings.application.clone();
-        let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock), Arc::clone(&entropy))));
+        let quiesce =
+            hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock), Arc::clone(&entropy))));
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
             quiesce,

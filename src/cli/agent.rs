@@ -1,11 +1,13 @@
 //! `holdfast agent`: the mobility agent, and how it is.
 
+mod attach_qemu;
+
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::output::{print, print_json};
-use super::{Failure, attach_qemu, block_on};
+use super::{Failure, block_on};
 use crate::agent::{self, Stopped};
 use crate::control::words;
 use crate::settings::load_agent;

@@ -4,7 +4,6 @@
 
 pub mod agent;
 pub mod apply;
-mod attach_qemu;
 pub mod assign;
 pub mod bookmark;
 pub mod demo;

@@ -86,7 +86,13 @@ fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
     for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
         if guest_agent.is_some() {
             let rule = "must not be set beside qga";
-            c.relation(command.is_empty(), key, format!("{command:?}"), rule, "leave one of them out");
+            c.relation(
+                command.is_empty(),
+                key,
+                format!("{command:?}"),
+                rule,
+                "leave one of them out",
+            );
             continue;
         }
         let named = command.first().is_some_and(|program| !program.is_empty());

@@ -89,7 +89,10 @@ impl Link<'_> {
         let unordered = |range, why: &str| {
             let told = self.stream.unordered(disk.index, range, why);
             told.map_err(|error| {
-                MirrorError::State(format!("disk {}: the bitmap cannot be written: {error}", disk.name))
+                MirrorError::State(format!(
+                    "disk {}: the bitmap cannot be written: {error}",
+                    disk.name
+                ))
             })
         };
         if !device.recorded {

@@ -97,11 +97,8 @@ mod tests {
 
     #[test]
     fn a_device_has_several_names_and_others_are_listed() {
-        let names = Names::of(
-            &"web-1".parse().unwrap(),
-            &"root".parse().unwrap(),
-            Path::new("/state"),
-        );
+        let names =
+            Names::of(&"web-1".parse().unwrap(), &"root".parse().unwrap(), Path::new("/state"));
         let bitmap = names.next_bitmap(&[]);
         let drives = json!([
             { "device": "", "qdev": "/machine/peripheral/vda/virtio-backend",

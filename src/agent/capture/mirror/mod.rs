@@ -95,11 +95,8 @@ pub(super) fn start(
     let mut guests: BTreeMap<&Path, Vec<Mirrored>> = BTreeMap::new();
     for (disk, place) in places {
         let names = Names::of(&settings.machine, &disk.name, &settings.state_directory);
-        let captured = Captured {
-            disk: Arc::clone(disk),
-            stream: Arc::clone(stream),
-            mode: settings.mode,
-        };
+        let captured =
+            Captured { disk: Arc::clone(disk), stream: Arc::clone(stream), mode: settings.mode };
         let (socket, export) = (names.target_socket.clone(), Arc::new(Target { captured }));
         let server = nbd::Server::bind_for_one(&socket, disk.name.as_str(), export);
         let server = server.map_err(|source| AgentError::Serve {

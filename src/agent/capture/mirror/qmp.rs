@@ -71,9 +71,7 @@ impl Qmp {
     /// # Errors
     /// When nobody answers there, or another client is connected, or it is no monitor.
     pub(in crate::agent) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let io = |action| {
-            move |source| QmpError::Io { socket: socket.to_owned(), action, source }
-        };
+        let io = |action| move |source| QmpError::Io { socket: socket.to_owned(), action, source };
         let stream = UnixStream::connect(socket).map_err(io("connecting"))?;
         let timed = stream.set_read_timeout(Some(PATIENCE));
         timed.and(stream.set_write_timeout(Some(PATIENCE))).map_err(io("setting a time limit"))?;

@@ -69,7 +69,8 @@ impl GuestDevice<'_> {
                 steps::remove_bitmap(&mut qmp, &device.node, bitmap)?;
             }
             let exports = qmp.execute("query-block-exports", json!({}))?;
-            if exports.as_array().is_some_and(|exports| exports.iter().all(|e| e["type"] != "nbd")) {
+            if exports.as_array().is_some_and(|exports| exports.iter().all(|e| e["type"] != "nbd"))
+            {
                 steps::if_there(&mut qmp, "nbd-server-stop", json!({}))?;
             }
             Ok(())

@@ -111,7 +111,8 @@ pub(super) fn serve(
         }
         Err(error) => return Err(error.into()),
     }
-    let export = json!({ "type": "nbd", "id": names.reads, "name": names.reads, "node-name": node });
+    let export =
+        json!({ "type": "nbd", "id": names.reads, "name": names.reads, "node-name": node });
     qmp.execute("block-export-add", export)?;
     Ok(())
 }
@@ -140,6 +141,11 @@ pub(super) fn mirror(qmp: &mut Qmp, names: &Names) -> Result<Mirror> {
         return Ok(Mirror::Gone);
     };
     let status = job["status"].as_str().unwrap_or("?");
+    if job.get("actively-synced").is_none() {
+        let old =
+            "this QEMU does not say whether a mirror is actively synced: 8.2 or later is needed";
+        return Err(MirrorError::State(old.to_owned()));
+    }
     // `standby` is `ready` while QEMU holds everything still for a command.
     let lives = matches!(status, "ready" | "standby") && job["io-status"] == "ok";
     if lives && job["ready"] == true && job["actively-synced"] == true {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
-use super::files::{self, PUBLIC};
-use super::output::{byte_bar, print, print_json};
-use super::{Failure, block_on};
 use crate::agent::{self, GuestDevice};
+use crate::cli::files::{self, PUBLIC};
+use crate::cli::output::{byte_bar, print, print_json};
+use crate::cli::{Failure, block_on};
 use crate::clock::{Clock, System};
 use crate::model::DiskName;
 use crate::settings::{AgentSettings, Capture, load_agent};
@@ -75,7 +75,9 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
         None => add(args, config, &text, &monitor)?,
     };
     if runs(&settings) {
-        print("this disk is in the settings; restart the agent (systemctl restart holdfast-agent)")?;
+        print(
+            "this disk is in the settings; restart the agent (systemctl restart holdfast-agent)",
+        )?;
         return block_on(watch(&settings, args));
     }
     print("the agent runs here until it is stopped; from now on `holdfast agent` does the same")?;
@@ -95,12 +97,7 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
 }
 
 /// Asks QEMU, and writes the settings with the disk.
-fn add(
-    args: &Args,
-    config: &Path,
-    text: &str,
-    monitor: &Path,
-) -> Result<AgentSettings, Failure> {
+fn add(args: &Args, config: &Path, text: &str, monitor: &Path) -> Result<AgentSettings, Failure> {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let block = format!(
         "\n[[disk]]\nname = \"{}\"\ncapture = \"mirror\"\nqmp = {}\ndevice = {}\n",
@@ -165,7 +162,11 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
     })?;
     files::replace(config, PUBLIC, &text.replacen(&block, "", 1))?;
     let said = format!("disk {} is not protected any more; its points stay", args.disk);
-    if args.json { print_json(&json!({ "disk": args.disk.as_str(), "attached": false })) } else { print(&said) }
+    if args.json {
+        print_json(&json!({ "disk": args.disk.as_str(), "attached": false }))
+    } else {
+        print(&said)
+    }
 }
 
 /// Whether an agent holds the state directory.
@@ -177,7 +178,7 @@ fn runs(settings: &AgentSettings) -> bool {
 async fn watch(settings: &AgentSettings, args: &Args) -> Result<(), Failure> {
     tokio::select! {
         shown = follow(settings, &args.disk, args.json) => shown,
-        stopped = super::stopped() => stopped,
+        stopped = crate::cli::stopped() => stopped,
     }
 }
 
