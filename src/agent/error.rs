@@ -115,6 +115,14 @@ pub enum AgentError {
         /// In words.
         why: String,
     },
+    /// A disk cannot be captured in the way that its settings name.
+    #[error("disk {disk}: {why}")]
+    Capture {
+        /// Which disk.
+        disk: DiskName,
+        /// In words.
+        why: String,
+    },
     /// A disk could not be served.
     #[error("disk {disk}: could not serve it over NBD at {socket}")]
     Serve {
@@ -156,6 +164,7 @@ impl AgentError {
             Self::Io { .. } | Self::Dial { .. } | Self::Lost { .. } => Class::Retry,
             Self::Message { .. } | Self::Protocol { .. } | Self::Bookmark { .. } => Class::Retry,
             Self::NoDisk { .. }
+            | Self::Capture { .. }
             | Self::DiskSize { .. }
             | Self::Settings(_)
             | Self::Certificate { .. }

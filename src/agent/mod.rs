@@ -21,6 +21,7 @@ mod dial_quic;
 mod dial_tcp;
 mod disk;
 mod error;
+mod guest_agent;
 mod keeping;
 mod locks;
 mod medium;
@@ -44,6 +45,7 @@ mod syncs;
 mod tls;
 mod welcome;
 
+pub use capture::mirror::GuestDevice;
 pub use capture::release;
 pub use dial::{Connection, Dial, Way};
 pub use dial_quic::QuicDial;

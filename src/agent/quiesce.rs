@@ -3,26 +3,34 @@
 //! Owns: that one bookmark at a time is made so, and that thaw runs whatever became of freeze. Does
 //! not own: the bookmark itself ([`super::stream`]).
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Entropy};
 use crate::settings::ApplicationHook;
+
+use super::guest_agent;
 
 /// Why a machine without a hook makes no application-consistent bookmark.
 pub(super) const NO_HOOK: &str =
-    "no application hook is configured: set [application] freeze and thaw in agent.toml";
+    "no application hook is configured: set [application] freeze and thaw, or qga, in agent.toml";
 
 /// The hook of one agent.
 pub(super) struct Quiesce {
     hook: ApplicationHook,
     clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
 impl Quiesce {
-    pub(super) fn new(hook: ApplicationHook, clock: Arc<dyn Clock>) -> Self {
-        Self { hook, clock, one_at_a_time: tokio::sync::Mutex::default() }
+    pub(super) fn new(
+        hook: ApplicationHook,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        Self { hook, clock, entropy, one_at_a_time: tokio::sync::Mutex::default() }
     }
 
     /// What `place` gives while the application is frozen. To be run to its end: a future that is
@@ -47,6 +55,24 @@ impl Quiesce {
     }
 
     async fn call(&self, name: &str, command: &[String]) -> Result<(), String> {
+        match &self.hook.guest_agent {
+            Some(socket) => self.ask_guest(socket, name).await,
+            None => self.execute(name, command).await,
+        }
+    }
+
+    async fn ask_guest(&self, socket: &Path, name: &str) -> Result<(), String> {
+        let command = format!("guest-fsfreeze-{name}");
+        tokio::select! {
+            answer = guest_agent::call(socket, &command, self.entropy.as_ref()) => answer,
+            () = self.clock.sleep(self.hook.timeout) => {
+                let (socket, late) = (socket.display(), self.hook.timeout.as_millis());
+                Err(format!("the guest agent at {socket}: no answer to {command} in {late} ms"))
+            }
+        }
+    }
+
+    async fn execute(&self, name: &str, command: &[String]) -> Result<(), String> {
         let [program, args @ ..] = command else {
             return Err(format!("the application's {name} names no program"));
         };
@@ -85,8 +111,13 @@ mod tests {
             ["/bin/sh", "-c", &script].map(str::to_owned).to_vec()
         };
         let timeout = Duration::from_millis(300);
-        let hook = ApplicationHook { freeze: line(freeze), thaw: line("rm frozen"), timeout };
-        Quiesce::new(hook, System::clock())
+        let hook = ApplicationHook {
+            freeze: line(freeze),
+            thaw: line("rm frozen"),
+            guest_agent: None,
+            timeout,
+        };
+        Quiesce::new(hook, System::clock(), System::entropy())
     }
 
     #[tokio::test]
@@ -117,9 +148,11 @@ mod tests {
         let hook = ApplicationHook {
             freeze: vec!["/no/such/program".into()],
             thaw: vec!["/bin/true".into()],
+            guest_agent: None,
             timeout: Duration::from_secs(5),
         };
-        let seen: Result<(), _> = Quiesce::new(hook, System::clock()).run(async { Ok(()) }).await;
+        let seen: Result<(), _> =
+            Quiesce::new(hook, System::clock(), System::entropy()).run(async { Ok(()) }).await;
         assert!(seen.unwrap_err().contains("cannot be started"));
     }
 }

@@ -19,7 +19,7 @@ use crate::settings::{AgentDisk, AgentSettings};
 use super::capture::{self, Captures};
 use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
-use super::disk::Captured;
+use super::disk::{Captured, Disk};
 use super::error::AgentError;
 use super::quiesce::Quiesce;
 use super::status::AgentStatus;
@@ -182,7 +182,8 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
         let hook = settings.application.clone();
-        let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock))));
+        let quiesce =
+            hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock), Arc::clone(&entropy))));
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
             quiesce,
@@ -233,17 +234,16 @@ impl Agent {
     /// # Errors
     /// When there is no such disk.
     pub fn export(&self, disk: &DiskName) -> Result<Arc<dyn Export>, AgentError> {
-        let stream = &self.shared.stream;
-        let found = stream.disks.iter().find(|one| one.name == *disk);
-        let Some(found) = found else {
-            let disk = disk.clone();
-            return Err(AgentError::UnknownDisk { disk });
-        };
         Ok(Arc::new(Captured {
-            disk: Arc::clone(found),
-            stream: Arc::clone(stream),
+            disk: self.disk(disk)?,
+            stream: Arc::clone(&self.shared.stream),
             mode: self.shared.settings.mode,
         }))
+    }
+
+    pub(super) fn disk(&self, disk: &DiskName) -> Result<Arc<Disk>, AgentError> {
+        let found = self.shared.stream.disks.iter().find(|one| one.name == *disk);
+        found.cloned().ok_or_else(|| AgentError::UnknownDisk { disk: disk.clone() })
     }
 
     /// Places a bookmark behind every write acknowledged so far. It can be used once it is

@@ -1,5 +1,7 @@
 //! `holdfast agent`: the mobility agent, and how it is.
 
+mod attach_qemu;
+
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -30,6 +32,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    AttachQemu(attach_qemu::Args),
 }
 
 /// What cannot be shown.
@@ -46,6 +49,9 @@ struct NoStatus {
 /// # Errors
 /// When a disk, a certificate or the state directory cannot be used.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(Command::AttachQemu(attach)) = &args.command {
+        return attach_qemu::run(attach, &args.config);
+    }
     let settings = load_agent(&args.config)?;
     if let Some(Command::Status { json }) = args.command {
         let path = settings.state_directory.join("status.json");

@@ -1,8 +1,10 @@
 //! A small blocking client, one request at a time.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{ErrorCode, NbdError};
 use super::export::BlockStatus;
@@ -23,6 +25,12 @@ type OptionReply = (u32, Vec<u8>);
 /// Longest run of one request that has no payload, bytes: 4 GiB less one block of any size.
 const RUN_BYTES_MAX: u64 = (4 << 30) - (32 << 20);
 
+/// Bytes of a disk whose dirty extents are asked for at a time: at QEMU's 64 KiB for a bit the answer
+/// is shorter than the longest chunk that is taken.
+const DIRTY_STEP_BYTES: u64 = 512 << 20;
+/// Longest wait for a part of the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A connection to one export.
 #[derive(Debug)]
 pub struct Client {
@@ -32,6 +40,8 @@ pub struct Client {
     size_bytes: u64,
     flags: u16,
     structured: bool,
+    /// The metadata context that extents are asked of, and its number here.
+    wanted: String,
     context: Option<u32>,
     cookie: u64,
 }
@@ -60,6 +70,15 @@ impl Client {
     /// # Errors
     /// When nobody answers there, or not with this export.
     pub fn connect(socket: &Path, name: &str) -> Result<Self> {
+        Self::connect_for(socket, name, ALLOCATION)
+    }
+
+    /// The same, to ask for extents of another metadata context than `base:allocation`, such as
+    /// `qemu:dirty-bitmap:NAME`.
+    ///
+    /// # Errors
+    /// When nobody answers there, or not with this export.
+    pub fn connect_for(socket: &Path, name: &str, context: &str) -> Result<Self> {
         let stream = UnixStream::connect(socket).map_err(|source| NbdError::Io {
             socket: socket.to_owned(),
             action: "connecting",
@@ -72,12 +91,29 @@ impl Client {
             size_bytes: 0,
             flags: 0,
             structured: false,
+            wanted: context.to_owned(),
             context: None,
             cookie: 0,
         };
+        client.within(HANDSHAKE_TIMEOUT)?;
         client.greet()?;
         client.negotiate()?;
+        client.patience(None)?;
         Ok(client)
+    }
+
+    /// No part of a reply is waited for longer than this; after that the client is of no use.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn within(&mut self, patience: Duration) -> Result<()> {
+        self.patience(Some(patience))
+    }
+
+    fn patience(&mut self, patience: Option<Duration>) -> Result<()> {
+        let stream = &self.stream;
+        let set = stream.set_read_timeout(patience).and(stream.set_write_timeout(patience));
+        set.map_err(|source| self.io("setting a time limit", source))
     }
 
     /// Bytes of the disk.
@@ -149,6 +185,49 @@ impl Client {
         self.reply(ask, None).map(drop)
     }
 
+    /// The first extent of `base:allocation` in the range.
+    ///
+    /// # Errors
+    /// What the server answers; a server without `base:allocation` is asked in vain.
+    pub fn first_status(&mut self, offset: u64, length: u64) -> Result<BlockStatus> {
+        let length = length.min(RUN_BYTES_MAX);
+        let ask = ask(command::BLOCK_STATUS, "block status", command_flag::REQ_ONE, offset, length);
+        self.request(ask, &[])?;
+        let extents = self.reply(ask, None)?;
+        let Some(first) = extents.first() else {
+            return Err(self.malformed("extents", 0, "one"));
+        };
+        Ok(BlockStatus { length: first.length.min(length), ..*first })
+    }
+
+    /// Where a `qemu:dirty-bitmap:` is dirty in the range, in order.
+    ///
+    /// # Errors
+    /// What the server answers, or that it does not know the bitmap.
+    pub fn dirty(&mut self, offset: u64, length: u64) -> Result<Vec<Range<u64>>> {
+        if self.context.is_none() {
+            return Err(self.malformed("metadata context", "none", &self.wanted));
+        }
+        let (mut at, end) = (offset, offset.saturating_add(length));
+        let mut dirty: Vec<Range<u64>> = Vec::new();
+        while at < end {
+            let step = (end - at).min(DIRTY_STEP_BYTES);
+            let ask = ask(command::BLOCK_STATUS, "dirty bitmap", 0, at, step);
+            self.request(ask, &[])?;
+            for extent in self.reply(ask, None)? {
+                let until = (at + extent.length).min(end);
+                match dirty.last_mut() {
+                    // The bit that is `hole` in `base:allocation` says `dirty` here.
+                    Some(last) if extent.hole && last.end == at => last.end = until,
+                    _ if extent.hole => dirty.push(at..until),
+                    _ => {}
+                }
+                at = until;
+            }
+        }
+        Ok(dirty)
+    }
+
     /// `base:allocation` of the whole range, in order.
     ///
     /// # Errors
@@ -202,8 +281,8 @@ impl Client {
         self.structured = last == option_reply::ACK;
         let name = self.name.clone().into_bytes();
         if self.structured {
-            let (query, one) = (ALLOCATION.as_bytes(), 1u32.to_be_bytes());
-            let parts = [&length_of(&name)[..], &name, &one, &length_of(query), query];
+            let (query, one) = (self.wanted.clone().into_bytes(), 1u32.to_be_bytes());
+            let parts = [&length_of(&name)[..], &name, &one, &length_of(&query), &query];
             let (_, replies) = self.option(option::SET_META_CONTEXT, &parts.concat())?;
             for (kind, body) in replies {
                 if kind == option_reply::META_CONTEXT && body.len() >= 4 {

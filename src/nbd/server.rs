@@ -38,6 +38,8 @@ pub struct Server {
 
 struct Shared {
     offer: Offer,
+    /// A new client ends the one before, and waits until nothing of it runs any more.
+    one_client: bool,
     export: Arc<dyn Export>,
     stopping: AtomicBool,
     clients: Mutex<BTreeMap<u64, UnixStream>>,
@@ -58,6 +60,24 @@ impl Server {
     /// `AddrInUse` when another server answers there; `AlreadyExists` when the path is something
     /// else than a socket; what the system says otherwise. All name the path.
     pub fn bind(socket: &Path, name: &str, export: Arc<dyn Export>) -> io::Result<Self> {
+        Self::bind_with(socket, name, export, false)
+    }
+
+    /// The same for one client at a time: a client that comes again after its connection broke repeats
+    /// what was not answered, so nothing of the connection before may be carried out later.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind_for_one(socket: &Path, name: &str, export: Arc<dyn Export>) -> io::Result<Self> {
+        Self::bind_with(socket, name, export, true)
+    }
+
+    fn bind_with(
+        socket: &Path,
+        name: &str,
+        export: Arc<dyn Export>,
+        one_client: bool,
+    ) -> io::Result<Self> {
         remove_stale(socket)?;
         let named = |error| at(socket, "listening", &error);
         let listener = UnixListener::bind(socket).map_err(named)?;
@@ -68,6 +88,7 @@ impl Server {
                 size_bytes: export.size_bytes(),
                 read_only: export.read_only(),
             },
+            one_client,
             export,
             stopping: AtomicBool::new(false),
             clients: Mutex::default(),
@@ -175,6 +196,13 @@ impl Shared {
 
     fn admit(&self, number: u64, stream: UnixStream) -> io::Result<UnixStream> {
         let mut clients = self.lock();
+        if self.one_client {
+            for before in clients.values() {
+                let _ended = before.shutdown(Shutdown::Both); // fails when it has ended already
+            }
+            let left = self.left.wait_while(clients, |clients| !clients.is_empty());
+            clients = left.unwrap_or_else(PoisonError::into_inner);
+        }
         if clients.len() >= CONNECTIONS_MAX {
             let text = format!("{CONNECTIONS_MAX} clients are connected, no more are served");
             return Err(io::Error::other(text));

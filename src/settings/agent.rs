@@ -86,14 +86,26 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
 }
 
 fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
+    let guest_agent = raw.qga.as_deref().map(|text| c.path("application.qga", Some(text), ""));
     for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
+        if guest_agent.is_some() {
+            let rule = "must not be set beside qga";
+            c.relation(
+                command.is_empty(),
+                key,
+                format!("{command:?}"),
+                rule,
+                "leave one of them out",
+            );
+            continue;
+        }
         let named = command.first().is_some_and(|program| !program.is_empty());
         let rule = "must name a program, and its arguments";
         c.relation(named, key, format!("{command:?}"), rule, "write [\"PROGRAM\", \"ARGUMENT\"]");
     }
     let timeout = c.number("application.timeout_ms", raw.timeout_ms, 10_000, 100..=20_000);
     let timeout = Duration::from_millis(timeout);
-    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, timeout }
+    ApplicationHook { freeze: raw.freeze, thaw: raw.thaw, guest_agent, timeout }
 }
 
 fn ring_bytes(c: &mut Check, value: Option<i64>) -> u32 {
@@ -171,7 +183,9 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
             "must be unique within the machine",
             "choose another",
         );
-        c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
+        if disk.capture.as_deref() != Some("mirror") {
+            c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
+        }
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
         let capture = capture(c, &key, &name, disk, state_directory);
         disks.push(AgentDisk { name, path, capture });
@@ -246,9 +260,10 @@ fn capture(
             return Capture::Fuse { mount };
         }
         Some("ebpf") => return Capture::Ebpf,
+        Some("mirror") => return mirror(c, key, raw),
         Some("scan") => return Capture::Scan(scan(c, key, raw)),
         Some(other) => {
-            let rule = "must be \"nbd\", \"fuse\", \"ebpf\" or \"scan\"";
+            let rule = "must be \"nbd\", \"fuse\", \"ebpf\", \"mirror\" or \"scan\"";
             let cure = "leave it out for \"nbd\"";
             c.violation(&key("capture"), format!("{other:?}"), rule, cure);
         }
@@ -264,4 +279,13 @@ fn capture(
         "choose a shorter state_directory or socket",
     );
     Capture::Nbd { socket }
+}
+
+fn mirror(c: &mut Check, key: &dyn Fn(&str) -> String, raw: &RawDisk) -> Capture {
+    let monitor = raw.qmp.as_deref();
+    c.required(&key("qmp"), monitor, "name the socket of QEMU's monitor (-qmp unix:PATH,...)");
+    let device = raw.device.clone();
+    c.required(&key("device"), device.as_deref(), "name the disk's device in QEMU");
+    let monitor = c.path(&key("qmp"), monitor, "qmp.sock");
+    Capture::Mirror { monitor, device: device.unwrap_or_default() }
 }

@@ -277,13 +277,16 @@ pub struct AgentSettings {
     pub disks: Vec<AgentDisk>,
 }
 
-/// Commands around an application-consistent bookmark: program and arguments, without a shell.
+/// What is done around an application-consistent bookmark: commands (program and arguments, without a
+/// shell), or a word with the agent inside a QEMU guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApplicationHook {
     /// Quiesces the application; the bookmark is placed when it has ended well.
     pub freeze: Vec<String>,
     /// Lets it go on; run whatever became of `freeze`.
     pub thaw: Vec<String>,
+    /// Socket of the guest's agent, which is asked to freeze and thaw instead.
+    pub guest_agent: Option<PathBuf>,
     /// Time for each of them; default 10 s.
     pub timeout: Duration,
 }
@@ -343,6 +346,13 @@ pub enum Capture {
     },
     /// A program in the kernel sees the requests of an existing block device.
     Ebpf,
+    /// The disk of a QEMU guest, mirrored to the agent.
+    Mirror {
+        /// Unix socket of QEMU's monitor (QMP), the agent's alone.
+        monitor: PathBuf,
+        /// The disk's device there.
+        device: String,
+    },
     /// The agent reads the disk again and again, and compares.
     Scan(ScanSettings),
 }

@@ -166,6 +166,7 @@ pub(super) struct RawEbpf {
 pub(super) struct RawApplication {
     pub(super) freeze: Vec<String>,
     pub(super) thaw: Vec<String>,
+    pub(super) qga: Option<String>,
     pub(super) timeout_ms: Option<i64>,
 }
 
@@ -176,6 +177,8 @@ pub(super) struct RawDisk {
     pub(super) path: Option<String>,
     pub(super) capture: Option<String>,
     pub(super) socket: Option<String>,
+    pub(super) qmp: Option<String>,
+    pub(super) device: Option<String>,
     pub(super) mount: Option<String>,
     pub(super) scan: Option<RawScan>,
 }

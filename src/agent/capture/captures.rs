@@ -13,7 +13,7 @@ use super::super::error::AgentError;
 use super::super::medium::Medium;
 use super::super::run::{Agent, Shared};
 use super::super::source;
-use super::{Observer, Scanned, ebpf, fuse, scan};
+use super::{Observer, Scanned, ebpf, fuse, mirror, scan};
 
 /// Everything that captures for one agent.
 #[derive(Default)]
@@ -45,6 +45,10 @@ pub(in crate::agent) fn open(
             Ok((Box::new(medium), bytes))
         }
         Capture::Ebpf => ebpf::open(disk),
+        Capture::Mirror { monitor, device } => {
+            let place = mirror::GuestDevice { disk: &disk.name, monitor, device };
+            mirror::open(opening.settings, &place)
+        }
         Capture::Scan(settings) => {
             let (agent, entropy) = (opening.settings, opening.entropy);
             let scanned = Scanned::open(disk, settings, agent, entropy)?;
@@ -64,7 +68,7 @@ pub(in crate::agent) fn start(
     scanned: Vec<Scanned>,
 ) -> Result<Captures, AgentError> {
     let mut captures = Captures::default();
-    let mut files = BTreeMap::<_, Vec<_>>::new();
+    let (mut files, mut mirrored) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
     for disk in agent.disks() {
         match &disk.capture {
             Capture::Nbd { socket } => {
@@ -80,6 +84,10 @@ pub(in crate::agent) fn start(
                 let file = (disk.name.clone(), agent.export(&disk.name)?);
                 files.entry(mount).or_default().push(file);
             }
+            Capture::Mirror { monitor, device } => {
+                let place = mirror::GuestDevice { disk: &disk.name, monitor, device };
+                mirrored.push((agent.disk(&disk.name)?, place));
+            }
             Capture::Ebpf | Capture::Scan(_) => {}
         }
     }
@@ -93,11 +101,12 @@ pub(in crate::agent) fn start(
         captures.scans.push(running);
         observers.push(observer);
     }
+    let Shared { stream, settings, clock, entropy, .. } = agent.shared();
+    observers.extend(mirror::start(settings, stream, &mirrored)?);
     if agent.disks().iter().any(|disk| disk.capture == Capture::Ebpf) {
-        let Shared { stream, settings, clock, entropy, .. } = agent.shared();
         observers.push(ebpf::start(stream, settings, clock, entropy.as_ref())?);
     }
-    agent.stream().observe_with(observers);
+    stream.observe_with(observers);
     Ok(captures)
 }
 

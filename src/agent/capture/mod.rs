@@ -10,6 +10,7 @@
 mod captures;
 mod ebpf;
 mod fuse;
+pub(super) mod mirror;
 mod scan;
 
 use crate::model::DiskIndex;

@@ -387,3 +387,29 @@ fn clients_beyond_the_cap_are_turned_away() {
     clients[0].write(0, &[1; 512], false).unwrap();
     assert_eq!(served.server.connections(), CONNECTIONS_MAX);
 }
+
+#[test]
+fn the_only_client_is_served_when_nothing_of_the_one_before_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Disk::new());
+    let export = Arc::clone(&disk) as Arc<dyn Export>;
+    let socket = directory.path().join("disk.sock");
+    let server = Server::bind_for_one(&socket, "disk", export).unwrap();
+    let held = HeldFlush::new(&disk);
+    let mut before = Client::connect(&socket, "disk").unwrap();
+    let server_socket = socket.clone();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let flushed = scope.spawn(move || before.flush());
+        scope.spawn(move || tell.send(Client::connect(&server_socket, "disk").unwrap()));
+        assert!(flushed.join().unwrap().is_err(), "its connection was ended");
+        // However long: while the request of the client before runs, the next is not served.
+        assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "served too early");
+        drop(held);
+        let mut client = told.recv_timeout(PATIENCE).unwrap();
+        client.write(0, &[7; 512], false).unwrap();
+        let first = client.first_status(0, DISK_BYTES).unwrap();
+        assert_eq!((first.length, first.zero), (4096, false));
+    });
+    server.stop();
+}

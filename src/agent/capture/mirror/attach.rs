@@ -1,0 +1,140 @@
+//! From a guest's disk that nobody watches to one of which each write reaches the agent first.
+//!
+//! Owns: the order of the steps; each says why it stands where it stands. Does not own: when this is
+//! tried ([`super::guest`]).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::agent::disk::Disk;
+use crate::agent::stream::Stream;
+use crate::nbd::Client;
+
+use super::device::{self, Device};
+use super::error::MirrorError;
+use super::names::Names;
+use super::qmp::Qmp;
+use super::steps::{self, Mirror, Pause};
+
+/// Longest range that is marked at a time.
+const MARK_BYTES: u64 = 1 << 30;
+
+type Result<T> = std::result::Result<T, MirrorError>;
+
+/// One disk and where it is found.
+pub(super) struct Place {
+    pub(super) disk: Arc<Disk>,
+    pub(super) device: String,
+    pub(super) names: Names,
+}
+
+/// What an attached disk's QEMU knows it by.
+#[derive(Clone, Debug)]
+pub(super) struct Attached {
+    pub(super) node: String,
+    /// The bitmap that records now.
+    pub(super) bitmap: String,
+}
+
+/// One QEMU, connected.
+pub(super) struct Link<'a> {
+    pub(super) qmp: &'a mut Qmp,
+    pub(super) monitor: &'a Path,
+    pub(super) reads_socket: &'a Path,
+    pub(super) stream: &'a Stream,
+}
+
+impl Link<'_> {
+    /// Attaches one disk. Afterwards every write of the guest is in the stream, or its bits are set.
+    pub(super) fn attach(&mut self, place: &Place, pause: Pause<'_>) -> Result<Attached> {
+        let names = &place.names;
+        let qmp = &mut *self.qmp;
+        steps::end_mirror(qmp, names, pause)?;
+        steps::end_export(qmp, &names.bits, pause)?;
+        steps::end_export(qmp, &names.reads, pause)?;
+        let device = device::find(qmp, self.monitor, &place.device, names)?;
+        if device.size_bytes != place.disk.size_bytes {
+            return Err(MirrorError::Size {
+                disk: place.disk.name.clone(),
+                device: place.device.clone(),
+                expected: place.disk.size_bytes,
+                found: device.size_bytes,
+            });
+        }
+        steps::serve(qmp, self.monitor, self.reads_socket, &device.node, names)?;
+        let _of_before = qmp.take_trouble();
+        // The mirror first: what the guest writes from here on reaches the agent by itself.
+        steps::start(qmp, &device.node, place.disk.name.as_str(), names)?;
+        steps::await_mirror(qmp, names, pause)?;
+        // The new bitmap before the old is stopped: no write falls between them.
+        let bitmap = names.next_bitmap(&device.bitmaps);
+        steps::add_bitmap(qmp, &device.node, &bitmap)?;
+        self.mark_what_was_missed(place, &device, pause)?;
+        let qmp = &mut *self.qmp;
+        // An old bitmap is forgotten when its bits are on the agent's disk.
+        for old in &device.bitmaps {
+            steps::remove_bitmap(qmp, &device.node, old)?;
+        }
+        Ok(Attached { node: device.node, bitmap })
+    }
+
+    /// Sets the bits of what was written while no mirror ran.
+    fn mark_what_was_missed(
+        &mut self,
+        place: &Place,
+        device: &Device,
+        pause: Pause<'_>,
+    ) -> Result<()> {
+        let disk = &place.disk;
+        let unordered = |range, why: &str| {
+            let told = self.stream.unordered(disk.index, range, why);
+            told.map_err(|error| {
+                MirrorError::State(format!(
+                    "disk {}: the bitmap cannot be written: {error}",
+                    disk.name
+                ))
+            })
+        };
+        if !device.recorded {
+            let why = "QEMU has no record of what was written before (it is new, or was started \
+                       again): the whole disk is read again";
+            tracing::warn!(disk = %disk.name, device = place.device, why);
+            let mut at = 0;
+            while at < disk.size_bytes {
+                let end = disk.size_bytes.min(at + MARK_BYTES);
+                unordered(at..end, why)?;
+                at = end;
+            }
+            return Ok(());
+        }
+        let mut bytes = 0;
+        for bitmap in &device.bitmaps {
+            steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
+            let context = format!("qemu:dirty-bitmap:{bitmap}");
+            let mut client = Client::connect_for(self.reads_socket, &place.names.bits, &context)?;
+            for range in client.dirty(0, disk.size_bytes)? {
+                bytes += range.end - range.start;
+                unordered(range, "what the guest wrote while no mirror ran is read again")?;
+            }
+            drop(client);
+            steps::end_export(self.qmp, &place.names.bits, pause)?;
+        }
+        tracing::info!(disk = %disk.name, bytes, "written while no mirror ran, as QEMU recorded it");
+        Ok(())
+    }
+
+    /// Begins a new bitmap and forgets the one before, so that little is read again after a loss.
+    pub(super) fn rotate(&mut self, place: &Place, attached: &mut Attached) -> Result<()> {
+        let next = place.names.next_bitmap(std::slice::from_ref(&attached.bitmap));
+        steps::add_bitmap(self.qmp, &attached.node, &next)?;
+        // A write that reached its disk before the new bitmap was there, and not yet the agent, is in the
+        // old one alone. Drained and still synced, it reached the agent.
+        steps::drain(self.qmp)?;
+        if steps::mirror(self.qmp, &place.names)? != Mirror::Synced {
+            return Err(steps::ended(self.qmp)); // attaching finds both bitmaps
+        }
+        steps::remove_bitmap(self.qmp, &attached.node, &attached.bitmap)?;
+        attached.bitmap = next;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! Finding the disk of a guest that is meant.
+//!
+//! Owns: what counts as a device's name. Does not own: what is done with it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::error::MirrorError;
+use super::names::Names;
+use super::qmp::Qmp;
+
+/// A guest's disk inside QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::agent) struct Device {
+    /// The node that the guest writes to.
+    pub(super) node: String,
+    /// Bytes.
+    pub(in crate::agent) size_bytes: u64,
+    /// Names of our dirty bitmaps.
+    pub(super) bitmaps: Vec<String>,
+    /// One of them has recorded every write since it was made, and all can be believed.
+    pub(super) recorded: bool,
+}
+
+/// Looks for `device`: a drive's or device's id, its path in QEMU, or the name of a node.
+///
+/// # Errors
+/// When there is none of that name (the error lists those there are), or another job mirrors it.
+pub(super) fn find(
+    qmp: &mut Qmp,
+    monitor: &Path,
+    device: &str,
+    names: &Names,
+) -> Result<Device, MirrorError> {
+    let drives = qmp.execute("query-block", json!({}))?;
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    choose(&drives, &nodes, monitor, device, names)
+}
+
+fn choose(
+    drives: &Value,
+    nodes: &Value,
+    monitor: &Path,
+    device: &str,
+    names: &Names,
+) -> Result<Device, MirrorError> {
+    let (none, socket) = (Vec::new(), monitor.to_owned());
+    let drives = drives.as_array().unwrap_or(&none);
+    let nodes = nodes.as_array().unwrap_or(&none);
+    let named = |node: &str| nodes.iter().find(|one| one["node-name"] == node);
+    let drive = drives.iter().find(|drive| drive_names(drive).any(|name| name == device));
+    let inserted = drive.and_then(|drive| drive["inserted"]["node-name"].as_str());
+    let Some(node) = named(inserted.unwrap_or(device)) else {
+        let mut known: Vec<String> = drives.iter().flat_map(drive_names).collect();
+        if known.is_empty() {
+            let name = |node: &Value| node["node-name"].as_str().map(str::to_owned);
+            known = nodes.iter().filter_map(name).collect();
+        }
+        return Err(MirrorError::NoDevice { socket, device: device.to_owned(), known });
+    };
+    let name = node["node-name"].as_str().unwrap_or_default();
+    let driver = node["drv"].as_str().unwrap_or_default();
+    let jobs = ["mirror_top", "commit_top", "copy-before-write"];
+    if jobs.contains(&driver) && name != names.filter {
+        let (device, found) = (device.to_owned(), driver.to_owned());
+        return Err(MirrorError::AlreadyMirrored { socket, device, found });
+    }
+    let Some(size_bytes) = node["image"]["virtual-size"].as_u64() else {
+        let detail = format!("QEMU does not say how large node {name} is");
+        return Err(MirrorError::State(detail));
+    };
+    let bitmap_name = |bitmap: &Value| {
+        let name = bitmap["name"].as_str().filter(|name| names.is_bitmap(name))?;
+        Some(name.to_owned())
+    };
+    let bitmaps = node["dirty-bitmaps"].as_array().unwrap_or(&none);
+    let ours: Vec<&Value> = bitmaps.iter().filter(|one| bitmap_name(one).is_some()).collect();
+    let believed = ours.iter().all(|bitmap| bitmap["inconsistent"] != true);
+    let recorded = believed && ours.iter().any(|bitmap| bitmap["recording"] == true);
+    let bitmaps = ours.into_iter().filter_map(bitmap_name).collect();
+    Ok(Device { node: name.to_owned(), size_bytes, bitmaps, recorded })
+}
+
+/// What people call a drive: `-drive id=`, `-device id=`, and its whole path.
+fn drive_names(drive: &Value) -> impl Iterator<Item = String> + use<> {
+    let text = |key: &str| drive[key].as_str().unwrap_or_default().to_owned();
+    let (device, path) = (text("device"), text("qdev"));
+    let id = path.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
+    let id = id.unwrap_or_default().to_owned();
+    [device, id, path].into_iter().filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_several_names_and_others_are_listed() {
+        let names =
+            Names::of(&"web-1".parse().unwrap(), &"root".parse().unwrap(), Path::new("/state"));
+        let bitmap = names.next_bitmap(&[]);
+        let drives = json!([
+            { "device": "", "qdev": "/machine/peripheral/vda/virtio-backend",
+              "inserted": { "node-name": "root-node" } },
+            { "device": "ide0", "qdev": "ide0-dev", "inserted": { "node-name": "ide-node" } },
+            { "device": "floppy0" },
+        ]);
+        let node = |name: &str, driver: &str, bitmaps: Value| {
+            json!({ "node-name": name, "drv": driver, "image": { "virtual-size": 512 },
+                    "dirty-bitmaps": bitmaps })
+        };
+        let bitmaps = json!([
+            { "name": bitmap, "recording": true, "busy": false },
+            { "name": "somebody's", "recording": true },
+        ]);
+        let mut nodes =
+            json!([node("root-node", "qcow2", bitmaps), node("ide-node", "mirror_top", json!([]))]);
+        let monitor = Path::new("/run/qmp");
+        let find = |nodes: &Value, device: &str| choose(&drives, nodes, monitor, device, &names);
+        for device in ["vda", "root-node", "/machine/peripheral/vda/virtio-backend"] {
+            let found = find(&nodes, device).unwrap();
+            assert_eq!((found.node.as_str(), found.size_bytes), ("root-node", 512));
+            assert_eq!((&found.bitmaps[..], found.recorded), (&[bitmap.clone()][..], true));
+        }
+        let told = find(&nodes, "ide0").unwrap_err().to_string();
+        assert!(told.contains("already mirrored"), "{told}");
+        let told = find(&nodes, "vdb").unwrap_err().to_string();
+        assert!(told.contains("no device vdb; it has vda, ") && told.contains("ide0"), "{told}");
+        nodes[0]["dirty-bitmaps"][0]["recording"] = false.into();
+        assert!(!find(&nodes, "vda").unwrap().recorded, "nobody recorded what came last");
+        nodes[0]["dirty-bitmaps"][0]["recording"] = true.into();
+        nodes[0]["dirty-bitmaps"][0]["inconsistent"] = true.into();
+        assert!(!find(&nodes, "vda").unwrap().recorded);
+    }
+}

@@ -1,0 +1,339 @@
+//! One QEMU whose disks are mirrored to the agent, watched for as long as the agent lives.
+//!
+//! Owns: its thread, when a disk is attached again, what each disk's state is called. Does not own: the
+//! steps of attaching ([`super::attach`]).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::agent::capture::{CaptureMode, Observer};
+use crate::agent::stream::Stream;
+use crate::model::DiskIndex;
+use crate::nbd;
+
+use super::attach::{Attached, Link, Place};
+use super::error::MirrorError;
+use super::qmp::Qmp;
+use super::steps::{self, Mirror};
+
+/// Pause between two looks at the mirrors.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks between two rotations of the dirty bitmap: half a minute of writes is read again at most.
+const ROTATE_LOOKS: u32 = 60;
+/// Pause between two looks at a step that QEMU is carrying out.
+const STEP: Duration = Duration::from_millis(20);
+/// Pauses between attempts to attach, doubling.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How a disk of the guest is.
+#[derive(Clone, Debug)]
+enum State {
+    /// Every write reaches the agent first.
+    Synced,
+    /// Not now, and why.
+    Apart(String),
+}
+
+/// One disk.
+pub(super) struct Mirrored {
+    pub(super) place: Place,
+    pub(super) server: nbd::Server,
+}
+
+/// What is held while QEMU is asked.
+#[derive(Default)]
+struct Connected {
+    qmp: Option<Qmp>,
+    attached: BTreeMap<DiskIndex, Attached>,
+    /// What catch-ups had read at the last bookmark.
+    read_bytes: u64,
+}
+
+/// A QEMU with its disks.
+pub(super) struct Guest {
+    monitor: PathBuf,
+    reads_socket: PathBuf,
+    stream: Arc<Stream>,
+    disks: Vec<Mirrored>,
+    connected: Mutex<Connected>,
+    states: Mutex<BTreeMap<DiskIndex, State>>,
+    stopping: Mutex<bool>,
+    stopped: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Guest {
+    /// Begins to watch. All disks are withheld until they are attached.
+    pub(super) fn watch(
+        monitor: PathBuf,
+        reads_socket: PathBuf,
+        stream: Arc<Stream>,
+        disks: Vec<Mirrored>,
+    ) -> std::io::Result<Arc<Self>> {
+        let guest = Arc::new(Self {
+            monitor,
+            reads_socket,
+            stream,
+            disks,
+            connected: Mutex::default(),
+            states: Mutex::default(),
+            stopping: Mutex::new(false),
+            stopped: Condvar::new(),
+            thread: Mutex::default(),
+        });
+        for mirrored in &guest.disks {
+            guest.apart(mirrored, "it is not attached to its guest yet");
+        }
+        let watcher = Arc::downgrade(&guest);
+        let thread = std::thread::Builder::new().name("mirror".to_owned());
+        let thread = thread.spawn(move || {
+            let mut rhythm = Rhythm::default();
+            // An agent that is dropped without a stop ends its watchers, too.
+            while let Some(guest) = watcher.upgrade() {
+                let pause = guest.turn(&mut rhythm);
+                if !guest.pause(pause) {
+                    return;
+                }
+            }
+        })?;
+        *lock(&guest.thread) = Some(thread);
+        Ok(guest)
+    }
+
+    /// `false` when the agent stops.
+    fn pause(&self, pause: Duration) -> bool {
+        let held = lock(&self.stopping);
+        let waited = self.stopped.wait_timeout_while(held, pause, |stopping| !*stopping);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0 && !self.stream.closed()
+    }
+
+    fn apart(&self, mirrored: &Mirrored, why: &str) {
+        let disk = &mirrored.place.disk;
+        let before = lock(&self.states).insert(disk.index, State::Apart(why.to_owned()));
+        if !matches!(before, Some(State::Apart(told)) if told == why) {
+            tracing::warn!(disk = %disk.name, why, "no consistent point of this disk now");
+        }
+        let why = format!("disk {} is not mirrored: {why}", disk.name);
+        self.stream.withhold(disk.index, &why);
+    }
+
+    fn synced(&self, mirrored: &Mirrored) {
+        let disk = &mirrored.place.disk;
+        let before = lock(&self.states).insert(disk.index, State::Synced);
+        if !matches!(before, Some(State::Synced)) {
+            tracing::info!(disk = %disk.name, "every write of the guest reaches the agent first");
+            self.stream.release(disk.index);
+        }
+    }
+
+    /// One turn of the watch: attaches what is not attached, looks at the rest. Gives the pause to the
+    /// next.
+    fn turn(&self, rhythm: &mut Rhythm) -> Duration {
+        let connected = &mut *lock(&self.connected);
+        let mut well = true;
+        for mirrored in &self.disks {
+            if let Err(error) = self.tend(connected, mirrored, rhythm) {
+                well = false;
+                connected.attached.remove(&mirrored.place.disk.index);
+                if matches!(error, MirrorError::Qmp(_)) {
+                    // Its answers are out of step, or it is gone: begin anew.
+                    (connected.qmp, connected.attached) = (None, BTreeMap::new());
+                }
+                self.apart(mirrored, &in_words(&error));
+            }
+        }
+        rhythm.next(well)
+    }
+
+    fn tend(
+        &self,
+        connected: &mut Connected,
+        mirrored: &Mirrored,
+        rhythm: &Rhythm,
+    ) -> Result<(), MirrorError> {
+        let place = &mirrored.place;
+        let Connected { qmp, attached, .. } = connected;
+        if qmp.is_none() {
+            *qmp = Some(Qmp::connect(&self.monitor)?);
+        }
+        let Some(qmp) = qmp else { return Ok(()) };
+        let (monitor, reads_socket) = (&*self.monitor, &*self.reads_socket);
+        let mut link = Link { qmp, monitor, reads_socket, stream: &self.stream };
+        let Some(known) = attached.get_mut(&place.disk.index) else {
+            if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
+                self.apart(mirrored, "it is being attached again");
+            }
+            let begun = link.attach(place, &mut || self.pause(STEP))?;
+            attached.insert(place.disk.index, begun);
+            self.synced(mirrored);
+            return Ok(());
+        };
+        match steps::mirror(link.qmp, &place.names)? {
+            Mirror::Gone => return Err(steps::ended(link.qmp)),
+            Mirror::Behind(why) => self.apart(mirrored, &why),
+            Mirror::Synced if mirrored.server.connections() == 0 => {
+                // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
+                self.apart(mirrored, "QEMU's connection to the agent is broken");
+            }
+            Mirror::Synced => {
+                if let Some(trouble) = link.qmp.take_trouble() {
+                    return Err(MirrorError::State(trouble));
+                }
+                if rhythm.rotates() {
+                    link.rotate(place, known)?;
+                }
+                self.synced(mirrored);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the mirrors so that the guest waits for nobody; QEMU's bitmaps record what follows.
+    fn detach(&self) {
+        let connected = &mut *lock(&self.connected);
+        let Some(qmp) = connected.qmp.as_mut() else { return };
+        let (monitor, reads_socket) = (&*self.monitor, &*self.reads_socket);
+        let mut link = Link { qmp, monitor, reads_socket, stream: &self.stream };
+        for mirrored in &self.disks {
+            let place = &mirrored.place;
+            let Some(attached) = connected.attached.get_mut(&place.disk.index) else { continue };
+            // A young bitmap: the next start reads little again.
+            let ended = link
+                .rotate(place, attached)
+                .and_then(|()| steps::end_mirror(link.qmp, &place.names, &mut || true));
+            if let Err(error) = ended {
+                let (disk, why) = (&place.disk.name, in_words(&error));
+                tracing::warn!(%disk, why, "the mirror was not ended in order; the guest goes on");
+            }
+        }
+        connected.qmp = None;
+    }
+}
+
+impl Observer for Guest {
+    fn settle(&self) -> Result<(), String> {
+        let apart = |disk: &str, why: &str| format!("disk {disk} is not mirrored: {why}");
+        for mirrored in &self.disks {
+            let disk = &mirrored.place.disk;
+            if let Some(State::Apart(why)) = lock(&self.states).get(&disk.index) {
+                return Err(apart(disk.name.as_str(), why));
+            }
+        }
+        let connected = &mut *lock(&self.connected);
+        let Some(qmp) = connected.qmp.as_mut() else {
+            return Err(format!("QEMU's monitor at {} is not connected", self.monitor.display()));
+        };
+        // A catch-up read may have seen half of a write that is still on its way to the agent.
+        let read_bytes = self.stream.lock().repaired_bytes;
+        let was_read = std::mem::replace(&mut connected.read_bytes, read_bytes) != read_bytes;
+        let drained = if was_read { steps::drain(qmp) } else { Ok(()) };
+        let outcome = drained.and_then(|()| {
+            for mirrored in &self.disks {
+                let disk = &mirrored.place.disk.name;
+                match steps::mirror(qmp, &mirrored.place.names)? {
+                    Mirror::Synced => {}
+                    Mirror::Behind(why) => return Ok(Err(apart(disk.as_str(), &why))),
+                    Mirror::Gone => return Ok(Err(apart(disk.as_str(), "the mirror job is gone"))),
+                }
+            }
+            Ok(Ok(()))
+        });
+        outcome.unwrap_or_else(|error| {
+            // The watcher connects again.
+            (connected.qmp, connected.attached) = (None, BTreeMap::new());
+            Err(in_words(&error))
+        })
+    }
+
+    fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
+        let mode = |(disk, state): (&DiskIndex, &State)| match state {
+            State::Synced => {
+                let why = "QEMU sends each write before the guest has its answer";
+                (*disk, CaptureMode::Ordered, why.to_owned())
+            }
+            State::Apart(why) => (*disk, CaptureMode::Bitmap, why.clone()),
+        };
+        lock(&self.states).iter().map(mode).collect()
+    }
+
+    fn stop(&self) {
+        *lock(&self.stopping) = true;
+        self.stopped.notify_all();
+        let thread = lock(&self.thread).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(monitor = %self.monitor.display(), "the thread of a mirror panicked");
+        }
+        self.detach();
+    }
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("monitor", &self.monitor).finish_non_exhaustive()
+    }
+}
+
+/// When the next look is due.
+#[derive(Debug, Default)]
+struct Rhythm {
+    looks: u32,
+    failed: u32,
+}
+
+impl Rhythm {
+    /// Whether this look also rotates.
+    fn rotates(&self) -> bool {
+        self.looks > 0 && self.looks.is_multiple_of(ROTATE_LOOKS)
+    }
+
+    /// After a turn that went well, or did not.
+    fn next(&mut self, well: bool) -> Duration {
+        self.looks = if self.looks == ROTATE_LOOKS { 1 } else { self.looks + 1 };
+        if well {
+            self.failed = 0;
+            return LOOK;
+        }
+        let pause = PAUSE_MIN * 2u32.pow(self.failed.min(10));
+        self.failed += 1;
+        pause.min(PAUSE_MAX)
+    }
+}
+
+/// An error with its causes on one line.
+pub(super) fn in_words(error: &MirrorError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_become_rarer_and_looks_rotate() {
+        let mut rhythm = Rhythm::default();
+        let pauses: Vec<_> = (0..12).map(|_| rhythm.next(false)).collect();
+        assert_eq!(pauses[..3], [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4]);
+        assert_eq!(pauses[11], PAUSE_MAX);
+        let rotations = (0..ROTATE_LOOKS * 5)
+            .filter(|_| {
+                assert_eq!(rhythm.next(true), LOOK);
+                rhythm.rotates()
+            })
+            .count();
+        assert_eq!(rotations, 5);
+    }
+}

@@ -1,0 +1,226 @@
+//! QEMU's monitor protocol, as far as it is needed: one command at a time, one JSON document a line.
+//!
+//! Owns: greeting, limits of time and size, telling answers from events. Does not own: which
+//! commands.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Longest wait for any answer. A guest's disk that hangs makes its monitor hang, too.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest line that is taken, bytes: the nodes of a guest with hundreds of disks.
+const LINE_BYTES_MAX: usize = 8 << 20;
+/// Most events between a command and its answer.
+const EVENTS_MAX: usize = 100_000;
+
+/// What went wrong at a monitor.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::agent) enum QmpError {
+    /// Nobody there, or gone, or silent.
+    #[error(
+        "QEMU's monitor at {socket}: {action}; a monitor serves one client at a time, so give the \
+         agent one of its own (-qmp unix:PATH,server=on,wait=off)"
+    )]
+    Io {
+        /// Which socket.
+        socket: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// What came is not QMP.
+    #[error("{socket} does not speak QMP: {detail}")]
+    Alien {
+        /// Which socket.
+        socket: PathBuf,
+        /// What came.
+        detail: String,
+    },
+    /// QEMU said no.
+    #[error("QEMU at {socket} refuses {command}: {said}")]
+    Refused {
+        /// Which socket.
+        socket: PathBuf,
+        /// Which command.
+        command: &'static str,
+        /// Its words.
+        said: String,
+    },
+}
+
+/// A connection to one monitor.
+#[derive(Debug)]
+pub(in crate::agent) struct Qmp {
+    stream: UnixStream,
+    socket: PathBuf,
+    /// Received and not yet taken.
+    pending: Vec<u8>,
+    /// The last thing that went wrong with a job or a guest's disk, as an event told it.
+    trouble: Option<String>,
+}
+
+impl Qmp {
+    /// Connects and agrees on capabilities.
+    ///
+    /// # Errors
+    /// When nobody answers there, or another client is connected, or it is no monitor.
+    pub(in crate::agent) fn connect(socket: &Path) -> Result<Self, QmpError> {
+        let io = |action| move |source| QmpError::Io { socket: socket.to_owned(), action, source };
+        let stream = UnixStream::connect(socket).map_err(io("connecting"))?;
+        let timed = stream.set_read_timeout(Some(PATIENCE));
+        timed.and(stream.set_write_timeout(Some(PATIENCE))).map_err(io("setting a time limit"))?;
+        let mut qmp =
+            Self { stream, socket: socket.to_owned(), pending: Vec::new(), trouble: None };
+        let greeting = qmp.document("waiting for its greeting")?;
+        if greeting.get("QMP").is_none() {
+            return Err(qmp.alien(&greeting.to_string()));
+        }
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Carries out one command; gives what it returns.
+    ///
+    /// # Errors
+    /// When QEMU refuses it, or the connection is of no use any more.
+    pub(in crate::agent) fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<Value, QmpError> {
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        line.push('\n');
+        let sent = self.stream.write_all(line.as_bytes());
+        sent.map_err(|source| self.io("sending a command", source))?;
+        for _ in 0..EVENTS_MAX {
+            let mut answer = self.document("waiting for an answer")?;
+            if let Some(event) = answer.get("event").and_then(Value::as_str) {
+                self.trouble = trouble(event, &answer["data"]).or(self.trouble.take());
+            } else if let Some(returned) = answer.get_mut("return") {
+                return Ok(returned.take());
+            } else if let Some(said) = answer["error"]["desc"].as_str() {
+                let (socket, said) = (self.socket.clone(), said.to_owned());
+                return Err(QmpError::Refused { socket, command, said });
+            } else {
+                return Err(self.alien(&answer.to_string()));
+            }
+        }
+        Err(self.alien("events without end"))
+    }
+
+    /// What events told since the last time this was asked.
+    pub(in crate::agent) fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
+    fn document(&mut self, action: &'static str) -> Result<Value, QmpError> {
+        let mut seen = 0;
+        loop {
+            if let Some(end) = self.pending[seen..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=seen + end).collect();
+                let document = serde_json::from_slice(&line);
+                return document.map_err(|error| self.alien(&error.to_string()));
+            }
+            seen = self.pending.len();
+            if seen > LINE_BYTES_MAX {
+                return Err(self.alien(&format!("a line of more than {LINE_BYTES_MAX} bytes")));
+            }
+            let mut part = [0; 16 << 10];
+            match self.stream.read(&mut part) {
+                Ok(0) => return Err(self.io(action, io::ErrorKind::UnexpectedEof.into())),
+                Ok(length) => self.pending.extend_from_slice(&part[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.io(action, error)),
+            }
+        }
+    }
+
+    fn io(&self, action: &'static str, source: io::Error) -> QmpError {
+        QmpError::Io { socket: self.socket.clone(), action, source }
+    }
+
+    fn alien(&self, detail: &str) -> QmpError {
+        let detail = detail.chars().take(200).collect();
+        QmpError::Alien { socket: self.socket.clone(), detail }
+    }
+}
+
+/// An event that says why a job ended or that the guest's own disk failed, in words.
+fn trouble(event: &str, about: &Value) -> Option<String> {
+    let text = |key: &str| about[key].as_str().unwrap_or("?");
+    match event {
+        "BLOCK_IO_ERROR" if about["operation"] == "write" => {
+            Some(format!("a write of the guest's disk {} failed", text("node-name")))
+        }
+        "BLOCK_JOB_CANCELLED" => Some(format!("job {} was cancelled", text("device"))),
+        "BLOCK_JOB_COMPLETED" => match about["error"].as_str() {
+            Some(error) => Some(format!("job {} failed: {error}", text("device"))),
+            None => Some(format!("job {} was completed", text("device"))),
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A monitor that says `greeting`, and to each command the next of `answers`.
+    fn monitor(greeting: &'static str, answers: &'static [&'static str]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("qmp")).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            stream.write_all(greeting.as_bytes()).unwrap();
+            for answer in answers {
+                lines.next();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        directory
+    }
+
+    const GREETING: &str = "{\"QMP\": {}}\r\n";
+
+    #[test]
+    fn answers_are_told_from_events_and_refusals_name_the_command() {
+        let directory = monitor(
+            GREETING,
+            &[
+                "{\"return\": {}}\r\n",
+                "{\"event\": \"BLOCK_JOB_COMPLETED\", \"data\": {\"device\": \"j\", \"error\": \
+                 \"Input/output error\"}}\r\n{\"event\": \"RESUME\"}\r\n{\"return\": [7]}\r\n",
+                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Cannot find device\"}}\n",
+            ],
+        );
+        let mut qmp = Qmp::connect(&directory.path().join("qmp")).unwrap();
+        assert_eq!(qmp.execute("query-jobs", json!({})).unwrap(), json!([7]));
+        assert_eq!(qmp.take_trouble().unwrap(), "job j failed: Input/output error");
+        assert_eq!(qmp.take_trouble(), None);
+        let refused = qmp.execute("blockdev-mirror", json!({})).unwrap_err().to_string();
+        assert!(refused.ends_with("refuses blockdev-mirror: Cannot find device"), "{refused}");
+        let gone = qmp.execute("query-jobs", json!({})).unwrap_err();
+        assert!(matches!(gone, QmpError::Io { .. }), "{gone}");
+    }
+
+    #[test]
+    fn what_is_no_monitor_is_told_so() {
+        for greeting in ["SSH-2.0-OpenSSH\r\n", "{\"return\": {}}\n", "[]\n"] {
+            let directory = monitor(greeting, &[]);
+            let told = Qmp::connect(&directory.path().join("qmp")).unwrap_err();
+            assert!(matches!(told, QmpError::Alien { .. }), "{told}");
+        }
+        let told = Qmp::connect(Path::new("/no/such/socket")).unwrap_err().to_string();
+        assert!(told.contains("/no/such/socket: connecting"), "{told}");
+    }
+}

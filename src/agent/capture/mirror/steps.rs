@@ -1,0 +1,182 @@
+//! What the agent has QEMU do for one disk: each step one or a few commands.
+//!
+//! Owns: their arguments. Does not own: their order ([`super::attach`]).
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::error::MirrorError;
+use super::names::Names;
+use super::qmp::{Qmp, QmpError};
+
+/// How long QEMU holds the guest's writes while its connection to the agent is broken, before it gives
+/// the mirror up, seconds: an agent that restarts is back by then, and no guest gives up its disk.
+const RECONNECT_S: u32 = 5;
+/// Most looks at a job until it is where it should be.
+const LOOKS_MAX: u32 = 200;
+
+type Result<T> = std::result::Result<T, MirrorError>;
+
+/// How a mirror is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mirror {
+    /// Every write of the guest reached the agent before the guest had its answer.
+    Synced,
+    /// It runs, and is not there yet.
+    Behind(String),
+    /// There is none.
+    Gone,
+}
+
+/// Carries out a command that may find nothing to do.
+pub(super) fn if_there(qmp: &mut Qmp, command: &'static str, arguments: Value) -> Result<()> {
+    match qmp.execute(command, arguments) {
+        Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits between two looks at what QEMU does meanwhile; `false`: the agent is stopping.
+pub(super) type Pause<'a> = &'a mut dyn FnMut() -> bool;
+
+/// Looks until something is found.
+fn repeat<T>(
+    what: &str,
+    pause: Pause<'_>,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    for _ in 0..LOOKS_MAX {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if !pause() {
+            return Err(MirrorError::State("the agent is stopping".to_owned()));
+        }
+    }
+    Err(MirrorError::State(format!("{what}: QEMU did not do it in time")))
+}
+
+/// Ends a mirror of an earlier life, or this one's, and takes its node away.
+pub(super) fn end_mirror(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> Result<()> {
+    if_there(qmp, "block-job-cancel", json!({ "device": names.job, "force": true }))?;
+    repeat("ending the mirror job", pause, || {
+        Ok((mirror(qmp, names)? == Mirror::Gone).then_some(()))
+    })?;
+    if_there(qmp, "blockdev-del", json!({ "node-name": names.target }))
+}
+
+/// Takes an export away; its name is free afterwards.
+pub(super) fn end_export(qmp: &mut Qmp, id: &str, pause: Pause<'_>) -> Result<()> {
+    if_there(qmp, "block-export-del", json!({ "id": id, "mode": "hard" }))?;
+    repeat("ending an export", pause, || {
+        let exports = qmp.execute("query-block-exports", json!({}))?;
+        let mut exports = exports.as_array().into_iter().flatten();
+        Ok((!exports.any(|export| export["id"] == id)).then_some(()))
+    })
+}
+
+/// Waits until the mirror has begun.
+pub(super) fn await_mirror(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> Result<()> {
+    repeat("starting the mirror", pause, || match mirror(qmp, names)? {
+        Mirror::Synced => Ok(Some(())),
+        Mirror::Behind(_) => Ok(None),
+        Mirror::Gone => Err(ended(qmp)),
+    })
+}
+
+/// Why the mirror is gone, as far as QEMU said it.
+pub(super) fn ended(qmp: &mut Qmp) -> MirrorError {
+    let trouble = qmp.take_trouble();
+    MirrorError::State(trouble.unwrap_or_else(|| "the mirror job is gone".to_owned()))
+}
+
+/// Has QEMU serve `node` for reading at `socket`.
+pub(super) fn serve(
+    qmp: &mut Qmp,
+    monitor: &Path,
+    socket: &Path,
+    node: &str,
+    names: &Names,
+) -> Result<()> {
+    let path = socket.to_string_lossy();
+    let address = json!({ "addr": { "type": "unix", "data": { "path": path } } });
+    match qmp.execute("nbd-server-start", address) {
+        Ok(_) => {}
+        // Ours of an earlier life, or for another disk of this guest.
+        Err(QmpError::Refused { .. }) if UnixStream::connect(socket).is_ok() => {}
+        Err(QmpError::Refused { said, .. }) if said.contains("already running") => {
+            return Err(MirrorError::OtherServer { socket: monitor.to_owned() });
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let export =
+        json!({ "type": "nbd", "id": names.reads, "name": names.reads, "node-name": node });
+    qmp.execute("block-export-add", export)?;
+    Ok(())
+}
+
+/// Starts the mirror: from here on each write of the guest waits for the agent.
+pub(super) fn start(qmp: &mut Qmp, node: &str, disk: &str, names: &Names) -> Result<()> {
+    let target = json!({
+        "driver": "nbd", "node-name": names.target, "export": disk, "reconnect-delay": RECONNECT_S,
+        "server": { "type": "unix", "path": names.target_socket.to_string_lossy() },
+    });
+    qmp.execute("blockdev-add", target)?;
+    let job = json!({
+        "job-id": names.job, "device": node, "target": names.target, "sync": "none",
+        "copy-mode": "write-blocking", "filter-node-name": names.filter,
+        "on-target-error": "report", "on-source-error": "report",
+    });
+    qmp.execute("blockdev-mirror", job)?;
+    Ok(())
+}
+
+/// How the mirror is now.
+pub(super) fn mirror(qmp: &mut Qmp, names: &Names) -> Result<Mirror> {
+    let jobs = qmp.execute("query-block-jobs", json!({}))?;
+    let mut jobs = jobs.as_array().into_iter().flatten();
+    let Some(job) = jobs.find(|job| job["device"] == names.job) else {
+        return Ok(Mirror::Gone);
+    };
+    let status = job["status"].as_str().unwrap_or("?");
+    if job.get("actively-synced").is_none() {
+        let old =
+            "this QEMU does not say whether a mirror is actively synced: 8.2 or later is needed";
+        return Err(MirrorError::State(old.to_owned()));
+    }
+    // `standby` is `ready` while QEMU holds everything still for a command.
+    let lives = matches!(status, "ready" | "standby") && job["io-status"] == "ok";
+    if lives && job["ready"] == true && job["actively-synced"] == true {
+        return Ok(Mirror::Synced);
+    }
+    Ok(Mirror::Behind(format!("the mirror job is {status}, and not actively synced")))
+}
+
+/// Returns when every request of the guest that was in flight at the call is complete, on its disk and
+/// at the agent: QEMU drains before any transaction, also one that does nothing.
+pub(super) fn drain(qmp: &mut Qmp) -> Result<()> {
+    qmp.execute("transaction", json!({ "actions": [] }))?;
+    Ok(())
+}
+
+pub(super) fn add_bitmap(qmp: &mut Qmp, node: &str, name: &str) -> Result<()> {
+    qmp.execute("block-dirty-bitmap-add", json!({ "node": node, "name": name }))?;
+    Ok(())
+}
+
+pub(super) fn remove_bitmap(qmp: &mut Qmp, node: &str, name: &str) -> Result<()> {
+    qmp.execute("block-dirty-bitmap-remove", json!({ "node": node, "name": name }))?;
+    Ok(())
+}
+
+/// Stops a bitmap (QEMU shows none that still records) and serves it.
+pub(super) fn serve_bitmap(qmp: &mut Qmp, node: &str, name: &str, names: &Names) -> Result<()> {
+    qmp.execute("block-dirty-bitmap-disable", json!({ "node": node, "name": name }))?;
+    let export = json!({
+        "type": "nbd", "id": names.bits, "name": names.bits, "node-name": node, "bitmaps": [name],
+    });
+    qmp.execute("block-export-add", export)?;
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! `holdfast agent attach-qemu`: a guest's disk into the agent's settings, and out again.
+//!
+//! Owns: the text of the settings. Does not own: mirroring (`agent`).
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Value, json};
+
+use crate::agent::{self, GuestDevice};
+use crate::cli::files::{self, PUBLIC};
+use crate::cli::output::{byte_bar, print, print_json};
+use crate::cli::{Failure, block_on};
+use crate::clock::{Clock, System};
+use crate::model::DiskName;
+use crate::settings::{AgentSettings, Capture, load_agent};
+
+/// Pause between two looks at the agent's status.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Protect a disk of a running QEMU guest
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Socket of a QMP monitor of QEMU that nobody else uses
+    #[arg(long, value_name = "SOCKET")]
+    qmp: PathBuf,
+    /// The disk's device in QEMU: a drive's or device's id, or the name of its node
+    #[arg(long, value_name = "DEVICE")]
+    device: String,
+    /// Its name in this machine
+    #[arg(long, value_name = "NAME", default_value = "root")]
+    disk: DiskName,
+    /// Protect it no longer, and leave nothing in QEMU
+    #[arg(long)]
+    detach: bool,
+    /// Print one JSON document when it is done
+    #[arg(long)]
+    json: bool,
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("{path} has a disk {disk} already, which is another one; choose another name (--disk)", path = .path.display())]
+    Other { path: PathBuf, disk: DiskName },
+    #[error("{path} has no disk {disk} that is mirrored from a guest", path = .path.display())]
+    NotMirrored { path: PathBuf, disk: DiskName },
+    #[error(
+        "the agent of {path} runs and holds QEMU's monitor; stop it first, detach, and start it again",
+        path = .0.display()
+    )]
+    Runs(PathBuf),
+}
+
+/// Writes the disk into the agent's settings when it can be mirrored, and runs the agent until it is
+/// stopped; where one runs already, says that it must be restarted and waits until the disk is
+/// mirrored in order.
+///
+/// # Errors
+/// When the device cannot be mirrored, or the settings cannot be changed.
+pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
+    if args.detach {
+        return detach(args, config);
+    }
+    let text = std::fs::read_to_string(config)?;
+    let monitor = std::path::absolute(&args.qmp)?;
+    let settings = match block_of(&text, &args.disk)? {
+        Some(_) => {
+            let settings = load_agent(config)?;
+            same(&settings, args, &monitor, config)?;
+            settings
+        }
+        None => add(args, config, &text, &monitor)?,
+    };
+    if runs(&settings) {
+        print(
+            "this disk is in the settings; restart the agent (systemctl restart holdfast-agent)",
+        )?;
+        return block_on(watch(&settings, args));
+    }
+    print("the agent runs here until it is stopped; from now on `holdfast agent` does the same")?;
+    let disk = (settings.clone(), args.disk.clone(), args.json);
+    block_on(async move {
+        let (settings, name, json) = disk;
+        let watched = settings.clone();
+        tokio::select! {
+            ended = agent::run(settings) => { ended?; }
+            shown = async {
+                follow(&watched, &name, json).await?;
+                std::future::pending::<Result<(), Failure>>().await
+            } => shown?,
+        }
+        Ok(())
+    })
+}
+
+/// Asks QEMU, and writes the settings with the disk.
+fn add(args: &Args, config: &Path, text: &str, monitor: &Path) -> Result<AgentSettings, Failure> {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let block = format!(
+        "\n[[disk]]\nname = \"{}\"\ncapture = \"mirror\"\nqmp = {}\ndevice = {}\n",
+        args.disk,
+        quoted(&monitor.to_string_lossy()),
+        quoted(&args.device)
+    );
+    let text = format!("{}\n{block}", text.trim_end());
+    let settings = checked(config, &text)?;
+    let guest = GuestDevice { disk: &args.disk, monitor, device: &args.device };
+    guest.probe(&settings)?;
+    files::replace(config, PUBLIC, &text)?;
+    Ok(settings)
+}
+
+/// The settings that a text would give at `config`.
+fn checked(config: &Path, text: &str) -> Result<AgentSettings, Failure> {
+    let mut beside = config.as_os_str().to_owned();
+    beside.push(".check");
+    let beside = PathBuf::from(beside);
+    files::replace(&beside, PUBLIC, text)?;
+    let settings = load_agent(&beside);
+    std::fs::remove_file(&beside)?;
+    Ok(settings?)
+}
+
+fn same(
+    settings: &AgentSettings,
+    args: &Args,
+    monitor: &Path,
+    config: &Path,
+) -> Result<(), AttachError> {
+    let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
+    let wanted = Capture::Mirror { monitor: monitor.to_owned(), device: args.device.clone() };
+    match disk {
+        Some(disk) if disk.capture == wanted => Ok(()),
+        _ => Err(AttachError::Other { path: config.to_owned(), disk: args.disk.clone() }),
+    }
+}
+
+fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(config)?;
+    let settings = load_agent(config)?;
+    let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
+    let mirrored = disk.is_some_and(|disk| matches!(disk.capture, Capture::Mirror { .. }));
+    let block = block_of(&text, &args.disk)?.filter(|_| mirrored);
+    let Some(block) = block else {
+        let (path, disk) = (config.to_owned(), args.disk.clone());
+        return Err(AttachError::NotMirrored { path, disk }.into());
+    };
+    if runs(&settings) {
+        return Err(AttachError::Runs(config.to_owned()).into());
+    }
+    let monitor = std::path::absolute(&args.qmp)?;
+    let guest = GuestDevice { disk: &args.disk, monitor: &monitor, device: &args.device };
+    block_on(async {
+        let forgotten = tokio::task::block_in_place(|| {
+            let wait = || tokio::runtime::Handle::current().block_on(System.sleep(LOOK / 10));
+            guest.forget(&settings, wait)
+        });
+        Ok(forgotten?)
+    })?;
+    files::replace(config, PUBLIC, &text.replacen(&block, "", 1))?;
+    let said = format!("disk {} is not protected any more; its points stay", args.disk);
+    if args.json {
+        print_json(&json!({ "disk": args.disk.as_str(), "attached": false }))
+    } else {
+        print(&said)
+    }
+}
+
+/// Whether an agent holds the state directory.
+fn runs(settings: &AgentSettings) -> bool {
+    let lock = File::options().read(true).open(settings.state_directory.join("lock"));
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
+async fn watch(settings: &AgentSettings, args: &Args) -> Result<(), Failure> {
+    tokio::select! {
+        shown = follow(settings, &args.disk, args.json) => shown,
+        stopped = crate::cli::stopped() => stopped,
+    }
+}
+
+/// Shows the disk's catch-up until every write is mirrored in order.
+async fn follow(settings: &AgentSettings, disk: &DiskName, json: bool) -> Result<(), Failure> {
+    let path = settings.state_directory.join("status.json");
+    let begun = System.wall();
+    let (mut bar, mut told) = (None, String::new());
+    loop {
+        let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+        let status: Value = serde_json::from_str(&text).unwrap_or_default();
+        let disks = status["disks"].as_array();
+        let of_ours = |one: &&Value| one["name"] == disk.as_str();
+        // What an agent before this one wrote is no news.
+        let fresh = status["time"].as_str().is_some_and(|time| time >= begun.to_string().as_str());
+        if let Some(one) = disks.into_iter().flatten().find(of_ours).filter(|_| fresh) {
+            let (size, dirty) = (&one["size_bytes"], &one["dirty_bytes"]);
+            let (size, dirty) = (size.as_u64().unwrap_or(0), dirty.as_u64().unwrap_or(0));
+            let bar = bar.get_or_insert_with(|| byte_bar(size, disk.as_str()));
+            bar.set_position(size - dirty.min(size));
+            let mirrored = one["capture"] == "ordered";
+            if mirrored && status["mode"] == "ordered" {
+                bar.finish_and_clear();
+                let said = format!("disk {disk}: every write of the guest is mirrored in order");
+                return if json { print_json(one) } else { print(&said) };
+            }
+            let why = if mirrored { &status["why"] } else { &one["capture_why"] };
+            let why = why.as_str().unwrap_or("waiting");
+            if why != told {
+                bar.println(why);
+                why.clone_into(&mut told);
+            }
+        }
+        System.sleep(LOOK).await;
+    }
+}
+
+/// The `[[disk]]` table of that name as it stands in the text.
+fn block_of(text: &str, disk: &DiskName) -> Result<Option<String>, Failure> {
+    let mut blocks: Vec<String> = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if line.trim_start().starts_with('[') {
+            blocks.push(String::new());
+        }
+        let last = blocks.len() - 1;
+        blocks[last].push_str(line);
+    }
+    for block in blocks {
+        if block.trim_start().starts_with("[[disk]]") {
+            let table: toml::Table = block.parse()?;
+            if table["disk"][0].get("name").and_then(toml::Value::as_str) == Some(disk.as_str()) {
+                return Ok(Some(block));
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_disk_is_found_in_the_settings_and_the_others_stay() {
+        let text = "machine = \"m\" # mine\n\n[[disk]]\nname = \"a\"\npath = \"x\"\n[[disk]]\n\
+                    name = \"b\"\ncapture = \"mirror\"\n\n[application]\nfreeze = [\"x\"]\n";
+        let block = block_of(text, &"b".parse().unwrap()).ok().unwrap().unwrap();
+        assert_eq!(block, "[[disk]]\nname = \"b\"\ncapture = \"mirror\"\n\n");
+        assert!(block_of(text, &"c".parse().unwrap()).ok().unwrap().is_none());
+    }
+}
