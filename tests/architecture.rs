@@ -86,6 +86,7 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("aya", &["src/agent/capture/ebpf/kernel.rs"]),
+    ("fuser", &["src/agent/capture/fuse.rs", "src/agent/capture/fuse/"]),
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),

@@ -52,6 +52,49 @@ fn units_are_understood_and_confined() {
     }
 }
 
+/// What gives a unit a mount namespace of its own (systemd.exec(5)), and what says that it does not.
+const NAMESPACED: &[(&str, &str)] = &[
+    ("ProtectSystem", "no"),
+    ("ProtectHome", "no"),
+    ("PrivateTmp", "no"),
+    ("PrivateDevices", "no"),
+    ("ProtectControlGroups", "no"),
+    ("ProtectHostname", "no"),
+    ("ProtectKernelLogs", "no"),
+    ("ProtectKernelModules", "no"),
+    ("ProtectKernelTunables", "no"),
+    ("ProtectProc", "default"),
+    ("ProcSubset", "all"),
+    ("ReadWritePaths", ""),
+    ("ReadOnlyPaths", ""),
+    ("InaccessiblePaths", ""),
+    ("BindPaths", ""),
+];
+
+#[test]
+fn with_its_drop_in_the_agents_files_are_seen_outside_of_it() {
+    let unit = file("deploy/systemd/holdfast-agent.service");
+    let drop_in = file("deploy/systemd/holdfast-agent-fuse.conf");
+    let (service, install) = unit.split_once("[Install]").unwrap();
+    let settings = drop_in.split_once("[Service]").unwrap().1;
+    let whole = format!("{service}\n{settings}\n[Install]{install}");
+    for (key, value) in NAMESPACED {
+        let mut lines = whole.lines().filter_map(|line| line.split_once('='));
+        let last = lines.rfind(|(found, _)| found == key);
+        assert!(last.is_none_or(|(_, found)| found == *value), "{key} = {last:?}");
+    }
+    if !have(&["systemd-analyze"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("holdfast-agent.service");
+    std::fs::write(&path, whole.replace("/usr/bin/holdfast", env!("CARGO_BIN_EXE_holdfast")))
+        .unwrap();
+    let verified = run("systemd-analyze", &[Path::new("verify"), &path]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(!said.lines().any(|line| line.contains("holdfast-")), "{said}");
+}
+
 /// Options that are handed to the program exist.
 #[test]
 fn commands_in_units_image_and_pods_are_commands_of_the_program() {

@@ -22,16 +22,16 @@ use crate::model::{
 use crate::nbd::Export;
 use crate::settings::AgentMode;
 
-const CHUNK: u64 = 1024;
+pub(super) const CHUNK: u64 = 1024;
 /// Two pages of the bitmap; the writes go to both sides of their border.
-const CHUNKS: u64 = 4096;
-const FIRST: u64 = 4016;
-const DISK_BYTES: u64 = CHUNK * CHUNKS;
+pub(super) const CHUNKS: u64 = 4096;
+pub(super) const FIRST: u64 = 4016;
+pub(super) const DISK_BYTES: u64 = CHUNK * CHUNKS;
 /// A power cut tears even sectors: half of one may be new.
 const TORN_BYTES: usize = 256;
 
 /// Counts calls that reach a disk; at zero the power is gone.
-struct Power(AtomicI64);
+pub(super) struct Power(pub(super) AtomicI64);
 
 impl Power {
     fn spend(&self) -> io::Result<()> {
@@ -41,7 +41,7 @@ impl Power {
         }
     }
 
-    fn is_off(&self) -> bool {
+    pub(super) fn is_off(&self) -> bool {
         self.0.load(Ordering::Relaxed) <= 0
     }
 }
@@ -49,7 +49,7 @@ impl Power {
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// A disk of which a power cut keeps what was synced and any part of the rest.
-struct Fragile {
+pub(super) struct Fragile {
     power: Arc<Power>,
     content: Mutex<Content>,
     /// Runs in the middle of the next write, as another thread might.
@@ -63,7 +63,7 @@ struct Content {
 }
 
 impl Fragile {
-    fn new(power: &Arc<Power>, bytes: Vec<u8>) -> Arc<Self> {
+    pub(super) fn new(power: &Arc<Power>, bytes: Vec<u8>) -> Arc<Self> {
         let content = Content { seen: bytes.clone(), synced: bytes, unsynced: Vec::new() };
         Arc::new(Self {
             power: Arc::clone(power),
@@ -73,7 +73,7 @@ impl Fragile {
     }
 
     /// What a power cut leaves; `dice` decides the fate of each unsynced piece.
-    fn after_cut(&self, dice: &mut impl FnMut() -> bool) -> Vec<u8> {
+    pub(super) fn after_cut(&self, dice: &mut impl FnMut() -> bool) -> Vec<u8> {
         let content = self.content.lock().unwrap();
         let mut bytes = content.synced.clone();
         for (at, piece) in &content.unsynced {
@@ -131,14 +131,14 @@ impl Medium for Arc<Fragile> {
 
 /// The stream as a process server holds it.
 #[derive(Clone, Default)]
-struct Server {
-    log: Vec<Record>,
-    durable: u64,
-    published: u64,
+pub(super) struct Server {
+    pub(super) log: Vec<Record>,
+    pub(super) durable: u64,
+    pub(super) published: u64,
 }
 
 impl Server {
-    fn welcome(&mut self) -> Welcome {
+    pub(super) fn welcome(&mut self) -> Welcome {
         self.log.truncate(self.durable as usize);
         let epoch = self.log.iter().rev().find_map(|record| match &record.change {
             Change::EpochBegin(begin) => Some(begin.epoch),
@@ -155,7 +155,7 @@ impl Server {
         }
     }
 
-    fn take(&mut self, stream: &Stream) {
+    pub(super) fn take(&mut self, stream: &Stream) {
         let (records, _) = stream.take(u64::MAX, u64::MAX, |_| HEADER_BYTES as u64);
         for record in records {
             assert_eq!(record.sequence.0, self.log.len() as u64 + 1, "gap in the stream");
@@ -164,7 +164,7 @@ impl Server {
     }
 
     /// The disk at each publication from `from` on, with the epoch that holds there.
-    fn image(&self, through: u64) -> (Vec<u8>, Epoch) {
+    pub(super) fn image(&self, through: u64) -> (Vec<u8>, Epoch) {
         let (mut image, mut epoch) = (vec![0; DISK_BYTES as usize], Epoch(0));
         for record in &self.log[..through as usize] {
             match &record.change {
@@ -237,7 +237,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity {
         machine: MachineKey([1; 16]),
         disk: "root".parse().unwrap(),

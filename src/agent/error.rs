@@ -126,6 +126,13 @@ pub enum AgentError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Disks could not be presented as files.
+    #[error("could not present disks as files")]
+    Mount {
+        /// The cause, which names the directory and the cure.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl AgentError {
@@ -153,7 +160,8 @@ impl AgentError {
             | Self::Settings(_)
             | Self::Certificate { .. }
             | Self::UnknownDisk { .. }
-            | Self::Serve { .. } => Class::Reject,
+            | Self::Serve { .. }
+            | Self::Mount { .. } => Class::Reject,
             Self::DiskInUse { .. } | Self::StateInUse { .. } => Class::Fence,
         }
     }

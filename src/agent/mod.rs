@@ -1,11 +1,12 @@
 //! The source side: capture, initial replication, resend buffer, bitmap, connection.
 //!
-//! A write of the workload comes in by NBD at `disk`, is intended in the `bitmap`, written to
+//! A write of the workload comes in at `disk`, by NBD or one of the ways of `capture`, is intended in the `bitmap`, written to
 //! the `source` and placed in the `stream`; the `session` sends it. What could not be sent in
 //! order is read again by `catchup`; `clearing` forgets what is published. The rules, the
 //! bitmap's layout and the decision tables are in `docs/agent.md`.
 
 mod attach;
+mod bandwidth;
 mod bitmap;
 mod bits;
 mod buffer;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::clock::Entropy;
 use crate::format::bytes::Writer;
 use crate::model::{DISKS_MAX, DiskIndex, Epoch, MachineKey, Sequence, WRITE_BYTES_MAX};
 use crate::settings::{AgentDisk, AgentSettings};
 
 use super::bitmap::{self, Found, Identity};
-use super::capture;
+use super::capture::{self, Scanned};
 use super::disk::Disk;
 use super::error::AgentError;
 use super::locks::RangeLocks;
@@ -25,7 +26,10 @@ use super::syncs::Syncs;
 const BUFFER_BYTES_MIN: u64 = 64 << 10;
 
 /// Locks the state directory and opens everything in it.
-pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentError> {
+pub(super) fn open(
+    settings: &AgentSettings,
+    entropy: &dyn Entropy,
+) -> Result<(File, Stream, Vec<Scanned>), AgentError> {
     check(settings)?;
     let directory = &settings.state_directory;
     let action = |action| move |source| AgentError::io(directory, action, source);
@@ -34,10 +38,11 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
     // By name, so that the order in the settings means nothing.
     let mut order: Vec<&AgentDisk> = settings.disks.iter().collect();
     order.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut opening = capture::Opening { settings, entropy, scanned: Vec::new() };
     let mut sources = Vec::new();
     let mut layout = Writer::new();
     for disk in &order {
-        let (medium, bytes) = capture::open(disk)?;
+        let (medium, bytes) = capture::open(disk, &mut opening)?;
         layout.text(disk.name.as_str()).u64(bytes);
         sources.push((medium, bytes));
     }
@@ -75,7 +80,7 @@ pub(super) fn open(settings: &AgentSettings) -> Result<(File, Stream), AgentErro
     let epoch = epoch.unwrap_or_default();
     let bytes_max = settings.buffer_bytes_max;
     let stream = Stream::new(disks, bytes_max, epoch, witnessed, clean, resync);
-    Ok((lock, stream))
+    Ok((lock, stream, opening.scanned))
 }
 
 fn check(settings: &AgentSettings) -> Result<(), AgentError> {

@@ -14,7 +14,7 @@ use crate::clock::{Clock, Entropy, System, random16};
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, TrackingMode};
 use crate::nbd::Export;
-use crate::settings::AgentSettings;
+use crate::settings::{AgentDisk, AgentSettings};
 
 use super::capture::{self, Captures};
 use super::clearing::Round;
@@ -180,7 +180,7 @@ impl Agent {
         entropy: Arc<dyn Entropy>,
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
-        let (lock, stream) = opening::open(&settings)?;
+        let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
         let hook = settings.application.clone();
         let quiesce = hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock))));
         let shared = Arc::new(Shared {
@@ -201,7 +201,7 @@ impl Agent {
         });
         let mut agent =
             Self { captures: Captures::default(), replication: None, tasks: Vec::new(), shared };
-        agent.captures = capture::start(&agent, &agent.shared)?;
+        agent.captures = capture::start(&agent, &agent.shared, scanned)?;
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
@@ -210,6 +210,18 @@ impl Agent {
         agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
         agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
         Ok(agent)
+    }
+
+    pub(super) fn disks(&self) -> &[AgentDisk] {
+        &self.shared.settings.disks
+    }
+
+    pub(super) fn stream(&self) -> &Arc<Stream> {
+        &self.shared.stream
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
     }
 
     /// A disk as its NBD clients see it, for programs that embed the agent.
@@ -277,7 +289,7 @@ impl Agent {
         stream.close();
         let clock = Arc::clone(&self.shared.clock);
         let until = clock.monotonic() + wait;
-        while !stream.settled() && clock.monotonic() < until {
+        while !stream.settled() && !stream.stuck() && clock.monotonic() < until {
             clock.sleep(STOP_LOOK).await;
         }
         self.shared.leaving.store(true, Ordering::Release);
@@ -320,6 +332,13 @@ impl Stream {
         let busy = self.disks.iter().any(|disk| !disk.locks.ranges().is_empty());
         let core = self.lock();
         !busy && core.mode == TrackingMode::Ordered && core.witnessed >= core.last
+    }
+
+    /// Whether waiting is in vain: what was given out is published, and an observer that has stopped
+    /// does not know enough for the catch-up to end.
+    fn stuck(&self) -> bool {
+        let core = self.lock();
+        !core.withheld.is_empty() && core.witnessed >= core.last
     }
 
     /// Clears what can be cleared and says so in the bitmaps. Nothing writes any more.

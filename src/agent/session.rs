@@ -19,6 +19,7 @@ use crate::format::wire::{
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
 use super::attach::Unwelcome;
+use super::bandwidth::Bandwidth;
 use super::dial::Connection;
 use super::error::AgentError;
 use super::outgoing::Outgoing;
@@ -278,6 +279,8 @@ impl Session<'_> {
         let lost = |source| lost(self.server, source);
         let clock = self.shared.clock.as_ref();
         let mut pulse = Pulse::new(clock.monotonic());
+        let most = self.shared.settings.bandwidth_bytes_per_second_max;
+        let mut bandwidth = Bandwidth::new(most, clock.monotonic());
         loop {
             let now = clock.monotonic();
             if now >= pulse.look_at() {
@@ -290,8 +293,10 @@ impl Session<'_> {
                 }
                 self.resume();
             }
-            let (records, spent) = self.shared.stream.take(self.credit(), TAKE_BYTES, price);
+            let most = TAKE_BYTES.min(bandwidth.allows(clock.monotonic()));
+            let (records, spent) = self.shared.stream.take(self.credit(), most, price);
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
+            bandwidth.spend(spent);
             let idle = records.is_empty();
             for record in records {
                 outgoing.send(encode_from_agent(&FromAgent::Record(record))).await.map_err(lost)?;
@@ -313,9 +318,13 @@ impl Session<'_> {
             }
             outgoing.flush().await.map_err(lost)?;
             let pause = pulse.look_at().saturating_sub(clock.monotonic());
-            tokio::select! {
-                () = self.shared.stream.to_send.notified() => {}
-                () = clock.sleep(pause) => {}
+            match bandwidth.pause() {
+                // Whatever there is to send waits as well.
+                Some(full) => clock.sleep(pause.min(full)).await,
+                None => tokio::select! {
+                    () = self.shared.stream.to_send.notified() => {}
+                    () = clock.sleep(pause) => {}
+                },
             }
         }
     }

@@ -103,6 +103,11 @@ fn in_words(status: &Value) -> String {
         bytes("buffered_bytes"),
         bytes("buffered_bytes_max")
     ));
+    for disk in status["disks"].as_array().into_iter().flatten() {
+        let text = |key: &str| disk[key].as_str().unwrap_or("-");
+        let (name, capture, why) = (text("name"), text("capture"), text("capture_why"));
+        lines.push(format!("disk       {name}: {capture}, {why}"));
+    }
     if status["halted"] == true {
         lines.push("halted     replication stopped; see last error, then restart it".to_owned());
     }
@@ -122,12 +127,14 @@ mod tests {
             "machine": "web-1", "time": "now", "mode": "ordered", "why": "all goes in order",
             "server": "b:9443 (ps-2)", "transport": "tcp", "switches": 2, "resent_bytes": 1 << 20,
             "switched_because": "a:9443: the connection was lost", "published": 7, "last": 9,
+            "disks": [{"name": "root", "capture": "bitmap", "capture_why": "as of 3 s ago"}],
         });
         let text = in_words(&status);
         for line in [
             "server     b:9443 (ps-2) over tcp",
             "switches   2, 1.0 MiB sent again; last: a:9443: the connection was lost",
             "given 9, sent 0, durable 0, published 7",
+            "disk       root: bitmap, as of 3 s ago",
         ] {
             assert!(text.contains(line), "{text}");
         }

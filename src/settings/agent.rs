@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
-use super::raw::{RawAgent, RawApplication, RawDisk};
+use super::raw::{RawAgent, RawApplication, RawDisk, RawScan};
 use super::{
-    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, SettingsError,
-    TransportChoice,
+    AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, ScanSettings,
+    SettingsError, SnapshotHook, TransportChoice,
 };
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
@@ -67,6 +67,9 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
             4 << 10..=u64::from(WRITE_BYTES_MAX),
         ),
         ebpf_ring_bytes: ring_bytes(&mut c, raw.ebpf.ring_bytes),
+        bandwidth_bytes_per_second_max: raw.bandwidth_bytes_per_second_max.map(|rate| {
+            c.number("bandwidth_bytes_per_second_max", Some(rate), 0, 64 << 10..=1 << 40)
+        }),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
         state_directory,
@@ -170,31 +173,87 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         );
         c.required(&key("path"), disk.path.as_deref(), "name the file or block device");
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
-        let capture = disk.capture.as_deref().unwrap_or("nbd");
-        c.relation(
-            ["nbd", "ebpf"].contains(&capture),
-            &key("capture"),
-            format!("{capture:?}"),
-            "must be \"nbd\" or \"ebpf\"",
-            "leave it out for \"nbd\"",
-        );
-        let default = state_directory.join(format!("{name}.sock"));
-        let socket = match disk.socket.as_deref() {
-            Some(text) => c.path(&key("socket"), Some(text), ""),
-            None => default,
-        };
-        c.relation(
-            socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
-            &key("socket"),
-            socket.display(),
-            &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
-            "choose a shorter state_directory or socket",
-        );
-        let capture = match capture {
-            "ebpf" => Capture::Ebpf,
-            _ => Capture::Nbd { socket },
-        };
+        let capture = capture(c, &key, &name, disk, state_directory);
         disks.push(AgentDisk { name, path, capture });
     }
+    let scanned = |disk: &AgentDisk| matches!(disk.capture, Capture::Scan(_));
+    c.relation(
+        disks.len() == 1 || !disks.iter().any(scanned),
+        "disk.capture",
+        "\"scan\"",
+        "can only be the machine's one disk: a point of it is older than those of others",
+        "enrol a machine of its own for the disk that is scanned",
+    );
     disks
+}
+
+fn scan(c: &mut Check, key: &dyn Fn(&str) -> String, raw: &RawDisk) -> ScanSettings {
+    let empty = RawScan::default();
+    let raw = raw.scan.as_ref().unwrap_or(&empty);
+    let key = |name: &str| key(&format!("scan.{name}"));
+    let seconds = c.number(&key("interval_s"), raw.interval_s, 300, 1..=86_400);
+    let rate = raw.read_bytes_per_second_max;
+    let rate_key = key("read_bytes_per_second_max");
+    let rate = rate.map(|rate| c.number(&rate_key, Some(rate), 0, 1 << 16..=1 << 40));
+    let timeout = c.number(&key("timeout_ms"), raw.timeout_ms, 60_000, 100..=3_600_000);
+    let hook = match (&raw.snapshot, &raw.release, &raw.path) {
+        (None, None, None) => None,
+        (snapshot, release, path) => {
+            for (name, command) in [("snapshot", snapshot), ("release", release)] {
+                let program = command.as_ref().and_then(|command| command.first());
+                c.relation(
+                    program.is_some_and(|program| !program.is_empty()),
+                    &key(name),
+                    format!("{:?}", command.as_deref().unwrap_or_default()),
+                    "must name a program where one of snapshot, release and path is set",
+                    "write [\"PROGRAM\", \"ARGUMENT\"]",
+                );
+            }
+            c.required(&key("path"), path.as_deref(), "say where the snapshot can be read");
+            Some(SnapshotHook {
+                snapshot: snapshot.clone().unwrap_or_default(),
+                release: release.clone().unwrap_or_default(),
+                path: c.path(&key("path"), path.as_deref(), "snapshot"),
+                timeout: Duration::from_millis(timeout),
+            })
+        }
+    };
+    let interval = Duration::from_secs(seconds);
+    ScanSettings { interval, read_bytes_per_second_max: rate, hook }
+}
+
+fn capture(
+    c: &mut Check,
+    key: &dyn Fn(&str) -> String,
+    name: &DiskName,
+    raw: &RawDisk,
+    state_directory: &Path,
+) -> Capture {
+    match raw.capture.as_deref() {
+        None | Some("nbd") => {}
+        Some("fuse") => {
+            let default = state_directory.join("fuse");
+            let mount = raw.mount.as_deref();
+            let mount = mount.map_or(default, |text| c.path(&key("mount"), Some(text), ""));
+            return Capture::Fuse { mount };
+        }
+        Some("ebpf") => return Capture::Ebpf,
+        Some("scan") => return Capture::Scan(scan(c, key, raw)),
+        Some(other) => {
+            let rule = "must be \"nbd\", \"fuse\", \"ebpf\" or \"scan\"";
+            let cure = "leave it out for \"nbd\"";
+            c.violation(&key("capture"), format!("{other:?}"), rule, cure);
+        }
+    }
+    let default = state_directory.join(format!("{name}.sock"));
+    let socket = raw.socket.as_deref();
+    let socket = socket.map_or(default, |text| c.path(&key("socket"), Some(text), ""));
+    c.relation(
+        socket.as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX,
+        &key("socket"),
+        socket.display(),
+        &format!("must be at most {SOCKET_PATH_BYTES_MAX} bytes long"),
+        "choose a shorter state_directory or socket",
+    );
+    Capture::Nbd { socket }
 }

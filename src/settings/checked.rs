@@ -265,6 +265,8 @@ pub struct AgentSettings {
     pub quic_congestion: Congestion,
     /// Most bytes held for resending; default 64 MiB. Past it the agent goes to bitmap mode.
     pub buffer_bytes_max: u64,
+    /// Most bytes a second that are sent to a process server.
+    pub bandwidth_bytes_per_second_max: Option<u64>,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
     /// Bytes of the ring through which eBPF capture copies writes; kernel memory, default 256 MiB.
@@ -336,4 +338,35 @@ pub enum Capture {
     },
     /// A program in the kernel sees the requests of an existing block device.
     Ebpf,
+    /// The agent presents the disk as a file `mount/NAME.img`.
+    Fuse {
+        /// Directory, of this disk or several.
+        mount: PathBuf,
+    },
+    /// The agent reads the disk again and again, and compares.
+    Scan(ScanSettings),
+}
+
+/// How a disk is scanned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanSettings {
+    /// Rest between the end of a pass and the next.
+    pub interval: Duration,
+    /// Most bytes a second that passes read.
+    pub read_bytes_per_second_max: Option<u64>,
+    /// A snapshot is read instead of the disk.
+    pub hook: Option<SnapshotHook>,
+}
+
+/// How a snapshot of a disk is made for a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotHook {
+    /// Program and arguments that make it.
+    pub snapshot: Vec<String>,
+    /// Program and arguments that drop it.
+    pub release: Vec<String>,
+    /// Where it can be read when it was made.
+    pub path: PathBuf,
+    /// Time for each program.
+    pub timeout: Duration,
 }

@@ -23,8 +23,8 @@ pub use azure::{AzureAuth, AzureUrl};
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,
     CacheSettings, Capture, Congestion, LevelBounds, LimitSettings, RECORDS_MEMORY_PART,
-    SealSettings, ServerSettings, SidecarSettings, StoreUrl, StreamBounds, TlsFiles,
-    TransportChoice, UploadSettings,
+    ScanSettings, SealSettings, ServerSettings, SidecarSettings, SnapshotHook, StoreUrl,
+    StreamBounds, TlsFiles, TransportChoice, UploadSettings,
 };
 pub use error::{SettingsError, Violation};
 pub use prices::Prices;

@@ -149,6 +149,7 @@ pub(super) struct RawAgent {
     pub(super) quic_congestion: Option<String>,
     pub(super) buffer_bytes_max: Option<i64>,
     pub(super) bitmap_chunk_bytes: Option<i64>,
+    pub(super) bandwidth_bytes_per_second_max: Option<i64>,
     pub(super) application: Option<RawApplication>,
     pub(super) ebpf: RawEbpf,
     pub(super) disk: Vec<RawDisk>,
@@ -175,4 +176,17 @@ pub(super) struct RawDisk {
     pub(super) path: Option<String>,
     pub(super) capture: Option<String>,
     pub(super) socket: Option<String>,
+    pub(super) mount: Option<String>,
+    pub(super) scan: Option<RawScan>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawScan {
+    pub(super) interval_s: Option<i64>,
+    pub(super) read_bytes_per_second_max: Option<i64>,
+    pub(super) snapshot: Option<Vec<String>>,
+    pub(super) release: Option<Vec<String>>,
+    pub(super) path: Option<String>,
+    pub(super) timeout_ms: Option<i64>,
 }

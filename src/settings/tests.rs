@@ -43,7 +43,7 @@ fn defaults_are_those_of_the_checked_types() {
     let a = agent(AGENT).unwrap();
     assert_eq!((a.server_name, a.mode), (None, AgentMode::Async));
     assert_eq!(a.server_timeout.as_secs(), 5);
-    let Capture::Nbd { socket } = &a.disks[0].capture else { panic!() };
+    let Capture::Nbd { socket } = &a.disks[0].capture else { panic!("nbd is the default") };
     assert!(socket.ends_with("a.sock") && socket.is_absolute());
 }
 
@@ -132,7 +132,7 @@ fn rates_and_levels_are_read_with_their_bounds() {
 #[test]
 fn an_agent_names_all_its_violations_too() {
     let text = "machine = \"\"\nservers = [\"nowhere\"]\nmode = \"fast\"\nbitmap_chunk_bytes = 5000\n\
-        [[disk]]\nname = \"a\"\npath = \"x\"\ncapture = \"scan\"\n[[disk]]\nname = \"a\"\n";
+        [[disk]]\nname = \"a\"\npath = \"x\"\ncapture = \"magic\"\n[[disk]]\nname = \"a\"\n";
     assert_eq!(
         keys(agent(text).unwrap_err()),
         [
@@ -147,6 +147,31 @@ fn an_agent_names_all_its_violations_too() {
     );
     let long = format!("{AGENT}socket = \"/{}\"\n", "x".repeat(107));
     assert_eq!(keys(agent(&long).unwrap_err()), ["disk[0].socket"]);
+}
+
+#[test]
+fn a_disk_says_how_its_writes_come_to_be_known() {
+    let with = |text: &str| agent(&format!("{AGENT}{text}"));
+    let fuse = with("capture = \"fuse\"\nmount = \"disks\"\n").unwrap();
+    let Capture::Fuse { mount } = &fuse.disks[0].capture else { panic!("{:?}", fuse.disks) };
+    assert!(mount.is_absolute() && mount.ends_with("disks"));
+    let scan = with("capture = \"scan\"\n").unwrap();
+    let Capture::Scan(scan) = &scan.disks[0].capture else { panic!("{:?}", scan.disks) };
+    assert_eq!((scan.interval.as_secs(), scan.read_bytes_per_second_max), (300, None));
+    assert_eq!(scan.hook, None);
+    let hook = "snapshot = [\"a\", \"b\"]\nrelease = [\"c\"]\npath = \"/dev/s\"\n";
+    let hooked = with(&format!("capture = \"scan\"\n[disk.scan]\n{hook}")).unwrap();
+    let Capture::Scan(hooked) = &hooked.disks[0].capture else { panic!("{:?}", hooked.disks) };
+    let hook = hooked.hook.as_ref().unwrap();
+    assert_eq!((hook.snapshot.len(), hook.path.to_str().unwrap()), (2, "/dev/s"));
+    let half = "capture = \"scan\"\n[disk.scan]\nsnapshot = [\"a\"]\ninterval_s = 0\n";
+    let wrong = keys(with(half).unwrap_err());
+    for key in ["release", "path", "interval_s"] {
+        assert!(wrong.contains(&format!("disk[0].scan.{key}")), "{wrong:?}");
+    }
+    let second = "capture = \"scan\"\n[[disk]]\nname = \"other\"\npath = \"b.img\"\n";
+    assert_eq!(keys(with(second).unwrap_err()), ["disk.capture"]);
+    assert_eq!(keys(with("capture = \"magic\"\n").unwrap_err()), ["disk[0].capture"]);
 }
 
 #[test]
@@ -195,8 +220,10 @@ fn every_key_is_documented() {
         }
     }
     let mut agent_keys = known_keys::<raw::RawAgent>("");
-    for (table, head) in [("disk", "[[disk]]"), ("application", "[application]")] {
-        assert!(agent_keys.remove(table));
+    let tables =
+        [("disk", "[[disk]]"), ("application", "[application]"), ("scan", "[[disk]]\n[disk.scan]")];
+    for (table, head) in tables {
+        assert!(agent_keys.remove(table), "{table}");
         agent_keys.extend(known_keys::<raw::RawAgent>(head));
     }
     for key in agent_keys {

@@ -69,6 +69,7 @@ impl Machine {
             quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
             ebpf_ring_bytes: 256 << 10,
+            bandwidth_bytes_per_second_max: None,
             application: None,
             disks: disks.iter().enumerate().map(disk).collect(),
         };

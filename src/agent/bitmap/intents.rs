@@ -172,6 +172,13 @@ impl Bitmap {
         run.map(|run| self.bytes(&run))
     }
 
+    /// Whether everything of the range is published, and nothing of it is to be read again.
+    pub(in crate::agent) fn is_clear(&self, bytes: Range<u64>) -> bool {
+        let chunks = self.chunks(&bytes);
+        let state = self.lock();
+        chunks.into_iter().all(|chunk| !state.set.contains_all(chunk..chunk + 1))
+    }
+
     /// Bytes that must be read again.
     pub(in crate::agent) fn dirty_bytes(&self) -> u64 {
         self.count_bytes(|state| &state.dirty)

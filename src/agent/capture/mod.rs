@@ -1,25 +1,22 @@
 //! How the writes of a disk come to be known. One stream behind all ways; `docs/capture.md` says
 //! which way promises what.
 //!
-//! NBD stands in the way of a write (`super::disk`): it gives a sequence before the workload has its
-//! answer. An [`Observer`] hears of a write after the fact.
+//! NBD and [`fuse`] stand in the way of a write (`super::disk`): they give a sequence before the
+//! workload has its answer. An [`Observer`] hears of a write after the fact.
 //!
-//! Owns: opening a disk by its way of capture, starting and stopping them. Does not own: the stream.
+//! Owns: what an observer is; opening, starting and stopping the ways (`captures`). Does not own: the
+//! stream.
 
+mod captures;
 mod ebpf;
-
-pub use ebpf::release;
-
-use std::sync::Arc;
+mod fuse;
+mod scan;
 
 use crate::model::DiskIndex;
-use crate::nbd;
-use crate::settings::{AgentDisk, Capture};
 
-use super::error::AgentError;
-use super::medium::Medium;
-use super::run::{Agent, Shared};
-use super::source;
+pub(super) use captures::{Captures, Opening, open, start};
+pub use ebpf::release;
+pub(super) use scan::Scanned;
 
 /// How well a disk's changes are known at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,66 +52,4 @@ pub(super) trait Observer: Send + Sync {
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)>;
     /// Ends it in order: what was seen is in the stream when this returns, and nothing follows.
     fn stop(&self);
-}
-
-/// Everything that captures for one agent.
-#[derive(Default)]
-pub(super) struct Captures {
-    servers: Vec<nbd::Server>,
-}
-
-/// Opens a disk for its way of capture; returns it with its size.
-///
-/// # Errors
-/// When it is missing, in use, or not what that way can capture.
-pub(super) fn open(disk: &AgentDisk) -> Result<(Box<dyn Medium>, u64), AgentError> {
-    match &disk.capture {
-        Capture::Nbd { .. } => {
-            let (medium, bytes) = source::open_disk(&disk.path)?;
-            Ok((Box::new(medium), bytes))
-        }
-        Capture::Ebpf => ebpf::open(disk),
-    }
-}
-
-/// Starts what captures the agent's disks. The stream is in bitmap mode and connected to nobody.
-///
-/// # Errors
-/// When one of them cannot start.
-pub(super) fn start(agent: &Agent, shared: &Shared) -> Result<Captures, AgentError> {
-    let Shared { settings, stream, clock, entropy, .. } = shared;
-    let (mut captures, mut observers) = (Captures::default(), Vec::new());
-    let seen = settings.disks.iter().filter(|disk| disk.capture == Capture::Ebpf).count();
-    if seen > 0 {
-        // One ring orders all disks of a machine; beside another way there would be two orders.
-        if seen < settings.disks.len() {
-            let why = "capture = \"ebpf\" takes all disks of a machine or none";
-            return Err(AgentError::Settings(why.to_owned()));
-        }
-        observers.push(ebpf::start(stream, settings, clock, entropy.as_ref())?);
-    }
-    stream.observe_with(observers);
-    for disk in &settings.disks {
-        match &disk.capture {
-            Capture::Nbd { socket } => {
-                let export = agent.export(&disk.name)?;
-                let server = nbd::Server::bind(socket, disk.name.as_str(), export);
-                captures.servers.push(server.map_err(|source| AgentError::Serve {
-                    disk: disk.name.clone(),
-                    socket: socket.clone(),
-                    source: Box::new(source),
-                })?);
-            }
-            Capture::Ebpf => {}
-        }
-    }
-    Ok(captures)
-}
-
-impl Captures {
-    /// No write comes any more when this returns. Blocks.
-    pub(super) fn stop(self, observers: &[Arc<dyn Observer>]) {
-        self.servers.into_iter().for_each(nbd::Server::stop);
-        observers.iter().for_each(|observer| observer.stop());
-    }
 }
