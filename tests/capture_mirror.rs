@@ -40,7 +40,7 @@ impl Vm {
         // Some of it holds data from the beginning.
         let mut model = vec![0; DISK_BYTES as usize];
         for (at, byte) in model[..10 << 20].iter_mut().enumerate() {
-            *byte = (at * 2_654_435_761 >> 13) as u8;
+            *byte = ((at * 2_654_435_761) >> 13) as u8;
         }
         std::fs::write(&image, &model).unwrap();
         let vm = Self { site, agent_site, image, model, writes: 0 };

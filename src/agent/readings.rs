@@ -70,7 +70,7 @@ impl Readings {
         if reading.spoiled || reading.losses != losses {
             return None;
         }
-        Some(reading.written.iter().fold(changes, |changes, hole| cut_out(changes, hole)))
+        Some(reading.written.iter().fold(changes, cut_out))
     }
 }
 

@@ -41,6 +41,19 @@ fn device_in(folder: &Path) -> Option<u64> {
     Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// Writes that a whole device has and has not answered.
+///
+/// # Errors
+/// In words, when the kernel does not tell.
+pub(super) fn inflight_writes(device: u32) -> Result<u64, String> {
+    let folder = folder(makedev(device >> 20, device & 0xf_ffff));
+    let path = folder.join("inflight");
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+    let writes = text.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+    writes.ok_or_else(|| format!("{} tells no number of writes: {}", path.display(), text.trim()))
+}
+
 /// The part of a whole device that `path` is.
 ///
 /// # Errors

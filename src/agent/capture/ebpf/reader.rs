@@ -164,10 +164,12 @@ impl Reader {
             let told = Told::Unknown(range, "a part of a write was lost");
             self.batch.push((DiskIndex(disk), told));
         }
-        self.tell();
-        if marker.is_some() || read < BATCH {
-            self.look(read == 0)?;
-        }
+        // What was lost before these records were written is counted by now, and told before them: a
+        // bookmark that is placed at any moment stands behind no write whose forerunner is missing.
+        self.look(read == 0)?;
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        self.tell(batch);
         if let Some(marker) = marker {
             if let Some((_, awaited, seen)) = &mut self.left {
                 *seen |= marker >= *awaited;
@@ -177,10 +179,8 @@ impl Reader {
         Ok(read)
     }
 
-    /// Tells the batch: all of its bits in one go, then each change in order.
-    fn tell(&mut self) {
-        self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
+    /// Tells a batch: all of its bits in one go, then each change in order.
+    fn tell(&self, batch: Vec<(DiskIndex, Told)>) {
         for (index, disk) in self.stream.disks.iter().enumerate() {
             let ranges = batch.iter().filter(|(disk, _)| usize::from(disk.0) == index);
             let ranges = ranges.map(|(_, told)| match told {
@@ -239,29 +239,26 @@ impl Reader {
     fn look(&mut self, idle: bool) -> Result<(), String> {
         let now = self.shared.kernel.counts()?;
         let was = std::mem::replace(&mut self.counts, now);
+        let why = "the ring was full: it is known where was written";
+        let mut lost = Vec::new();
         while let Some(item) = self.rings.extents.next() {
-            match parse(&item) {
+            let (disk, range) = match parse(&item) {
                 Some(Record::Unknown(id, disk, range)) => {
                     self.assembly.forget(id);
-                    let told =
-                        Told::Unknown(range, "the ring was full: it is known where was written");
-                    self.batch.push((DiskIndex(disk), told));
+                    (disk, range)
                 }
                 Some(
                     Record::Failed(disk, range)
                     | Record::PassedBy(disk, range)
                     | Record::Zero(disk, range),
-                ) => {
-                    let told =
-                        Told::Unknown(range, "the ring was full: it is known where was written");
-                    self.batch.push((DiskIndex(disk), told));
-                }
+                ) => (disk, range),
                 Some(Record::Marker(_) | Record::Piece(_)) | None => {
                     return Err("the second ring holds no record of ours".to_owned());
                 }
-            }
+            };
+            lost.push((DiskIndex(disk), Told::Unknown(range, why)));
         }
-        self.tell();
+        self.tell(lost);
         if now.unflown > was.unflown {
             self.shared.blind();
         }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use crate::agent::capture::CaptureMode;
 use crate::clock::Clock;
 
-use super::kernel::{Flight, Kernel};
+use super::device::inflight_writes;
+use super::kernel::{Flight, Kernel, Watched};
 
 /// Longest wait for the reader, or for a write that a device has not answered.
 const WAIT: Duration = Duration::from_secs(20);
@@ -149,6 +150,43 @@ impl Shared {
             }
             drop(self.wait(self.lock()));
         }
+    }
+
+    /// Returns when no write is in flight that was issued before its device was watched: a catch-up could
+    /// read what stood there before it. Where that cannot be seen, catch-ups wait as long as any write may
+    /// fly.
+    ///
+    /// # Errors
+    /// In words, when the kernel does not tell.
+    pub(super) fn landed_unseen(&self, watched: &[Watched]) -> Result<(), String> {
+        let until = self.clock.monotonic() + WAIT;
+        for one in watched {
+            while self.flies_unseen(one.device, watched)? {
+                if self.clock.monotonic() > until {
+                    let device = one.device;
+                    tracing::warn!(
+                        device,
+                        "writes from before the capture may be in flight: catching up begins in 5 min"
+                    );
+                    self.blind();
+                    return Ok(());
+                }
+                drop(self.wait(self.lock()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the device has more writes than were noted before it was asked and still fly: those flew
+    /// all the while, so if there are no more, all that flew are noted.
+    fn flies_unseen(&self, device: u32, watched: &[Watched]) -> Result<bool, String> {
+        let noted = self.kernel.flights()?;
+        let writes = inflight_writes(device)?;
+        let of_device = |flight: &&Flight| {
+            watched.iter().any(|one| one.device == device && u64::from(one.disk) == flight.disk)
+        };
+        let still = noted.iter().filter(of_device).filter(|flight| self.kernel.flies(flight));
+        Ok(writes > still.count() as u64)
     }
 
     fn stale(&self, flight: &Flight) -> bool {

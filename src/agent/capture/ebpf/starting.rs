@@ -88,6 +88,7 @@ pub(in crate::agent::capture) fn start(
     let pins = Pins::new(settings.machine.as_str(), directory);
     resume(stream, &kernel, &pins, note, &tracked).map_err(refuse)?;
     let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
+    shared.landed_unseen(&watched).map_err(refuse)?;
     for disk in &stream.disks {
         let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
         disk.source.guard(Arc::new(gate));
