@@ -34,9 +34,7 @@ pub(crate) struct Proxy {
 }
 
 /// Where cargo put it: only with the feature `places`, as `tests/run` builds.
-fn program() -> &'static str {
-    option_env!("CARGO_BIN_EXE_fault-proxy").expect("found by `Proxy::built`")
-}
+const PROGRAM: Option<&str> = option_env!("CARGO_BIN_EXE_fault-proxy");
 
 fn heard(out: &mut BufReader<ChildStdout>) -> Answer {
     let mut line = String::new();
@@ -47,20 +45,20 @@ fn heard(out: &mut BufReader<ChildStdout>) -> Answer {
 impl Proxy {
     /// Whether there is one; says so when not.
     pub(crate) fn built() -> bool {
-        let built = option_env!("CARGO_BIN_EXE_fault-proxy").is_some();
-        if !built {
+        if PROGRAM.is_none() {
             skipped("the fault proxy is built with `--features places`; tests/run does it");
         }
-        built
+        PROGRAM.is_some()
     }
 
     pub(crate) fn start(behind: u16) -> Arc<Self> {
-        let mut child = Command::new(program())
+        let program = PROGRAM.expect("asked for by `built`");
+        let mut child = Command::new(program)
             .arg(behind.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", program()));
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         let input = child.stdin.take().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let Answer::Listens { port } = heard(&mut out) else { panic!("it says where it listens") };
