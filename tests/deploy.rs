@@ -71,28 +71,40 @@ const NAMESPACED: &[(&str, &str)] = &[
     ("BindPaths", ""),
 ];
 
-#[test]
-fn with_its_drop_in_the_agents_files_are_seen_outside_of_it() {
+/// The agent's unit with a drop-in behind it.
+fn with_drop_in(name: &str) -> String {
     let unit = file("deploy/systemd/holdfast-agent.service");
-    let drop_in = file("deploy/systemd/holdfast-agent-fuse.conf");
+    let drop_in = file(&format!("deploy/systemd/{name}"));
     let (service, install) = unit.split_once("[Install]").unwrap();
     let settings = drop_in.split_once("[Service]").unwrap().1;
-    let whole = format!("{service}\n{settings}\n[Install]{install}");
+    format!("{service}\n{settings}\n[Install]{install}")
+}
+
+#[test]
+fn with_its_drop_in_the_agents_files_are_seen_outside_of_it() {
+    let whole = with_drop_in("holdfast-agent-fuse.conf");
     for (key, value) in NAMESPACED {
         let mut lines = whole.lines().filter_map(|line| line.split_once('='));
         let last = lines.rfind(|(found, _)| found == key);
         assert!(last.is_none_or(|(_, found)| found == *value), "{key} = {last:?}");
     }
+}
+
+#[test]
+fn drop_ins_are_understood() {
     if !have(&["systemd-analyze"]) {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("holdfast-agent.service");
-    std::fs::write(&path, whole.replace("/usr/bin/holdfast", env!("CARGO_BIN_EXE_holdfast")))
-        .unwrap();
-    let verified = run("systemd-analyze", &[Path::new("verify"), &path]);
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-    assert!(!said.lines().any(|line| line.contains("holdfast-")), "{said}");
+    for name in ["holdfast-agent-fuse.conf", "holdfast-agent-ebpf.conf"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("holdfast-agent.service");
+        let whole = with_drop_in(name);
+        std::fs::write(&path, whole.replace("/usr/bin/holdfast", env!("CARGO_BIN_EXE_holdfast")))
+            .unwrap();
+        let verified = run("systemd-analyze", &[Path::new("verify"), &path]);
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        assert!(!said.lines().any(|line| line.contains("holdfast-")), "{name}: {said}");
+    }
 }
 
 /// Options that are handed to the program exist.
