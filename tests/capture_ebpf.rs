@@ -77,6 +77,14 @@ impl Machine {
         })
     }
 
+    /// Nothing would be read again, if the agent were killed now.
+    fn settled(&self) {
+        eventually("all bits are clear", 60, || {
+            let status = self.agent.status()?;
+            (status["unsettled_bytes"] == 0).then_some(())
+        });
+    }
+
     /// A point behind everything so far, as soon as one is possible.
     fn point(&self, name: &str) -> Vec<Vec<u8>> {
         let args = ["bookmark", &self.name, "--name", name, "--wait", "recoverable"];
@@ -270,6 +278,7 @@ fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
     let mut agent = machine.start();
     machine.ordered();
     machine.same("first");
+    machine.settled();
     for (turn, kill) in [(1, true), (2, false), (3, true)] {
         if kill {
             agent.kill();

@@ -220,8 +220,12 @@ fn every_key_is_documented() {
         }
     }
     let mut agent_keys = known_keys::<raw::RawAgent>("");
-    let tables =
-        [("disk", "[[disk]]"), ("application", "[application]"), ("scan", "[[disk]]\n[disk.scan]")];
+    let tables = [
+        ("disk", "[[disk]]"),
+        ("application", "[application]"),
+        ("ebpf", "[ebpf]"),
+        ("scan", "[[disk]]\n[disk.scan]"),
+    ];
     for (table, head) in tables {
         assert!(agent_keys.remove(table), "{table}");
         agent_keys.extend(known_keys::<raw::RawAgent>(head));
