@@ -90,7 +90,7 @@ pub(super) fn step(stream: &Stream, from: Place, most: u64) -> Result<Step, (Str
     let hole = hole_end(disk, &run).map_err(named)?;
     let end = if hole > run.start { hole } else { run.end.min(run.start + most) };
     let held = disk.locks.hold(run.start..end);
-    let reading = stream.begin_reading(index, run.start..end);
+    stream.begin_reading(index, run.start..end);
     // What was a hole may have been written before the range was ours.
     let still = hole_end(disk, &(run.start..end)).map_err(named)?;
     let range =
@@ -100,7 +100,7 @@ pub(super) fn step(stream: &Stream, from: Place, most: u64) -> Result<Step, (Str
     } else {
         read(disk, &range).map_err(named)?
     };
-    let placed = stream.tee_repair(&reading, index, range.clone(), changes);
+    let placed = stream.tee_repair(index, range.clone(), changes);
     drop(held);
     let disk = usize::from(index.0);
     Ok(if placed {

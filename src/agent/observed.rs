@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 
@@ -95,8 +95,30 @@ impl Stream {
     /// # Errors
     /// As there, and when an observer cannot tell.
     pub(super) fn bookmark_behind_all(&self, bookmark: Bookmark) -> Result<Placed, String> {
+        if self.observers().is_empty() {
+            return self.bookmark(bookmark);
+        }
+        let _alone = self.bookmarking.lock().unwrap_or_else(PoisonError::into_inner);
         self.observers().iter().try_for_each(|observer| observer.settle())?;
-        self.bookmark(bookmark)
+        let placed = {
+            let mut core = self.lock();
+            let placed = self.place_bookmark(&mut core, bookmark)?;
+            core.unconfirmed = Some(placed.sequence);
+            placed
+        };
+        let confirmed = self.observers().iter().try_for_each(|observer| observer.confirm());
+        let mut core = self.lock();
+        if core.losses != placed.losses {
+            return Err(format!("order was lost before the bookmark was sent: {}", core.why));
+        }
+        core.unconfirmed = None;
+        if let Err(why) = confirmed {
+            // Nothing from the bookmark on was sent, so this takes it back.
+            self.lose(&mut core, &why);
+            return Err(why);
+        }
+        self.to_send.notify_one();
+        Ok(placed)
     }
 
     /// The same where nothing may block.

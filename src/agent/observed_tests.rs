@@ -1,10 +1,14 @@
 //! Writes that are seen after the fact, beside catch-up reads and rounds of clearing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::capture::{CaptureMode, Observer};
 use super::clearing::Round;
-use super::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
-use crate::model::{Change, DiskIndex, Extent, Record, TrackingMode, WRITE_BYTES_MAX};
+use super::stream_tests::{CHUNK, DISK_BYTES, Hook, Machine, ordered};
+use crate::model::{
+    Bookmark, BookmarkId, BookmarkKind, Change, DiskIndex, Extent, Record, Timestamp, TrackingMode,
+    WRITE_BYTES_MAX,
+};
 
 const DISK: DiskIndex = DiskIndex(0);
 
@@ -129,4 +133,57 @@ fn a_round_of_clearing_that_begins_before_a_write_has_its_sequence_leaves_its_bi
     machine.stream.acked(round, round).unwrap();
     assert_eq!(machine.stream.clear_step().unwrap(), Round::Cleared(CHUNK));
     assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK, "the second write's");
+}
+
+/// Says what it is told to say, after the hook ran.
+struct Said {
+    hook: Mutex<Option<Hook>>,
+    verdict: Result<(), String>,
+}
+
+impl Observer for Said {
+    fn settle(&self) -> Result<(), String> {
+        Ok(())
+    }
+    fn confirm(&self) -> Result<(), String> {
+        let hook = self.hook.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
+        self.verdict.clone()
+    }
+    fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
+        Vec::new()
+    }
+    fn stop(&self) {}
+}
+
+#[test]
+fn a_bookmark_is_sent_when_observers_confirm_it_and_taken_back_when_not() {
+    let is_bookmark = |record: &Record| matches!(record.change, Change::Bookmark(_));
+    for verdict in [Ok(()), Err("a mirror died".to_owned())] {
+        let machine = Arc::new(ordered(8 << 20));
+        behind_its_back(&machine, 0, &[1; 512]);
+        let shared = Arc::clone(&machine);
+        let hook: Hook = Box::new(move || {
+            behind_its_back(&shared, 512, &[2; 512]);
+            let sent = shared.take();
+            assert!(sent.len() == 1 && !sent.iter().any(is_bookmark), "{sent:?}");
+        });
+        let said = Said { hook: Mutex::new(Some(hook)), verdict: verdict.clone() };
+        machine.stream.observe_with(vec![Arc::new(said)]);
+        let placed = machine.stream.bookmark_behind_all(Bookmark {
+            id: BookmarkId([1; 16]),
+            kind: BookmarkKind::CrashConsistent,
+            time: Timestamp(0),
+            name: String::new(),
+        });
+        let sent = machine.take();
+        assert_eq!(placed.is_ok(), verdict.is_ok());
+        match verdict {
+            Ok(()) => assert!(is_bookmark(&sent[0]) && sent.len() == 2, "{sent:?}"),
+            Err(_) => {
+                assert!(sent.is_empty() && machine.mode() == TrackingMode::Bitmap, "{sent:?}");
+                assert!(machine.dirty() > 0, "the write behind it is read again");
+            }
+        }
+    }
 }

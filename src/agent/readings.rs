@@ -3,78 +3,62 @@
 //! Owns: what of a read may be placed, when the same range was written meanwhile. Does not own: the
 //! reading, or when a write is known.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::model::{Change, DiskIndex, Extent};
 
-/// One read that has begun and is not placed yet.
+/// The read that has begun and is not placed yet. A catch-up makes one at a time.
 #[derive(Debug)]
 pub(super) struct Reading {
     disk: DiskIndex,
     range: Range<u64>,
     losses: u64,
-    /// Parts that were written meanwhile and stand in the stream already: what was read there may be
-    /// older.
-    written: Vec<Range<u64>>,
+    /// Parts that were written meanwhile and stand in the stream already, by their begin, none touching
+    /// another: what was read there may be older. However long the read takes, they are no more than
+    /// the range has sectors.
+    written: BTreeMap<u64, u64>,
     /// Something of the range is known to have changed, and not to what.
     spoiled: bool,
 }
 
-/// The reads that run. There are few: a catch-up makes one at a time.
-#[derive(Debug, Default)]
-pub(super) struct Readings {
-    next: u64,
-    open: Vec<(u64, Reading)>,
-}
-
-/// Names a reading until it is placed or dropped by its maker.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
-
-impl Readings {
-    pub(super) fn begin(&mut self, disk: DiskIndex, range: Range<u64>, losses: u64) -> Ticket {
-        // A maker that failed never came back for its reading; it has one at a time.
-        self.open.retain(|(_, reading)| reading.disk != disk || reading.range != range);
-        self.next += 1;
-        let reading = Reading { disk, range, losses, written: Vec::new(), spoiled: false };
-        self.open.push((self.next, reading));
-        Ticket(self.next)
+impl Reading {
+    pub(super) fn new(disk: DiskIndex, range: Range<u64>, losses: u64) -> Self {
+        Self { disk, range, losses, written: BTreeMap::new(), spoiled: false }
     }
 
     /// A write that stands in the stream.
     pub(super) fn written(&mut self, disk: DiskIndex, range: &Range<u64>) {
-        for (_, reading) in &mut self.open {
-            if reading.touches(disk, range) {
-                reading.written.push(range.clone());
-            }
+        if !self.touches(disk, range) {
+            return;
         }
+        let mut start = range.start.max(self.range.start);
+        let mut end = range.end.min(self.range.end);
+        // From the last that begins at or before the end, back to the first that is reached.
+        while let Some((&at, &until)) = self.written.range(..=end).next_back()
+            && until >= start
+        {
+            (start, end) = (start.min(at), end.max(until));
+            self.written.remove(&at);
+        }
+        self.written.insert(start, end);
     }
 
     /// A change that does not.
     pub(super) fn spoiled(&mut self, disk: DiskIndex, range: &Range<u64>) {
-        for (_, reading) in &mut self.open {
-            reading.spoiled |= reading.touches(disk, range);
-        }
+        self.spoiled |= self.touches(disk, range);
     }
 
-    /// Ends a reading: what of `changes` is still the newest. `None` when the range has to be read
+    /// What of `changes`, that were read, is still the newest. `None` when the range has to be read
     /// again.
-    pub(super) fn end(
-        &mut self,
-        ticket: &Ticket,
-        losses: u64,
-        changes: Vec<Change>,
-    ) -> Option<Vec<Change>> {
-        let at = self.open.iter().position(|(number, _)| *number == ticket.0)?;
-        let (_, reading) = self.open.swap_remove(at);
-        if reading.spoiled || reading.losses != losses {
+    pub(super) fn end(self, losses: u64, changes: Vec<Change>) -> Option<Vec<Change>> {
+        if self.spoiled || self.losses != losses {
             return None;
         }
-        Some(reading.written.iter().fold(changes, cut_out))
+        let holes = self.written.into_iter().map(|(start, end)| start..end);
+        Some(holes.fold(changes, |changes, hole| cut_out(changes, &hole)))
     }
-}
 
-impl Reading {
     fn touches(&self, disk: DiskIndex, range: &Range<u64>) -> bool {
         self.disk == disk && self.range.start < range.end && range.start < self.range.end
     }
@@ -117,5 +101,26 @@ fn slice(change: &Change, part: &Range<u64>) -> Option<Change> {
         | Change::CatchUpBegin(_)
         | Change::CatchUpEnd
         | Change::Bookmark(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_kept_as_few_ranges() {
+        const DISK: DiskIndex = DiskIndex(3);
+        let mut reading = Reading::new(DISK, 4096..8192, 0);
+        let written = [4608..5120, 6144..6656, 0..512, 7680..9000, 5120..5632, 0..4097, 6144..6656];
+        for range in &written {
+            reading.written(DISK, range);
+            reading.written(DiskIndex(2), &(4096..8192));
+        }
+        let kept: Vec<_> = reading.written.clone().into_iter().collect();
+        assert_eq!(kept, [(4096, 4097), (4608, 5632), (6144, 6656), (7680, 8192)]);
+        reading.written(DISK, &(4097..7000));
+        let kept: Vec<_> = reading.written.into_iter().collect();
+        assert_eq!(kept, [(4096, 7000), (7680, 8192)]);
     }
 }

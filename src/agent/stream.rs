@@ -19,7 +19,7 @@ use crate::model::{
 use super::buffer::{Buffer, cost};
 use super::capture::Observer;
 use super::disk::Disk;
-use super::readings::{Readings, Ticket};
+use super::readings::Reading;
 
 /// The machine's stream. Called from several threads at once.
 pub(super) struct Stream {
@@ -37,6 +37,8 @@ pub(super) struct Stream {
     pub(super) clearing: Mutex<()>,
     /// Who tells of writes after the fact.
     pub(super) observers: OnceLock<Vec<Arc<dyn Observer>>>,
+    /// Held while observers are asked for one bookmark.
+    pub(super) bookmarking: Mutex<()>,
     closed: AtomicBool,
 }
 
@@ -79,8 +81,10 @@ pub(super) struct Core {
     pub(super) trouble: Option<String>,
     /// Disks whose observer does not know everything in order, and why: no catch-up ends.
     pub(super) withheld: BTreeMap<DiskIndex, String>,
-    /// Reads of the catch-up that are not placed yet.
-    pub(super) readings: Readings,
+    /// The read of the catch-up that is not placed yet.
+    pub(super) reading: Option<Reading>,
+    /// A bookmark that is not sent yet, nor anything behind it: observers have not confirmed it.
+    pub(super) unconfirmed: Option<Sequence>,
 }
 
 /// Where a change was placed: its last sequence, and the count of losses then.
@@ -124,7 +128,8 @@ impl Stream {
             repaired_bytes: 0,
             trouble: None,
             withheld: BTreeMap::new(),
-            readings: Readings::default(),
+            reading: None,
+            unconfirmed: None,
         };
         Self {
             disks,
@@ -135,6 +140,7 @@ impl Stream {
             to_tell: Notify::new(),
             clearing: Mutex::new(()),
             observers: OnceLock::new(),
+            bookmarking: Mutex::new(()),
             closed: AtomicBool::new(false),
         }
     }
@@ -201,7 +207,9 @@ impl Stream {
         for change in changes {
             core.push(change);
         }
-        core.readings.written(disk, &range);
+        if let Some(reading) = &mut core.reading {
+            reading.written(disk, &range);
+        }
         core.bookmark_due = true;
         self.to_send.notify_one();
         Some(core.placed())
@@ -217,7 +225,9 @@ impl Stream {
 
     /// The range is dirty from here on; its bits are set.
     pub(super) fn disorder(&self, core: &mut Core, disk: DiskIndex, range: Range<u64>, why: &str) {
-        core.readings.spoiled(disk, &range);
+        if let Some(reading) = &mut core.reading {
+            reading.spoiled(disk, &range);
+        }
         self.disk(disk).bitmap.lost(range);
         if core.mode == TrackingMode::Ordered {
             self.begin_catch_up(core, why);
@@ -226,10 +236,9 @@ impl Stream {
     }
 
     /// A read of the catch-up begins: what changes meanwhile is known when it is placed.
-    pub(super) fn begin_reading(&self, disk: DiskIndex, range: Range<u64>) -> Ticket {
+    pub(super) fn begin_reading(&self, disk: DiskIndex, range: Range<u64>) {
         let mut core = self.lock();
-        let losses = core.losses;
-        core.readings.begin(disk, range, losses)
+        core.reading = Some(Reading::new(disk, range, core.losses));
     }
 
     /// Says (or no longer says) what keeps a catch-up from going on.
@@ -243,14 +252,14 @@ impl Stream {
     /// chunks are still dirty.
     pub(super) fn tee_repair(
         &self,
-        reading: &Ticket,
         disk: DiskIndex,
         range: Range<u64>,
         changes: Vec<Change>,
     ) -> bool {
         let mut core = self.lock();
         let losses = core.losses;
-        let Some(changes) = core.readings.end(reading, losses, changes) else {
+        let read = core.reading.take().and_then(|reading| reading.end(losses, changes));
+        let Some(changes) = read else {
             return false;
         };
         let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
@@ -293,7 +302,18 @@ impl Stream {
     /// # Errors
     /// In words, when no consistent point is possible now.
     pub(super) fn bookmark(&self, bookmark: Bookmark) -> Result<Placed, String> {
-        let mut core = self.lock();
+        self.place_bookmark(&mut self.lock(), bookmark)
+    }
+
+    /// The same by whoever holds the lock.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn place_bookmark(
+        &self,
+        core: &mut Core,
+        bookmark: Bookmark,
+    ) -> Result<Placed, String> {
         if self.closed() {
             return Err("the agent is stopping".to_owned()); // it waits for what is placed already
         }
@@ -320,6 +340,9 @@ impl Stream {
         let mut core = self.lock();
         let (mut taken, mut spent, mut again) = (Vec::new(), 0, 0);
         for record in core.buffer.after(core.sent) {
+            if core.unconfirmed == Some(record.sequence) {
+                break;
+            }
             let price = price(record);
             if spent + price > credit || spent >= most {
                 break;
@@ -420,6 +443,7 @@ impl Stream {
         core.sent_before = core.sent; // other records get the numbers behind it
         core.epoch_due |= core.epoch_placed.is_some_and(|placed| placed > core.sent);
         core.buffer.clear();
+        core.unconfirmed = None;
         core.losses += 1;
         core.round = None;
         self.enter(core, TrackingMode::Bitmap, why);

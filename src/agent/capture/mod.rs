@@ -49,6 +49,14 @@ pub(super) trait Observer: Send + Sync {
     /// # Errors
     /// In words, when that cannot be had: then no bookmark is placed.
     fn settle(&self) -> Result<(), String>;
+    /// Asked when a bookmark stands in the stream and is not sent: whether nothing was missed before this
+    /// moment. Only who can miss something without noticing it at once has to look.
+    ///
+    /// # Errors
+    /// In words, what was missed: order is lost, and the bookmark with it.
+    fn confirm(&self) -> Result<(), String> {
+        Ok(())
+    }
     /// How well each of its disks is known now, and why not better.
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)>;
     /// Ends it in order: what was seen is in the stream when this returns, and nothing follows.

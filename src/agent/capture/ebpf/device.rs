@@ -18,6 +18,8 @@ const DEPTH_MAX: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Part {
     pub(super) device: u32,
+    /// Which of all devices that ever had this number since the boot.
+    pub(super) sequence: u64,
     pub(super) start: u64,
     pub(super) end: u64,
 }
@@ -87,7 +89,9 @@ pub(super) fn part(path: &Path) -> Result<Part, AgentError> {
              devices below it (lsblk -s) as disks, or use capture = \"scan\"",
         ));
     }
-    Ok(Part { device: kernel_number(device), start, end: start + sectors })
+    let sequence = number_in(&whole.join("diskseq"))
+        .ok_or_else(|| refuse("the kernel does not say which device it is (diskseq)"))?;
+    Ok(Part { device: kernel_number(device), sequence, start, end: start + sectors })
 }
 
 /// The whole devices on which a file lies, as far as they can be known.

@@ -165,7 +165,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let mut pins = Pins::new("m", state.path());
         pins.folder = state.path().join("bpf");
-        let part = Part { device: 1, start: 0, end: 8 };
+        let part = Part { device: 1, sequence: 5, start: 0, end: 8 };
         let note = Note {
             boot: "one".to_owned(),
             folder: 3,
@@ -186,6 +186,9 @@ mod tests {
         assert!(
             pins.earlier(&Note { disks: moved, ..note.clone() }).unwrap_err().contains("others")
         );
+        let another = vec![("root".to_owned(), Part { sequence: 6, ..note.disks[0].1.clone() })];
+        let replaced = Note { disks: another, ..note.clone() };
+        assert!(pins.earlier(&replaced).is_err(), "another device under the same number");
         assert!(pins.earlier(&Note { chunk_bytes: 4096, ..note.clone() }).is_err());
         pins.keep(&note).unwrap();
         assert!(pins.at(3).exists() && !pins.at(4).exists(), "pins of others are removed");

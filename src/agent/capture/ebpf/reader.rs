@@ -3,6 +3,7 @@
 //! Owns: that nothing lost goes unnoticed: what the rings could not take is found by the second ring,
 //! then by the bits. Does not own: waiting for it ([`super::shared`]).
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub(super) struct Reader {
     /// The half that is not written any more, its marker, and whether that was seen.
     left: Option<(u32, u64, bool)>,
     turned: Duration,
+    /// The bitmap file could not be written: no bit of the kernel's is cleared any more.
+    unwritten: Cell<bool>,
 }
 
 impl Reader {
@@ -83,6 +86,7 @@ impl Reader {
             batch_bytes: 0,
             left: None,
             turned,
+            unwritten: Cell::new(false),
         }
     }
 
@@ -216,7 +220,7 @@ impl Reader {
                 }
                 Told::Write(range, _) | Told::Zero(range) => self.stream.unordered(
                     disk,
-                    0..range.start.min(tracked.bytes),
+                    range.start.min(tracked.bytes)..tracked.bytes,
                     "a write passed the end of the disk",
                 ),
                 Told::Unknown(range, why) => {
@@ -225,13 +229,21 @@ impl Reader {
                     Ok(())
                 }
             };
-            report(disk, placed);
+            self.report(disk, placed);
         }
     }
 
     fn unordered(&self, disk: DiskIndex, range: Range<u64>, why: &str) {
         if range.start < range.end {
-            report(disk, self.stream.unordered(disk, range, why));
+            self.report(disk, self.stream.unordered(disk, range, why));
+        }
+    }
+
+    /// A bit that is not on the agent's disk stays in the kernel's map for the next life.
+    fn report(&self, disk: DiskIndex, placed: io::Result<()>) {
+        if let Err(error) = placed {
+            tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
+            self.unwritten.set(true);
         }
     }
 
@@ -290,7 +302,7 @@ impl Reader {
     /// Now and then: what is told already needs no bit in the kernel any more.
     fn turn(&mut self) -> Result<(), String> {
         let now = self.shared.clock.monotonic();
-        if now < self.turned + TURN {
+        if now < self.turned + TURN || self.unwritten.get() {
             return Ok(());
         }
         self.turned = now;
@@ -309,12 +321,6 @@ impl Reader {
         let _room = self.shared.kernel.mark(marker)?;
         self.left = Some((half, marker, false));
         Ok(())
-    }
-}
-
-fn report(disk: DiskIndex, placed: io::Result<()>) {
-    if let Err(error) = placed {
-        tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
     }
 }
 

@@ -183,9 +183,11 @@ fn resume(
             let mut bytes = 0;
             for (disk, range) in runs(&bits, tracked, chunk_bytes) {
                 bytes += range.end - range.start;
-                if let Err(error) = stream.unordered(disk, range, why) {
-                    tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
-                }
+                // The pins that hold these bits go below: not before they are in the file.
+                let told = stream.unordered(disk, range, why);
+                told.map_err(|error| {
+                    format!("the bitmap of disk {} cannot be written: {error}", disk.0)
+                })?;
             }
             tracing::info!(bytes, "what was written while no agent ran is known, and read again");
         }

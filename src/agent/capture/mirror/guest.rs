@@ -51,6 +51,9 @@ struct Connected {
     attached: BTreeMap<DiskIndex, Attached>,
     /// What catch-ups had read at the last bookmark.
     read_bytes: u64,
+    /// How often a disk was attached, and how often it was when a bookmark was settled.
+    attachments: u64,
+    settled_at: u64,
 }
 
 /// A QEMU with its disks.
@@ -160,7 +163,7 @@ impl Guest {
         rhythm: &Rhythm,
     ) -> Result<(), MirrorError> {
         let place = &mirrored.place;
-        let Connected { qmp, attached, .. } = connected;
+        let Connected { qmp, attached, attachments, .. } = connected;
         if qmp.is_none() {
             *qmp = Some(Qmp::connect(&self.monitor)?);
         }
@@ -171,6 +174,7 @@ impl Guest {
             if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
                 self.apart(mirrored, "it is being attached again");
             }
+            *attachments += 1;
             let begun = link.attach(place, &mut || self.pause(STEP))?;
             attached.insert(place.disk.index, begun);
             self.synced(mirrored);
@@ -218,13 +222,45 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Whether all mirrors are synced now, unless something failed before that.
+    fn whole(
+        &self,
+        connected: &mut Connected,
+        before: Result<(), MirrorError>,
+    ) -> Result<(), String> {
+        let Some(qmp) = connected.qmp.as_mut() else {
+            return Err(format!("QEMU's monitor at {} is not connected", self.monitor.display()));
+        };
+        let outcome = before.and_then(|()| {
+            for mirrored in &self.disks {
+                let disk = mirrored.place.disk.name.as_str();
+                match steps::mirror(qmp, &mirrored.place.names)? {
+                    Mirror::Synced => {}
+                    Mirror::Behind(why) => return Ok(Err(not_mirrored(disk, &why))),
+                    Mirror::Gone => return Ok(Err(not_mirrored(disk, "the mirror job is gone"))),
+                }
+            }
+            Ok(Ok(()))
+        });
+        outcome.unwrap_or_else(|error| {
+            // The watcher connects again.
+            (connected.qmp, connected.attached) = (None, BTreeMap::new());
+            Err(in_words(&error))
+        })
+    }
+}
+
+fn not_mirrored(disk: &str, why: &str) -> String {
+    format!("disk {disk} is not mirrored: {why}")
+}
+
 impl Observer for Guest {
     fn settle(&self) -> Result<(), String> {
-        let apart = |disk: &str, why: &str| format!("disk {disk} is not mirrored: {why}");
         for mirrored in &self.disks {
             let disk = &mirrored.place.disk;
             if let Some(State::Apart(why)) = lock(&self.states).get(&disk.index) {
-                return Err(apart(disk.name.as_str(), why));
+                return Err(not_mirrored(disk.name.as_str(), why));
             }
         }
         let connected = &mut *lock(&self.connected);
@@ -235,22 +271,17 @@ impl Observer for Guest {
         let read_bytes = self.stream.lock().repaired_bytes;
         let was_read = std::mem::replace(&mut connected.read_bytes, read_bytes) != read_bytes;
         let drained = if was_read { steps::drain(qmp) } else { Ok(()) };
-        let outcome = drained.and_then(|()| {
-            for mirrored in &self.disks {
-                let disk = &mirrored.place.disk.name;
-                match steps::mirror(qmp, &mirrored.place.names)? {
-                    Mirror::Synced => {}
-                    Mirror::Behind(why) => return Ok(Err(apart(disk.as_str(), &why))),
-                    Mirror::Gone => return Ok(Err(apart(disk.as_str(), "the mirror job is gone"))),
-                }
-            }
-            Ok(Ok(()))
-        });
-        outcome.unwrap_or_else(|error| {
-            // The watcher connects again.
-            (connected.qmp, connected.attached) = (None, BTreeMap::new());
-            Err(in_words(&error))
-        })
+        connected.settled_at = connected.attachments;
+        self.whole(connected, drained)
+    }
+
+    /// A job that died after the first look, and whose guest went on, is gone now or was begun anew.
+    fn confirm(&self) -> Result<(), String> {
+        let connected = &mut *lock(&self.connected);
+        if connected.attachments != connected.settled_at {
+            return Err("a mirror was begun anew while a bookmark was placed".to_owned());
+        }
+        self.whole(connected, Ok(()))
     }
 
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
