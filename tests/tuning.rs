@@ -135,16 +135,19 @@ fn marks_slow_agents_and_the_workload_never_waits() {
         (workload.acknowledged.load(Ordering::Acquire) > before + 100).then_some(())
     });
 
+    let no_credit = || server.log().matches("the cache is full: agents get no credit").count();
+    assert_eq!(no_credit(), 1, "the level flapped: {}", server.log());
+
     let back = json!({ "upload.bytes_per_s": null, "cache.warn_fill": null, "cache.slow_fill": null, "cache.stop_fill": null });
     assert_eq!(patch(&site, &json!({ "set": back })).0, 200);
     eventually("in order again", 120, || (mode()? == "ordered").then_some(()));
     let free = "holdfast_cache_pressure{level=\"free\"}";
     eventually("the cache is emptied", 60, || (sample(&site, free)? == 1.0).then_some(()));
-    assert!(sample(&site, "holdfast_cache_pressure_changes_total{level=\"stop\"}") >= Some(1.0));
     drop(workload);
     agent.stop();
-    let log = server.log();
-    assert_eq!(log.matches("the cache is full: agents get no credit").count(), 1, "{log}");
+    // What the agent catches up with may fill the cache once more; each transition is logged and counted.
+    let changes = sample(&site, "holdfast_cache_pressure_changes_total{level=\"stop\"}");
+    assert_eq!(changes, Some(no_credit() as f64), "{}", server.log());
     server.stop();
 }
 
