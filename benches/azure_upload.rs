@@ -3,8 +3,9 @@
 //!
 //!     cargo bench --bench azure_upload -- --gib 4
 //!
-//! One line for each: MB/s and CPU seconds per GiB of this process (the sink is another one), ours
-//! and bare in turns, and their quotients. Without `--gib` a few MiB show that it works.
+//! One line for each: MB/s and CPU seconds per GiB of this process (the sink is another one) and the
+//! most memory that a run had, ours and bare in turns, and the medians of the turns' quotients.
+//! Without `--gib` a few MiB show that it works.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a measuring program")]
 
@@ -36,10 +37,11 @@ fn main() {
     }
     let gib = args.iter().position(|arg| arg == "--gib").map(|at| args[at + 1].parse().unwrap());
     let bytes = gib.map_or(64 << 20, |gib: u64| gib << 30);
-    let rounds = if gib.is_some() { 3 } else { 1 };
+    let rounds = if gib.is_some() { 8 } else { 1 };
     rustls::crypto::ring::default_provider().install_default().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let mut child = command.arg("sink").stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.arg("sink").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut port = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -53,6 +55,8 @@ fn main() {
 struct Took {
     seconds: f64,
     cpu: f64,
+    /// The most memory that the process had during the run.
+    memory_bytes: u64,
 }
 
 async fn compare(port: &str, bytes: u64, rounds: usize) {
@@ -71,43 +75,64 @@ async fn compare(port: &str, bytes: u64, rounds: usize) {
     let options = BlobContainerClientOptions { client_options, ..Default::default() };
     let bare =
         BlobContainerClient::new(Url::parse(&endpoint).unwrap(), None, Some(options)).unwrap();
-    println!("what   streams |   ours MB/s  s/GiB |   bare MB/s  s/GiB | MB/s ×  CPU ×");
+    println!(
+        "what   streams |   ours MB/s  s/GiB    MiB |   bare MB/s  s/GiB    MiB | MB/s ×  CPU ×"
+    );
     for streams in [4, 16, 64] {
         for kind in ["blocks", "pages"] {
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for _ in 0..rounds {
-                ours.push(measured(our_run(&store, kind, bytes, streams)).await);
-                theirs.push(measured(bare_run(&bare, kind, bytes, streams)).await);
+            let mut turns = Vec::new();
+            for round in 0..rounds {
+                let ours = async || measured(our_run(&store, kind, bytes, streams)).await;
+                let bare = async || measured(bare_run(&bare, kind, bytes, streams)).await;
+                // Whoever runs first finds other caches.
+                turns.push(if round % 2 == 0 {
+                    let first = ours().await;
+                    (first, bare().await)
+                } else {
+                    let first = bare().await;
+                    (ours().await, first)
+                });
             }
-            line(kind, streams, bytes, median(ours), median(theirs));
+            line(kind, streams, bytes, &turns);
         }
     }
 }
 
-fn line(kind: &str, streams: usize, bytes: u64, ours: Took, bare: Took) {
-    let rate = |took: Took| bytes as f64 / 1e6 / took.seconds;
-    let cost = |took: Took| took.cpu / (bytes as f64 / f64::from(1 << 30));
+fn line(kind: &str, streams: usize, bytes: u64, turns: &[(Took, Took)]) {
+    let of = |value: fn(&(Took, Took)) -> f64| median(turns.iter().map(value).collect());
+    let rate = |seconds: f64| bytes as f64 / 1e6 / seconds;
+    let cost = |cpu: f64| cpu / (bytes as f64 / f64::from(1 << 30));
     println!(
-        "{kind:6} {streams:7} | {:11.0} {:6.2} | {:11.0} {:6.2} | {:6.2} {:6.2}",
-        rate(ours),
-        cost(ours),
-        rate(bare),
-        cost(bare),
-        rate(ours) / rate(bare),
-        cost(ours) / cost(bare)
+        "{kind:6} {streams:7} | {:11.0} {:6.2} {:6.0} | {:11.0} {:6.2} {:6.0} | {:6.2} {:6.2}",
+        rate(of(|(ours, _)| ours.seconds)),
+        cost(of(|(ours, _)| ours.cpu)),
+        of(|(ours, _)| ours.memory_bytes as f64 / 1048576.0),
+        rate(of(|(_, bare)| bare.seconds)),
+        cost(of(|(_, bare)| bare.cpu)),
+        of(|(_, bare)| bare.memory_bytes as f64 / 1048576.0),
+        of(|(ours, bare)| bare.seconds / ours.seconds),
+        of(|(ours, bare)| ours.cpu / bare.cpu),
     );
 }
 
-fn median(mut took: Vec<Took>) -> Took {
-    took.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    took[took.len() / 2]
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 async fn measured(run: impl Future<Output = ()>) -> Took {
+    // 5: what `VmHWM` says begins anew.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (start, cpu) = (System.monotonic(), cpu());
     run.await;
     let elapsed: Duration = System.monotonic() - start;
-    Took { seconds: elapsed.as_secs_f64(), cpu: self::cpu() - cpu }
+    Took { seconds: elapsed.as_secs_f64(), cpu: self::cpu() - cpu, memory_bytes: peak() }
+}
+
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 /// CPU seconds of this process so far, of all its threads.
@@ -166,6 +191,11 @@ async fn bare_run(container: &BlobContainerClient, kind: &str, bytes: u64, strea
 
 /// Takes every request and says that it was done.
 fn sink() {
+    // The measuring program holds the other end, however it ends.
+    std::thread::spawn(|| {
+        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        std::process::exit(0);
+    });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap().port());
     for stream in listener.incoming().flatten() {

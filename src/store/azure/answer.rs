@@ -9,6 +9,7 @@ use std::time::Duration;
 use azure_core::error::{Error, ErrorKind};
 use azure_core::http::headers::Headers;
 
+use super::call::header;
 use super::genuine;
 use crate::model::Timestamp;
 use crate::store::StoreError;
@@ -40,10 +41,9 @@ impl Asked<'_> {
             ErrorKind::HttpResponse { status, error_code, raw_response } => {
                 let headers = raw_response.as_ref().map(|raw| raw.headers().clone());
                 let headers = headers.unwrap_or_default();
-                let code = error_code.clone().or_else(|| {
-                    headers.get_optional_str(&"x-ms-error-code".into()).map(str::to_owned)
-                });
-                (u16::from(*status), code.unwrap_or_default(), headers)
+                let code = error_code.clone();
+                let code = code.unwrap_or_else(|| header(&headers, "x-ms-error-code").to_owned());
+                (u16::from(*status), code, headers)
             }
             ErrorKind::Connection => return self.unreachable(error),
             ErrorKind::Credential => {
@@ -111,7 +111,7 @@ impl Asked<'_> {
     }
 
     fn forbidden(self, status: u16, code: &str, headers: &Headers) -> String {
-        let date = headers.get_optional_str(&"date".into()).unwrap_or_default();
+        let date = header(headers, "date");
         let there = azure_core::time::parse_rfc7231(date).ok();
         let skew = there.map(|there| self.now.0 / 1_000_000 - there.unix_timestamp());
         match (skew, code) {
@@ -179,7 +179,7 @@ fn lease(code: &str) -> &'static str {
 }
 
 fn retry_after(headers: &Headers) -> Option<Duration> {
-    let number = |name: &'static str| headers.get_optional_str(&name.into())?.parse().ok();
+    let number = |name: &'static str| header(headers, name).parse().ok();
     number("x-ms-retry-after-ms")
         .or_else(|| number("retry-after-ms"))
         .map(Duration::from_millis)

@@ -1,7 +1,9 @@
 //! What every request has in common.
 
+use std::convert::Infallible;
+
 use azure_core::http::Etag;
-use azure_core::http::headers::Headers;
+use azure_core::http::headers::{HeaderValue, Headers};
 use azure_storage_blob::BlobClient;
 use azure_storage_blob::models::{
     BlobClientGetPropertiesOptions, BlobClientGetPropertiesResultHeaders, BlobType, LeaseState,
@@ -95,8 +97,11 @@ pub(super) fn etag(found: Option<Etag>) -> ETag {
     ETag(found.map(|etag| etag.to_string()).unwrap_or_default())
 }
 
+/// A header's value, empty without one. (`get_optional_str` makes an error of each absent header, with a
+/// backtrace where those are on: a fifth of a page write's CPU.)
 pub(super) fn header<'a>(headers: &'a Headers, name: &'static str) -> &'a str {
-    headers.get_optional_str(&name.into()).unwrap_or_default()
+    let value = |value: &'a HeaderValue| Ok::<_, Infallible>(value.as_str());
+    headers.get_optional_with(&name.into(), value).ok().flatten().unwrap_or_default()
 }
 
 /// `If-Match` and `If-None-Match`.

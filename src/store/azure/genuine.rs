@@ -11,6 +11,8 @@ use azure_core::http::headers::Headers;
 use azure_core::http::policies::{Policy, PolicyResult};
 use azure_core::http::{Context, Request};
 
+use super::call::header;
+
 /// Whatever else is done with each try, its answer must be Azure's.
 pub(super) fn ask(mut policies: Vec<Arc<dyn Policy>>) -> Vec<Arc<dyn Policy>> {
     policies.push(Arc::new(Genuine));
@@ -40,7 +42,7 @@ impl Policy for Genuine {
 
 /// Whether Azure numbered the answer.
 pub(super) fn is_numbered(headers: &Headers) -> bool {
-    headers.get_optional_str(&"x-ms-request-id".into()).is_some()
+    !header(headers, "x-ms-request-id").is_empty()
 }
 
 /// What is said of an answer without a number. Its body, a page for a browser, is not.

@@ -13,6 +13,7 @@ use azure_core::http::{Context, Request, Url};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use super::call::header;
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
@@ -70,7 +71,7 @@ fn sign(key: &[u8], text: &str) -> String {
 }
 
 fn string_to_sign(account: &str, method: &str, url: &Url, headers: &Headers) -> String {
-    let value = |name: &'static str| headers.get_optional_str(&name.into()).unwrap_or_default();
+    let value = |name: &'static str| header(headers, name);
     let length = match value("content-length") {
         "0" => "", // since version 2015-02-21
         length => length,
