@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("budget", &[]),
     ("places", &[]),
+    ("heap", &[]),
     ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
@@ -90,6 +91,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
+    ("libc", &["src/heap.rs"]),
     ("indicatif", &["src/cli/"]),
     ("comfy_table", &["src/cli/"]),
     ("ratatui", &["src/top/"]),
@@ -300,9 +302,10 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn unsafe_code_stands_in_one_file() {
+fn unsafe_code_stands_in_two_files() {
+    let allowed = ["src/cache/map.rs", "src/heap.rs"].map(Path::new);
     for (path, text) in sources() {
         let allows = code(&text).contains("allow(unsafe_code)");
-        assert!(!allows || path == Path::new("src/cache/map.rs"), "{}", path.display());
+        assert!(!allows || allowed.contains(&path.as_path()), "{}", path.display());
     }
 }
