@@ -9,6 +9,7 @@ mod authority;
 #[path = "../support/azurite.rs"]
 mod azurite;
 mod proxy;
+mod renewal;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -18,7 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 
-use super::config::{ConfigError, secret};
+use super::config::ConfigError;
 use crate::clock::Clock;
 
 const LIFE_SECONDS: i64 = 300;
@@ -39,8 +39,9 @@ impl std::fmt::Debug for Certificate {
 }
 
 impl Certificate {
-    /// Reads certificate and RSA key (PKCS #8) from one PEM file.
-    pub(super) fn load(
+    /// Certificate and RSA key (PKCS #8) of one PEM file, which stands at `path`.
+    pub(super) fn of(
+        pem: &str,
         path: &Path,
         authority: &str,
         tenant_id: &str,
@@ -51,7 +52,6 @@ impl Certificate {
             path: path.to_owned(),
             detail: detail.to_owned(),
         };
-        let pem = secret(path)?;
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|_| refuse("holds no certificate (PEM)"))?;
         let key = match PrivateKeyDer::from_pem_slice(pem.as_bytes()) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::config::{ConfigError, secret};
+use super::config::ConfigError;
 
 /// What is used of one.
 #[derive(Debug, PartialEq)]
@@ -15,13 +15,13 @@ pub(super) struct ConnectionString {
 }
 
 impl ConnectionString {
-    pub(super) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = secret(path)?;
+    /// Of what stands in the file at `path`.
+    pub(super) fn of(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let refuse = |detail: &str| ConfigError::Content {
             path: path.to_owned(),
             detail: detail.to_owned(),
         };
-        Self::parse(&text).map_err(refuse)
+        Self::parse(text).map_err(refuse)
     }
 
     fn parse(text: &str) -> Result<Self, &'static str> {

@@ -1,7 +1,7 @@
 //! Who this process is towards Azure: one of eight kinds, all from files or the environment.
 //!
 //! Owns: reading what an address names and making Azure's credential of it. Tokens themselves are
-//! fetched, kept and renewed by Azure's crate.
+//! fetched, kept and renewed by Azure's crate; when a file is read again, `renewed` knows.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use super::certificate::Certificate;
 use super::config::{ConfigError, secret};
 use super::connection_string::ConnectionString;
 use super::patience::Patience;
+use super::renewed::Renewed;
+use super::sas::Sas;
 use super::shared_key::SharedKey;
 use crate::clock::Clock;
 use crate::settings::{AzureAuth, AzureUrl};
@@ -40,49 +42,91 @@ pub(super) fn identity(
     transport: &Transport,
     clock: &Arc<dyn Clock>,
 ) -> Result<Identity, ConfigError> {
-    let mut from_string = None;
-    if let AzureAuth::ConnectionString { file } = &url.auth {
-        from_string = Some(ConnectionString::load(file)?);
-    }
-    let endpoint = match &from_string {
-        Some(found) => format!("{}/{}", found.endpoint, url.container),
-        None => url.endpoint.clone().unwrap_or_default(),
-    };
-    let bad = |_| ConfigError::Endpoint { endpoint: endpoint.clone() };
-    let container = Url::parse(&endpoint).map_err(bad)?;
-    let account = match &from_string {
-        Some(found) => found.account.clone(),
-        None => AzureUrl::account_of(&endpoint),
-    };
-    let mut made = Identity { container, account, token: None, policies: Vec::new() };
     match &url.auth {
-        AzureAuth::SharedKey { file } => made.sign(&secret(file)?, file, clock)?,
-        AzureAuth::Sas { file } => made.append(&secret(file)?),
-        AzureAuth::ConnectionString { file } => match from_string {
-            Some(ConnectionString { key: Some(key), .. }) => made.sign(&key, file, clock)?,
-            Some(ConnectionString { sas: Some(sas), .. }) => made.append(&sas),
-            _ => unreachable!("a connection string has a key or a signature"),
-        },
+        AzureAuth::SharedKey { file } => {
+            let named = file.clone();
+            let key = Renewed::load(file, clock, move |text| account_key(text, &named))?;
+            let mut made = Identity::at(url.endpoint.clone().unwrap_or_default())?;
+            made.sign(key, clock);
+            Ok(made)
+        }
+        AzureAuth::Sas { file } => {
+            let named = file.clone();
+            let sas = Renewed::load(file, clock, move |text| signature(text, &named))?;
+            let mut made = Identity::at(url.endpoint.clone().unwrap_or_default())?;
+            made.policies.push(Arc::new(Sas(sas)));
+            Ok(made)
+        }
+        AzureAuth::ConnectionString { file } => connected(file, &url.container, clock),
         _ => {
+            let mut made = Identity::at(url.endpoint.clone().unwrap_or_default())?;
             let credential = token(url, options(url, transport), clock)?;
             made.token = Some(Arc::new(Patience::new(credential, Arc::clone(clock))));
+            Ok(made)
         }
+    }
+}
+
+/// By a connection string: what it points to is read once, its key or signature again and again.
+fn connected(
+    file: &Path,
+    container: &str,
+    clock: &Arc<dyn Clock>,
+) -> Result<Identity, ConfigError> {
+    let first = ConnectionString::of(&secret(file)?, file)?;
+    let mut made = Identity::at(format!("{}/{container}", first.endpoint))?;
+    made.account = first.account.clone();
+    let (path, keyed) = (file.to_owned(), first.key.is_some());
+    let proof = move |text: &str| {
+        let found = ConnectionString::of(text, &path)?;
+        let refuse = |detail: &str| content(&path, detail);
+        if (&found.endpoint, &found.account) != (&first.endpoint, &first.account) {
+            return Err(refuse("names another account or endpoint now; restart to go there"));
+        }
+        let (proof, gone) = match keyed {
+            true => (found.key, "has no AccountKey any more; restart to use a signature"),
+            false => (found.sas, "has no SharedAccessSignature any more; restart to use a key"),
+        };
+        let proof = proof.ok_or_else(|| refuse(gone))?;
+        Ok((proof, path.clone()))
+    };
+    if keyed {
+        let key = move |text: &str| proof(text).and_then(|(key, path)| account_key(&key, &path));
+        made.sign(Renewed::load(file, clock, key)?, clock);
+    } else {
+        let sas = move |text: &str| proof(text).and_then(|(sas, path)| signature(&sas, &path));
+        made.policies.push(Arc::new(Sas(Renewed::load(file, clock, sas)?)));
     }
     Ok(made)
 }
 
+fn content(path: &Path, detail: &str) -> ConfigError {
+    ConfigError::Content { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+fn account_key(text: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    base64::decode(text).map_err(|_| content(path, "holds no account key (Base64)"))
+}
+
+/// The query string that Azure shows, with or without its question mark.
+fn signature(text: &str, path: &Path) -> Result<String, ConfigError> {
+    let query = text.trim_start_matches('?');
+    match query.split('&').any(|pair| pair.starts_with("sig=")) {
+        true => Ok(query.to_owned()),
+        false => Err(content(path, "holds no shared access signature (…&sig=…)")),
+    }
+}
+
 impl Identity {
-    fn sign(&mut self, key: &str, file: &Path, clock: &Arc<dyn Clock>) -> Result<(), ConfigError> {
-        let key = base64::decode(key).map_err(|_| ConfigError::Content {
-            path: file.to_owned(),
-            detail: "holds no account key (Base64)".to_owned(),
-        })?;
-        self.policies.push(Arc::new(SharedKey::new(&self.account, key, Arc::clone(clock))));
-        Ok(())
+    /// Nobody yet, at the container's address.
+    fn at(endpoint: String) -> Result<Self, ConfigError> {
+        let account = AzureUrl::account_of(&endpoint);
+        let container = Url::parse(&endpoint).map_err(|_| ConfigError::Endpoint { endpoint })?;
+        Ok(Self { container, account, token: None, policies: Vec::new() })
     }
 
-    fn append(&mut self, sas: &str) {
-        self.container.set_query(Some(sas.trim_start_matches('?')));
+    fn sign(&mut self, key: Renewed<Vec<u8>>, clock: &Arc<dyn Clock>) {
+        self.policies.push(Arc::new(SharedKey::new(&self.account, key, Arc::clone(clock))));
     }
 }
 
@@ -140,17 +184,28 @@ fn token(
             WorkloadIdentityCredential::new(Some(options)).map_err(failed)?
         }
         AzureAuth::ClientSecret { tenant_id, client_id, file } => {
-            let options = ClientSecretCredentialOptions { client_options };
-            let password = secret(&file)?.into();
-            ClientSecretCredential::new(&tenant_id, client_id, password, Some(options))
-                .map_err(failed)?
+            let make = move |password: &str| {
+                let client_options = client_options.clone();
+                let options = Some(ClientSecretCredentialOptions { client_options });
+                let password = password.to_owned().into();
+                let made =
+                    ClientSecretCredential::new(&tenant_id, client_id.clone(), password, options);
+                Ok(made.map_err(failed)? as Arc<dyn TokenCredential>)
+            };
+            Arc::new(Renewed::load(&file, clock, make)?)
         }
         AzureAuth::ClientCertificate { tenant_id, client_id, file } => {
-            let clock = Arc::clone(clock);
-            let made = Certificate::load(&file, &authority(url), &tenant_id, &client_id, clock)?;
-            let options = ClientAssertionCredentialOptions { client_options };
-            ClientAssertionCredential::new(tenant_id, client_id, made, Some(options))
-                .map_err(failed)?
+            let (path, authority, wall) = (file.clone(), authority(url), Arc::clone(clock));
+            let make = move |pem: &str| {
+                let clock = Arc::clone(&wall);
+                let made = Certificate::of(pem, &path, &authority, &tenant_id, &client_id, clock)?;
+                let client_options = client_options.clone();
+                let options = Some(ClientAssertionCredentialOptions { client_options });
+                let (tenant_id, client_id) = (tenant_id.clone(), client_id.clone());
+                let made = ClientAssertionCredential::new(tenant_id, client_id, made, options);
+                Ok(made.map_err(failed)? as Arc<dyn TokenCredential>)
+            };
+            Arc::new(Renewed::load(&file, clock, make)?)
         }
         AzureAuth::Cli { tenant_id } => {
             let options = AzureCliCredentialOptions { tenant_id, ..Default::default() };

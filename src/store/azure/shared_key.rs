@@ -14,13 +14,14 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::call::header;
+use super::renewed::Renewed;
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
 /// Signs as `account`.
 pub(super) struct SharedKey {
     account: String,
-    key: Vec<u8>,
+    key: Renewed<Vec<u8>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -31,7 +32,7 @@ impl std::fmt::Debug for SharedKey {
 }
 
 impl SharedKey {
-    pub(super) fn new(account: &str, key: Vec<u8>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(account: &str, key: Renewed<Vec<u8>>, clock: Arc<dyn Clock>) -> Self {
         Self { account: account.to_owned(), key, clock }
     }
 }
@@ -51,7 +52,7 @@ impl Policy for SharedKey {
         }
         let (url, headers) = (request.url(), request.headers());
         let text = string_to_sign(&self.account, request.method().as_str(), url, headers);
-        let signature = sign(&self.key, &text);
+        let signature = sign(&self.key.now(), &text);
         request.insert_header("authorization", format!("SharedKey {}:{signature}", self.account));
         next[0].send(ctx, request, &next[1..]).await
     }
