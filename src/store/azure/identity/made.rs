@@ -29,15 +29,15 @@ use crate::clock::Clock;
 use crate::settings::{AzureAuth, AzureUrl};
 
 /// Where the container is and how requests to it prove who sends them.
-pub(super) struct Identity {
-    pub(super) container: Url,
-    pub(super) account: String,
-    pub(super) token: Option<Arc<dyn TokenCredential>>,
-    pub(super) policies: Vec<Arc<dyn Policy>>,
+pub(in crate::store::azure) struct Identity {
+    pub(in crate::store::azure) container: Url,
+    pub(in crate::store::azure) account: String,
+    pub(in crate::store::azure) token: Option<Arc<dyn TokenCredential>>,
+    pub(in crate::store::azure) policies: Vec<Arc<dyn Policy>>,
 }
 
 /// Makes it. Reads files; asks nobody yet.
-pub(super) fn identity(
+pub(in crate::store::azure) fn identity(
     url: &AzureUrl,
     transport: &Transport,
     clock: &Arc<dyn Clock>,
