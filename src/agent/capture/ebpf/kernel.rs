@@ -57,6 +57,13 @@ pub(super) struct Flight {
     pub(super) since: u64,
 }
 
+impl Flight {
+    /// The same for all that one write is noted as.
+    pub(super) fn of_request(&self) -> u64 {
+        self.request - self.request % RANGES_MAX as u64
+    }
+}
+
 /// What the program counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {

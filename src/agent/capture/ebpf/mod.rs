@@ -12,6 +12,8 @@ mod medium;
 mod pins;
 mod proof;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod shared;
 mod starting;

@@ -124,7 +124,7 @@ impl Reader {
     }
 
     /// Reads what stands in the ring, a batch at most; returns how many records.
-    fn pass(&mut self) -> Result<usize, String> {
+    pub(super) fn pass(&mut self) -> Result<usize, String> {
         let mut read = 0;
         let mut marker = None;
         while read < BATCH && self.batch_bytes < BATCH_BYTES && marker.is_none() {
@@ -300,7 +300,7 @@ impl Reader {
     }
 
     /// Now and then: what is told already needs no bit in the kernel any more.
-    fn turn(&mut self) -> Result<(), String> {
+    pub(super) fn turn(&mut self) -> Result<(), String> {
         let now = self.shared.clock.monotonic();
         if now < self.turned + TURN || self.unwritten.get() {
             return Ok(());

@@ -74,6 +74,8 @@ struct head {
 
 struct range { u64 start, end, first_chunk, disk; }; // sectors of the device
 struct watched { u64 count; struct range range[RANGES]; };
+// Of one request, as many as captured ranges are touched, by its address and those behind it (a request is
+// aligned to more); the lowest bit of `since` says that there may be a next one.
 struct flight { u64 disk, start, end, since; };
 
 struct { KIND(type, 27); KIND(max_entries, 4096); } events SEC(".maps");
@@ -325,6 +327,13 @@ ALWAYS u32 device_of(struct request *request)
 	return major << 20 | minor;
 }
 
+// Whether a request joins several bios: of a discard these are extents that need not touch.
+ALWAYS int joins(struct request *request)
+{
+	struct bio *bio = 0, *next = 0;
+	return !READ(bio, request->bio) && bio && !READ(next, bio->bi_next) && next;
+}
+
 // For the self-test: where the first page of a write to our own device is described.
 ALWAYS void probe(struct request *request)
 {
@@ -365,7 +374,8 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 	if (controlled[PROBED_DEVICE] == device)
 		probe(request);
 	u64 active = controlled[ACTIVE], id = __sync_fetch_and_add(&counted[NEXT_ID], 1);
-	u64 end = sector + (bytes >> 9), pointer = (u64)request;
+	u64 end = sector + (bytes >> 9), pointer = (u64)request, several = found->count > 1;
+	int discards = op == OP_DISCARD || op == OP_SECURE_ERASE, many = discards && joins(request);
 	for (u32 at = 0; at < RANGES; at++) {
 		if (at >= found->count)
 			break;
@@ -380,7 +390,6 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 			tell(counted, &head);
 			continue;
 		}
-		int many = op == OP_DISCARD || op == OP_SECURE_ERASE;
 		int inside = clip(range, sector, end, &start, &until);
 		if (!inside && !many)
 			continue;
@@ -388,17 +397,18 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 			set_dirty(active, range->first_chunk, start, until);
 		struct flight flight = {
 			.disk = range->disk, .start = many ? 0 : start,
-			.end = many ? ~0ULL : until, .since = ktime_ns(),
+			.end = many ? ~0ULL : until, .since = (ktime_ns() & ~1ULL) | several,
 		};
 		if (map_update(&flying, &pointer, &flight, 0))
 			count(counted, UNFLOWN);
+		pointer++;
 		if (many) {
 			see_zeroes(request, range, active, id);
 			continue;
 		}
 		head.start = start;
 		head.length = until - start;
-		if (op == OP_WRITE_ZEROES) {
+		if (op == OP_WRITE_ZEROES || discards) {
 			head.kind = ZERO;
 			tell(counted, &head);
 		} else if (op == OP_WRITE && controlled[WITH_DATA] && sector >= range->start && end <= range->end) {
@@ -417,20 +427,27 @@ SEC("raw_tp/block_rq_complete") int complete(struct completed *context)
 	struct request *request = (void *)context->args[0];
 	u64 pointer = (u64)request;
 	u32 error = context->args[1], bytes = context->args[2], left = 0, key = 0;
-	struct flight *found = map_lookup(&flying, &pointer);
 	u64 *counted = map_lookup(&counts, &key);
-	if (!found || !counted)
+	if (!counted)
 		return 0;
-	if (error & 0xff) {
-		struct head head = {
-			.start = found->start, .length = found->end - found->start,
-			.disk = found->disk, .kind = FAILED,
-		};
-		tell(counted, &head);
+	for (u32 at = 0; at < RANGES; at++, pointer++) {
+		struct flight *found = map_lookup(&flying, &pointer);
+		if (!found)
+			break;
+		u64 next = found->since & 1;
+		if (error & 0xff) {
+			struct head head = {
+				.start = found->start, .length = found->end - found->start,
+				.disk = found->disk, .kind = FAILED,
+			};
+			tell(counted, &head);
+		}
+		READ(left, request->__data_len);
+		if (bytes >= left)
+			map_delete(&flying, &pointer);
+		if (!next)
+			break;
 	}
-	READ(left, request->__data_len);
-	if (bytes >= left)
-		map_delete(&flying, &pointer);
 	return 0;
 }
 
