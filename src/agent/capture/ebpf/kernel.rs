@@ -21,6 +21,8 @@ pub(super) const PAGE_WORDS: usize = 512;
 /// Most captured ranges on one device.
 pub(super) const RANGES_MAX: usize = 16;
 const RANGE_WORDS: usize = 4;
+/// How often its reader is woken while the ring fills.
+const WAKES_PER_RING: u32 = 8;
 /// The pinned parts.
 const DIRTY: &str = "dirty";
 const ISSUE: &str = "issue";
@@ -144,6 +146,7 @@ impl Kernel {
             .btf(Some(&btf))
             .override_global("chunk_shift", &shift, true)
             .override_global("dirty_pages", &pages, true)
+            .override_global("wake_bytes", &u64::from(ring_bytes / WAKES_PER_RING), true)
             .map_max_entries("events", ring_bytes)
             .map_max_entries(DIRTY, elements)
             .load(OBJECT)
@@ -259,9 +262,9 @@ impl Kernel {
         })
     }
 
-    /// Payloads are not copied any more.
-    pub(super) fn without_data(&self) -> Result<(), String> {
-        self.control(|words| words[WITH_DATA] = 0)
+    /// Whether payloads are copied from here on, where [`Kernel::with_data`] was told how.
+    pub(super) fn copy(&self, payloads: bool) -> Result<(), String> {
+        self.control(|words| words[WITH_DATA] = u64::from(payloads))
     }
 
     pub(super) fn probed(&self) -> Result<Probed, String> {

@@ -99,7 +99,7 @@ pub(super) fn prove(
     let proven = locate(kernel, &file, number, entropy)
         .and_then(|()| compare(kernel, rings, &file, entropy));
     if proven.is_err() {
-        kernel.without_data()?;
+        kernel.copy(false)?;
     }
     kernel.unwatch(number)?;
     while rings.events.next().is_some() {}

@@ -42,6 +42,7 @@ static long (*const probe_read)(void *, u32, const void *) = (void *)113;
 static void *(*const ring_reserve)(void *, u64, u64) = (void *)131;
 static void (*const ring_submit)(void *, u64) = (void *)132;
 static void (*const ring_discard)(void *, u64) = (void *)133;
+static u64 (*const ring_query)(void *, u64) = (void *)134;
 static long (*const loop)(u32, void *, void *, u64) = (void *)181;
 
 #define READ(to, from) probe_read(&(to), sizeof(to), __builtin_preserve_access_index(&(from)))
@@ -50,6 +51,7 @@ enum { WRITE = 1, ZERO = 2, UNKNOWN = 3, FAILED = 4, PASSED_BY = 5, MARKER = 6 }
 enum { OP_WRITE = 1, OP_FLUSH = 2, OP_DISCARD = 3, OP_SECURE_ERASE = 5, OP_WRITE_ZEROES = 9,
 	OP_DRV_OUT = 35 };
 enum { ACTIVE = 0, WITH_DATA = 1, PAGES_AT = 2, STRUCTS_AT = 3, PROBED_DEVICE = 4 };
+enum { RING_WAITS = 0, NO_WAKEUP = 1, FORCE_WAKEUP = 2 }; // BPF_RB_AVAIL_DATA, BPF_RB_…
 enum { NEXT_ID = 0, DROPPED = 1, FORGOTTEN = 2, UNFLOWN = 3, FAULTS = 4 };
 
 #define RANGES 16
@@ -88,6 +90,7 @@ struct { KIND(type, 2); TYPE(key, u32); u64 (*value)[8]; KIND(max_entries, 1); }
 // Set by the loader before the program is verified.
 volatile const u64 chunk_shift = 16;
 volatile const u64 dirty_pages = 1;
+volatile const u64 wake_bytes = 1024; // a power of two
 
 struct context { u64 args[1]; };
 
@@ -108,7 +111,8 @@ static long set_word(u32 step, struct bits *bits)
 		until = bits->end;
 	}
 	u64 *words = map_lookup(&dirty, &key);
-	if (words)
+	// Mostly set already: then the line stays with all CPUs.
+	if (words && (words[word % WORDS] & mask) != mask)
 		__sync_fetch_and_or(&words[word % WORDS], mask);
 	bits->next = until;
 	return until >= bits->end;
@@ -124,7 +128,15 @@ static __attribute__((noinline)) void set_dirty(u64 active, u64 first_chunk, u64
 		.end = first_chunk + ((end - 1) >> chunk_shift) + 1,
 		.base = (active & 1) * dirty_pages,
 	};
-	loop(STEPS_MAX, set_word, &bits, 0);
+	if (!set_word(0, &bits))
+		loop(STEPS_MAX, set_word, &bits, 0);
+}
+
+// The reader looks at the ring by itself every few milliseconds. Waking it for each record would cost the
+// workload more than all the rest here, so it is woken only each time that so much more waits for it.
+ALWAYS u64 wake(u64 bytes)
+{
+	return (ring_query(&events, RING_WAITS) & (wake_bytes - 1)) < bytes ? FORCE_WAKEUP : NO_WAKEUP;
 }
 
 // A record without payload; where there is no room for it, the second ring, else a count.
@@ -140,9 +152,12 @@ static __attribute__((noinline)) void tell(u64 *counts, struct head *told)
 		}
 		if (told->kind == ZERO)
 			told->kind = UNKNOWN;
+		*head = *told;
+		ring_submit(head, NO_WAKEUP); // read whenever the first one is
+		return;
 	}
 	*head = *told;
-	ring_submit(head, 0);
+	ring_submit(head, wake(sizeof(*head)));
 }
 
 struct walk {
@@ -193,7 +208,7 @@ ALWAYS void open_vec(struct walk *walk)
 			return 1;                                                      \
 		}                                                                      \
 		if (probe_read(head + 1, bytes, (void *)walk->address)) {              \
-			ring_discard(head, 0);                                         \
+			ring_discard(head, NO_WAKEUP);                                 \
 			walk->failed = FAULTS;                                         \
 			return 1;                                                      \
 		}                                                                      \
@@ -206,7 +221,7 @@ ALWAYS void open_vec(struct walk *walk)
 		head->kind = WRITE;                                                    \
 		head->zero = 0;                                                        \
 		head->spare = 0;                                                       \
-		ring_submit(head, 0);                                                  \
+		ring_submit(head, wake(sizeof(*head) + class));                        \
 		walk->done += bytes;                                                   \
 		walk->address += bytes;                                                \
 		walk->vec_left -= bytes;                                               \
@@ -443,7 +458,7 @@ SEC("raw_tp/marker") int marker(struct context *context)
 	__builtin_memset(head, 0, sizeof(*head));
 	head->id = context->args[0];
 	head->kind = MARKER;
-	ring_submit(head, 0);
+	ring_submit(head, FORCE_WAKEUP); // somebody waits for it
 	return 0;
 }
 
