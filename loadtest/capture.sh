@@ -7,8 +7,9 @@
 #
 # Modes: bare, ebpf, alone (ebpf without a process server), fuse, nbd; default all. The device lies on a file
 # in DIR (default $TMPDIR or /tmp), with --memory in /dev/shm. The agent has a process server with a directory
-# store on the same cores; as it stands for another machine it gets what nobody else wants of them
-# (SCHED_IDLE), with --share as much as everybody. Needs root, fio, jq, losetup. Everything it makes is gone at its end.
+# store on the same cores. As it stands for another machine, cache and store are in /dev/shm (about 2 GiB), and of the cores
+# it gets what nobody else wants (SCHED_IDLE), with --share as much as everybody. Needs root, fio, jq, losetup.
+# Everything it makes is gone at its end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,7 +26,7 @@ while [ $# -gt 0 ]; do
     --share) share=1; shift ;;
     --binary) binary=$2; shift 2 ;;
     --json) json=1; shift ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
 [ -x "$binary" ] || { echo "$binary is missing: cargo build --release --workspace" >&2; exit 1; }
@@ -66,28 +67,6 @@ place=$work; [ -z "$memory" ] || place=$states
 dd if=/dev/zero of="$place/disk" bs=1M count="$size" status=none
 sync "$place/disk"
 device=$(losetup --find --show --direct-io=on "$place/disk" 2>/dev/null || losetup --find --show "$place/disk")
-
-# Two ports that are free now; the agent of mode alone finds nobody at the second.
-taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-port=$((20000 + RANDOM % 10000))
-while taken "$port" || taken $((port + 1)); do port=$((20000 + RANDOM % 10000)); done
-"$hold" init "$work/site" --listen "127.0.0.1:$port" >/dev/null
-# Published soon, so that each run begins with nothing left of the one before.
-sed -i 's/^# age_max_ms = .*/age_max_ms = 300/; s/^# enabled = true/enabled = false/' "$work/site/holdfast.toml"
-as=(chrt --idle 0); [ -z "$share" ] || as=()
-"${as[@]}" "$hold" serve --config "$work/site/holdfast.toml" >"$work/serve.log" 2>&1 &
-server=$!
-for mode in $modes; do
-  [ "$mode" != bare ] || continue
-  capture=$mode; [ "$mode" != alone ] || capture=ebpf
-  "$hold" enroll "capture-$$-$mode" --config "$work/site/holdfast.toml" --out "$work/$mode" --disk "d=$device" >/dev/null
-  sed -i "1i state_directory = \"$states/$mode\"" "$work/$mode/agent.toml"
-  sed -i "s/^capture = .*/capture = \"$capture\"/" "$work/$mode/agent.toml"
-  case $mode in
-    alone) sed -i "s/:$port\"/:$((port + 1))\"/" "$work/$mode/agent.toml" ;;
-    fuse) echo "mount = \"$work/fuse/mount\"" >>"$work/fuse/agent.toml" ;;
-  esac
-done
 
 # CPU seconds of a process, all of its threads.
 cpu() { sed 's/.*) //' "/proc/$1/stat" | awk -v hz="$(getconf CLK_TCK)" '{ print ($12 + $13) / hz }'; }
@@ -135,19 +114,54 @@ run() {
       bytes: .io_bytes, agent_cpu_s: $cpu, order_lost: $losses }' >>"$work/runs"
 }
 
+# A site of its own for each round, so that nothing piles up.
+open_site() {
+  local as=(chrt --idle 0) mode capture
+  [ -z "$share" ] || as=()
+  # Two ports that are free now; the agent of mode alone finds nobody at the second.
+  port=$((20000 + RANDOM % 10000))
+  while taken "$port" || taken $((port + 1)); do port=$((20000 + RANDOM % 10000)); done
+  "$hold" init "$states/site" --listen "127.0.0.1:$port" >/dev/null
+  # Published soon, so that each run begins with nothing left of the one before.
+  sed -i 's/^# age_max_ms = .*/age_max_ms = 300/; s/^# enabled = true/enabled = false/' "$states/site/holdfast.toml"
+  "${as[@]}" "$hold" serve --config "$states/site/holdfast.toml" >"$work/serve.log" 2>&1 &
+  server=$!
+  for mode in $modes; do
+    [ "$mode" != bare ] || continue
+    capture=$mode; [ "$mode" != alone ] || capture=ebpf
+    "$hold" enroll "capture-$$-$mode" --config "$states/site/holdfast.toml" --out "$work/$mode" --disk "d=$device" >/dev/null
+    mkdir "$states/$mode"
+    sed -i "1i state_directory = \"$states/$mode\"" "$work/$mode/agent.toml"
+    sed -i "s/^capture = .*/capture = \"$capture\"/" "$work/$mode/agent.toml"
+    case $mode in
+      alone) sed -i "s/:$port\"/:$((port + 1))\"/" "$work/$mode/agent.toml" ;;
+      fuse) echo "mount = \"$work/fuse/mount\"" >>"$work/fuse/agent.toml" ;;
+    esac
+  done
+}
+taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+close_site() {
+  local mode
+  end "$server" KILL; server=''
+  rm -rf "$states/site"
+  for mode in $modes; do rm -rf "${work:?}/$mode" "${states:?}/$mode"; done
+}
+
 for round in $(seq "$rounds"); do
+  open_site
   for mode in $modes; do
     echo "round $round: $mode" >&2
     if [ "$mode" != bare ]; then
-      # Others wrote to the disk since: a first copy each time.
-      rm -rf "${states:?}/$mode"; mkdir -p "$states/$mode"; : >"$work/$mode.log"
-      "$hold" agent --config "$work/$mode/agent.toml" >"$work/$mode.log" 2>&1 &
+      # As its unit has it: beside the workload it comes second, in the way of it it does not.
+      as=(nice -n 10); case $mode in fuse | nbd) as=() ;; esac
+      "${as[@]}" "$hold" agent --config "$work/$mode/agent.toml" >"$work/$mode.log" 2>&1 &
       agent=$!
     fi
     for job in flushed random sequence; do run "$round" "$mode" "$job"; done
     if [ "$mode" != bare ]; then end "$agent" KILL; agent=''; release; fi
     ! mountpoint -q "$work/fuse/mount" || umount -l "$work/fuse/mount"
   done
+  close_site
 done
 
 jq -s --arg modes "$modes" --argjson seconds "$seconds" --argjson size "$size" --arg version "$("$hold" --version)" '

@@ -59,9 +59,10 @@ pub(super) struct Reader {
     counts: Counts,
     batch: Batch,
     naps: Naps,
-    /// Payloads are copied, and when somebody might have taken them last.
+    /// Payloads are copied by the program, and when somebody might have taken them last.
     copying: bool,
-    wanted: Duration,
+    wanted: bool,
+    last_wanted: Duration,
     /// The half that is not written any more, its marker, and whether that was seen.
     left: Option<(u32, u64, bool)>,
     turned: Duration,
@@ -93,7 +94,8 @@ impl Reader {
             batch: Batch::new(sizes),
             naps,
             copying: true,
-            wanted: turned,
+            wanted: true,
+            last_wanted: turned,
             left: None,
             turned,
             unwritten: Cell::new(false),
@@ -143,6 +145,10 @@ impl Reader {
             let batch = &mut self.batch;
             match record {
                 Record::Marker(id) => marker = Some(id),
+                Record::Piece(piece) if !self.wanted => {
+                    self.assembly.forget(piece.id);
+                    batch.unknown(piece.disk, piece.range, RESTS);
+                }
                 Record::Piece(piece) => match self.assembly.add(&piece) {
                     Joined::Waits => {}
                     Joined::Whole(disk, range, bytes) => batch.write(disk, range, &bytes),
@@ -265,11 +271,11 @@ impl Reader {
     /// what is told without its bytes while the stream catches up already is read again.
     fn weigh(&mut self) -> Result<(), String> {
         let now = self.shared.clock.monotonic();
-        let wanted = self.stream.lock().mode != TrackingMode::Bitmap;
-        if wanted {
-            self.wanted = now;
+        self.wanted = self.stream.lock().mode != TrackingMode::Bitmap;
+        if self.wanted {
+            self.last_wanted = now;
         }
-        let copies = wanted || now < self.wanted + UNWANTED;
+        let copies = now < self.last_wanted + UNWANTED;
         if self.best.0 == CaptureMode::Ordered && copies != self.copying {
             self.shared.kernel.copy(copies)?;
             self.copying = copies;

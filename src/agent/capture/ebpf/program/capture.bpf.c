@@ -37,7 +37,6 @@ struct request {
 static void *(*const map_lookup)(void *, const void *) = (void *)1;
 static long (*const map_update)(void *, const void *, const void *, u64) = (void *)2;
 static long (*const map_delete)(void *, const void *) = (void *)3;
-static u64 (*const ktime_ns)(void) = (void *)5;
 static long (*const probe_read)(void *, u32, const void *) = (void *)113;
 static void *(*const ring_reserve)(void *, u64, u64) = (void *)131;
 static void (*const ring_submit)(void *, u64) = (void *)132;
@@ -46,6 +45,9 @@ static u64 (*const ring_query)(void *, u64) = (void *)134;
 static long (*const loop)(u32, void *, void *, u64) = (void *)181;
 
 #define READ(to, from) probe_read(&(to), sizeof(to), __builtin_preserve_access_index(&(from)))
+// A field of a copy, where the running kernel has it in that struct.
+#define FIELD(copy, type, field) \
+	(*(typeof(((type *)0)->field) *)((char *)&(copy) + __builtin_preserve_field_info(((type *)0)->field, 0)))
 
 enum { WRITE = 1, ZERO = 2, UNKNOWN = 3, FAILED = 4, PASSED_BY = 5, MARKER = 6 };
 enum { OP_WRITE = 1, OP_FLUSH = 2, OP_DISCARD = 3, OP_SECURE_ERASE = 5, OP_WRITE_ZEROES = 9,
@@ -76,7 +78,7 @@ struct head {
 
 struct range { u64 start, end, first_chunk, disk; }; // sectors of the device
 struct watched { u64 count; struct range range[RANGES]; };
-struct flight { u64 disk, start, end, since; };
+struct flight { u64 disk, start, end, id; };
 
 struct { KIND(type, 27); KIND(max_entries, 4096); } events SEC(".maps");
 struct { KIND(type, 27); KIND(max_entries, 262144); } extents SEC(".maps");
@@ -175,9 +177,11 @@ ALWAYS int open_bio(struct walk *walk)
 	struct bio *bio = walk->bio;
 	if (!bio)
 		return 0;
-	READ(walk->bio_left, bio->bi_iter.bi_size);
-	READ(walk->index, bio->bi_iter.bi_idx);
-	READ(walk->skip, bio->bi_iter.bi_bvec_done);
+	struct bvec_iter iter;
+	READ(iter, bio->bi_iter);
+	walk->bio_left = FIELD(iter, struct bvec_iter, bi_size);
+	walk->index = FIELD(iter, struct bvec_iter, bi_idx);
+	walk->skip = FIELD(iter, struct bvec_iter, bi_bvec_done);
 	READ(walk->vecs, bio->bi_io_vec);
 	READ(walk->bio, bio->bi_next);
 	walk->vec_left = 0;
@@ -186,13 +190,11 @@ ALWAYS int open_bio(struct walk *walk)
 
 ALWAYS void open_vec(struct walk *walk)
 {
-	struct bio_vec *vec = walk->vecs + 0;
-	struct page *page;
-	u32 length, offset;
-	vec = (void *)walk->vecs + (u64)walk->index * __builtin_preserve_type_info(*(struct bio_vec *)0, 1);
-	READ(page, vec->bv_page);
-	READ(length, vec->bv_len);
-	READ(offset, vec->bv_offset);
+	struct bio_vec vec;
+	probe_read(&vec, sizeof(vec), (void *)walk->vecs +
+		(u64)walk->index * __builtin_preserve_type_info(*(struct bio_vec *)0, 1));
+	struct page *page = FIELD(vec, struct bio_vec, bv_page);
+	u32 length = FIELD(vec, struct bio_vec, bv_len), offset = FIELD(vec, struct bio_vec, bv_offset);
 	u64 number = ((u64)page - walk->structs_at) / __builtin_preserve_type_info(*(struct page *)0, 1);
 	walk->address = walk->pages_at + number * 4096 + offset + walk->skip;
 	walk->vec_left = length > walk->skip ? length - walk->skip : 0;
@@ -327,17 +329,11 @@ ALWAYS void see_write(struct request *request, u64 *counted, u64 *controlled, st
 	tell(counted, head);
 }
 
+// A typed tracepoint may follow pointers by itself; one that leads nowhere reads as zero.
 ALWAYS u32 device_of(struct request *request)
 {
-	struct request_queue *queue = 0;
-	struct gendisk *disk = 0;
-	u32 major = 0, minor = 0;
-	READ(queue, request->q);
-	if (!queue || READ(disk, queue->disk) || !disk)
-		return 0;
-	READ(major, disk->major);
-	READ(minor, disk->first_minor);
-	return major << 20 | minor;
+	struct gendisk *disk = request->q->disk;
+	return disk->major << 20 | disk->first_minor;
 }
 
 // For the self-test: where the first page of a write to our own device is described.
@@ -360,23 +356,21 @@ ALWAYS void probe(struct request *request)
 	found[0] = (u64)page;
 }
 
-SEC("raw_tp/block_rq_issue") int issue(struct context *context)
+SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 {
 	struct request *request = (void *)context->args[0];
-	u32 device = device_of(request), key = 0, flags, bytes;
-	u64 sector;
-	u64 *controlled = map_lookup(&control, &key), *counted = map_lookup(&counts, &key);
-	if (!device || !controlled || !counted)
-		return 0;
-	READ(flags, request->cmd_flags);
-	u32 op = flags & 0xff;
+	u32 op = request->cmd_flags & 0xff, key = 0;
 	if (op == OP_FLUSH || !(op & 1))
 		return 0; // odd operations give something to the device
+	u32 device = device_of(request);
 	struct watched *found = map_lookup(&watched, &device);
 	if (!found)
 		return 0;
-	READ(sector, request->__sector);
-	READ(bytes, request->__data_len);
+	u64 *controlled = map_lookup(&control, &key), *counted = map_lookup(&counts, &key);
+	if (!controlled || !counted)
+		return 0;
+	u64 sector = request->__sector;
+	u32 bytes = request->__data_len;
 	if (controlled[PROBED_DEVICE] == device)
 		probe(request);
 	u64 active = controlled[ACTIVE], id = __sync_fetch_and_add(&counted[NEXT_ID], 1);
@@ -403,7 +397,7 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 			set_dirty(active, range->first_chunk, start, until);
 		struct flight flight = {
 			.disk = range->disk, .start = many ? 0 : start,
-			.end = many ? ~0ULL : until, .since = ktime_ns(),
+			.end = many ? ~0ULL : until, .id = id,
 		};
 		if (map_update(&flying, &pointer, &flight, 0))
 			count(counted, UNFLOWN);
@@ -427,11 +421,11 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 
 struct completed { u64 args[3]; };
 
-SEC("raw_tp/block_rq_complete") int complete(struct completed *context)
+SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 {
 	struct request *request = (void *)context->args[0];
 	u64 pointer = (u64)request;
-	u32 error = context->args[1], bytes = context->args[2], left = 0, key = 0;
+	u32 error = context->args[1], bytes = context->args[2], key = 0;
 	struct flight *found = map_lookup(&flying, &pointer);
 	u64 *counted = map_lookup(&counts, &key);
 	if (!found || !counted)
@@ -443,8 +437,7 @@ SEC("raw_tp/block_rq_complete") int complete(struct completed *context)
 		};
 		tell(counted, &head);
 	}
-	READ(left, request->__data_len);
-	if (bytes >= left)
+	if (bytes >= request->__data_len)
 		map_delete(&flying, &pointer);
 	return 0;
 }
