@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use holdfast::clock::{Clock, System};
 use support::captured::{DISKS, End, Machine};
 use support::oracle::History;
 use support::{eventually, have, run, text};
@@ -171,4 +172,83 @@ fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
     assert_eq!(epochs, 1, "only the first start resyncs: {}", machine.log());
     assert!(agent.stop().success());
     drop((apply, server));
+}
+
+/// How often the thread that reads the ring has given up its CPU to wait for something.
+fn rests(agent: &Process) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    let mut folders = threads.map(|thread| thread.unwrap().path());
+    let is_reader = |folder: &std::path::PathBuf| {
+        fs::read_to_string(folder.join("comm")).unwrap().trim() == "ebpf-reader"
+    };
+    let status = fs::read_to_string(folders.find(is_reader).unwrap().join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn nobody_is_woken_for_each_record() {
+    let Some(machine) = Machine::new(4 << 20, DISK_BYTES) else { return };
+    let server = machine.site.serve();
+    let agent = machine.start();
+    machine.ordered();
+    let device = machine.loops[0].direct();
+    let (before, begin) = (rests(&agent), System.monotonic());
+    for slot in 0..4000_u64 {
+        device.write(slot % 64 * 512, &[slot as u8; 512]).unwrap();
+    }
+    // Looks are 5 ms apart, and each may wait for a sync and for a lock; a slow machine has more of them.
+    let looks = (System.monotonic() - begin).as_millis() as u64 / 5 + 1;
+    let rested = rests(&agent) - before;
+    assert!(rested < 4 * looks + 100, "{rested} rests in {looks} looks at 4000 records");
+    assert!(agent.stop().success());
+    drop(server);
+}
+
+#[test]
+fn what_nobody_takes_is_not_copied_and_bytes_come_again_with_a_server() {
+    let Some(machine) = Machine::new(4 << 20, DISK_BYTES) else { return };
+    let agent = machine.start();
+    eventually("nothing is copied any more", 60, || {
+        let status = machine.agent.status()?;
+        (status["disks"][0]["capture"] == "extents").then_some(())
+    });
+    agent.signal("STOP");
+    for part in 0..64_u64 {
+        // Four times what the ring holds.
+        let bytes = vec![part as u8 + 1; 256 << 10];
+        machine.loops[1].direct().write(DISK_BYTES / 2 + part * (256 << 10), &bytes).unwrap();
+    }
+    agent.signal("CONT");
+    let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut services = None;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut history = History::default();
+            machine.write(5, &mut history, &done, |_| !ended.load(Ordering::Acquire));
+            history
+        });
+        let _end = End(&ended);
+        services = Some((machine.site.serve(), machine.site.apply()));
+        machine.ordered();
+        let before = done.load(Ordering::Acquire);
+        let mut images = machine.point("under-load");
+        let seen = before..=done.load(Ordering::Acquire) + 1;
+        ended.store(true, Ordering::Release);
+        let history = writer.join().unwrap();
+        images.iter_mut().for_each(|image| image.truncate(DISK_BYTES as usize / 8));
+        let cut = history.check_bytes(&images, seen);
+        assert!(cut.is_ok(), "{cut:?}\n{}", machine.log());
+    });
+    machine.same("first");
+    machine.lost_nothing();
+    let caught_up = |status: serde_json::Value| status["caught_up_bytes"].as_u64().unwrap();
+    let before = caught_up(machine.ordered());
+    for part in 0..64_u64 {
+        machine.loops[0].direct().write(part * 65536, &[part as u8 | 64; 4096]).unwrap();
+    }
+    machine.same("last");
+    assert_eq!(caught_up(machine.ordered()), before, "{}", machine.log());
+    assert!(agent.stop().success());
+    drop(services);
 }

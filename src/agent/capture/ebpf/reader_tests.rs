@@ -12,6 +12,7 @@ use super::device;
 use super::facts::{Facts, Possible};
 use super::kernel::{Kernel, Rings, Watched};
 use super::medium::{self, DiskGate};
+use super::naps::Naps;
 use super::proof::{self, Aligned, Loop, Proven};
 use super::reader::{Reader, Tracked};
 use super::shared::Shared;
@@ -89,7 +90,8 @@ impl Rig {
         let disks = (0..2)
             .map(|disk| Tracked { bytes: DISK_BYTES, first_chunk: disk * DISK_BYTES / CHUNK });
         let stream = Arc::clone(&machine.stream);
-        let reader = Reader::new(Arc::new(shared), stream, rings, disks.collect(), CHUNK);
+        let naps = Naps::new(&rings.events).unwrap();
+        let reader = Reader::new(Arc::new(shared), stream, rings, naps, disks.collect(), CHUNK);
         Some(Self { file, device, reader, machine, time, _directory: directory })
     }
 
@@ -100,7 +102,7 @@ impl Rig {
 
     /// Reads a batch and tells it; returns how many records.
     fn pass(&mut self) -> usize {
-        self.reader.pass().unwrap()
+        self.reader.pass().unwrap().read
     }
 
     fn dirty(&self) -> bool {

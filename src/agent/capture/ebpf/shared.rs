@@ -208,7 +208,7 @@ impl Shared {
         if state.waited.len() > 4096 {
             state.waited.clear();
         }
-        let since = *state.waited.entry((flight.request, flight.since)).or_insert(now);
+        let since = *state.waited.entry((flight.request, flight.id)).or_insert(now);
         now > since + STALE
     }
 }

@@ -21,6 +21,7 @@ use super::device::Part;
 use super::facts::{Facts, Possible};
 use super::kernel::{Kernel, Rings, Watched};
 use super::medium::DiskGate;
+use super::naps::Naps;
 use super::pins::{Note, Pins};
 use super::proof::Proven;
 use super::reader::{Reader, Tracked, runs};
@@ -101,7 +102,10 @@ pub(in crate::agent::capture) fn start(
     }
     let disks = tracked.len();
     let chunk_bytes = u64::from(settings.bitmap_chunk_bytes);
-    let reader = Reader::new(Arc::clone(&shared), Arc::clone(stream), rings, tracked, chunk_bytes);
+    let naps = Naps::new(&rings.events);
+    let naps = naps.map_err(|error| refuse(format!("wait for the ring: {error}")))?;
+    let (shared_too, stream) = (Arc::clone(&shared), Arc::clone(stream));
+    let reader = Reader::new(shared_too, stream, rings, naps, tracked, chunk_bytes);
     let thread = std::thread::Builder::new()
         .name("ebpf-reader".to_owned())
         .spawn(move || reader.run())
@@ -239,7 +243,7 @@ impl Observer for Ebpf {
 
     /// The pinned program goes on setting bits: the next life reads them.
     fn stop(&self) {
-        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.without_data()) {
+        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.copy(false)) {
             tracing::warn!(why, "eBPF capture did not stop in order");
         }
         self.shared.stopping.store(true, Ordering::Release);
