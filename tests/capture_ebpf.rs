@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use holdfast::clock::{Clock, System};
 use support::captured::{DISKS, End, Machine};
 use support::oracle::History;
-use support::{eventually, have, run, text};
+use support::{Process, eventually, have, run, text};
 
 const DISK_BYTES: u64 = 48 << 20;
 
