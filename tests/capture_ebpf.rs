@@ -197,10 +197,10 @@ fn nobody_is_woken_for_each_record() {
     for slot in 0..4000_u64 {
         device.write(slot % 64 * 512, &[slot as u8; 512]).unwrap();
     }
-    // Looks are 5 ms apart, and each may wait for a sync and for a lock; a slow machine has more of them.
+    // Looks are 5 ms apart, and some wait for a sync or a lock as well; a slow machine has more of them.
     let looks = (System.monotonic() - begin).as_millis() as u64 / 5 + 1;
     let rested = rests(&agent) - before;
-    assert!(rested < 4 * looks + 100, "{rested} rests in {looks} looks at 4000 records");
+    assert!(rested < 2 * looks + 100, "{rested} rests in {looks} looks at 4000 records");
     assert!(agent.stop().success());
     drop(server);
 }

@@ -25,9 +25,10 @@ use super::shared::Shared;
 /// had set its bits was told, so that no run of the program that had begun is still between its bit
 /// and its record.
 const TURN: Duration = Duration::from_secs(5);
-/// Time without anybody who takes what is copied until nothing is copied: shorter breaks of a connection
-/// are no matter.
-const UNWANTED: Duration = Duration::from_secs(10);
+/// Time without anybody who takes what is copied until nothing is copied, and the same at the start,
+/// while a process server is looked for.
+const UNWANTED: Duration = Duration::from_millis(250);
+const UNWANTED_AT_START: Duration = Duration::from_secs(10);
 const RESTS: &str = "no process server takes what is written: only where is kept, until one does";
 /// Records read in one go at most.
 const READ_MAX: usize = 4096;
@@ -95,7 +96,7 @@ impl Reader {
             naps,
             copying: true,
             wanted: true,
-            last_wanted: turned,
+            last_wanted: turned + UNWANTED_AT_START,
             left: None,
             turned,
             unwritten: Cell::new(false),
@@ -273,7 +274,7 @@ impl Reader {
         let now = self.shared.clock.monotonic();
         self.wanted = self.stream.lock().mode != TrackingMode::Bitmap;
         if self.wanted {
-            self.last_wanted = now;
+            self.last_wanted = now.max(self.last_wanted);
         }
         let copies = now < self.last_wanted + UNWANTED;
         if self.best.0 == CaptureMode::Ordered && copies != self.copying {

@@ -331,6 +331,12 @@ ALWAYS void see_write(struct request *request, u64 *counted, u64 *controlled, st
 	tell(counted, head);
 }
 
+// Odd operations give something to the device; a flush gives nothing.
+ALWAYS int gives(u32 op)
+{
+	return op & 1 && op != OP_FLUSH;
+}
+
 // A typed tracepoint may follow pointers by itself; one that leads nowhere reads as zero.
 ALWAYS u32 device_of(struct request *request)
 {
@@ -369,8 +375,8 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 {
 	struct request *request = (void *)context->args[0];
 	u32 op = request->cmd_flags & 0xff, key = 0;
-	if (op == OP_FLUSH || !(op & 1))
-		return 0; // odd operations give something to the device
+	if (!gives(op))
+		return 0;
 	u32 device = device_of(request);
 	struct watched *found = map_lookup(&watched, &device);
 	if (!found)
@@ -454,6 +460,8 @@ SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 	struct request *request = (void *)context->args[0];
 	u64 pointer = (u64)request, next = 0;
 	u32 error = context->args[1], bytes = context->args[2], key = 0;
+	if (!gives(request->cmd_flags & 0xff))
+		return 0;
 	struct flight *found = map_lookup(&flying, &pointer);
 	u64 *counted = map_lookup(&counts, &key);
 	if (!found || !counted)
