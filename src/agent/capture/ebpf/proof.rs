@@ -130,8 +130,8 @@ pub(super) fn prove(
     proven
 }
 
-/// A write is seen where it is made. The program reads the kernel's memory for that already, and a kernel
-/// that forbids it says so nowhere: it shows zeros.
+/// A write is seen where it is made. The program reads the kernel's memory for that already, and what it
+/// cannot read it takes for zeros: then it sees nothing, and says nothing.
 fn see(
     kernel: &Kernel,
     rings: &mut Rings,
@@ -152,8 +152,8 @@ fn see(
     match (seen, written) {
         (true, _) => Ok(()),
         (false, Ok(())) => {
-            Err("the program runs, but a known write was not seen: the kernel does not \
-             let it read what a request is (locked down?)"
+            Err("the program runs, but a known write was not seen: it does not find in \
+             this kernel what a request is"
                 .to_owned())
         }
         (false, Err(error)) => Err(format!("a known write was not seen; it failed: {error}")),
