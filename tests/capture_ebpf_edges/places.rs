@@ -14,9 +14,10 @@ const ROOM_BYTES: u64 = 80 << 10;
 
 #[test]
 fn points_of_places_without_bytes_are_prefixes_too() {
-    let Some(mut machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
     // The proof's device fails its larger write: that it was made is seen, its bytes are not proven.
     let Some(state) = Mounted::new("tmpfs", 16) else { return };
+    // Declared behind it: what it pinned is released by what stands there.
+    let Some(mut machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
     state.fill(ROOM_BYTES);
     machine.agent.set("state_directory", state.path.to_str().unwrap());
     machine.state.clone_from(&state.path);
@@ -63,5 +64,5 @@ fn points_of_places_without_bytes_are_prefixes_too() {
     println!("{} points between writes, {refused} refused", points.len());
     machine.same("last");
     assert!(agent.stop().success());
-    drop((apply, server, state));
+    drop((apply, server));
 }
