@@ -8,137 +8,12 @@ mod support;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-use support::loops::Loop;
-use support::oracle::{History, SECTOR, Write};
-use support::{AgentSite, Process, Site, eventually, have, run, text};
+use holdfast::clock::{Clock, System};
+use support::captured::{DISKS, End, Machine};
+use support::oracle::History;
+use support::{Process, eventually, have, run, text};
 
-const DISKS: [&str; 2] = ["a", "b"];
 const DISK_BYTES: u64 = 48 << 20;
-const TOOLS: [&str; 5] = ["losetup", "mkfs.ext4", "mount", "umount", "fstrim"];
-
-/// A machine with two loop devices.
-struct Machine {
-    loops: Vec<Loop>,
-    agent: AgentSite,
-    name: String,
-    // Last: the loops' files go with it.
-    site: Site,
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let config = self.agent.config();
-        let args = ["agent", "release", "--config", text(&config)];
-        let _ = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast")).args(args).output();
-    }
-}
-
-impl Machine {
-    fn new(ring_bytes: i64) -> Option<Self> {
-        if !have(&TOOLS) {
-            return None;
-        }
-        let site = Site::new();
-        // Pins are named by machine, and tests run beside each other.
-        let name = format!("m-{}", site.port);
-        let agent = site.enroll(&name, &DISKS.map(|disk| (disk, DISK_BYTES)));
-        let mut loops = Vec::new();
-        let mut settings = fs::read_to_string(agent.config()).unwrap();
-        for disk in DISKS {
-            let file = site.disk(&name, disk);
-            let device = Loop::new(&file, DISK_BYTES)?;
-            let path = format!("{:?}", text(&file));
-            assert!(settings.contains(&path), "{settings}");
-            settings = settings.replace(&path, &format!("{:?}", text(&device.path)));
-            loops.push(device);
-        }
-        let settings = settings.replace("capture = \"nbd\"", "capture = \"ebpf\"");
-        fs::write(agent.config(), settings).unwrap();
-        agent.set("ebpf.ring_bytes", ring_bytes);
-        Some(Self { loops, agent, name, site })
-    }
-
-    fn start(&self) -> Process {
-        let log = self.site.path("agent.log");
-        let args = ["agent", "--config", text(&self.agent.config())].map(str::to_owned);
-        Process::spawn(&log, &args.each_ref().map(String::as_str))
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.site.path("agent.log")).unwrap_or_default()
-    }
-
-    fn ordered(&self) -> serde_json::Value {
-        eventually("the agent is ordered", 60, || {
-            let status = self.agent.status()?;
-            let mut disks = status["disks"].as_array()?.iter();
-            let good = status["mode"] == "ordered" && status["dirty_bytes"] == 0;
-            // With payloads: where they cannot be copied it would be "extents".
-            (good && disks.all(|disk| disk["capture"] == "ordered")).then_some(status)
-        })
-    }
-
-    /// Nothing would be read again, if the agent were killed now.
-    fn settled(&self) {
-        eventually("all bits are clear", 60, || {
-            let status = self.agent.status()?;
-            (status["unsettled_bytes"] == 0).then_some(())
-        });
-    }
-
-    /// A point behind everything so far, as soon as one is possible.
-    fn point(&self, name: &str) -> Vec<Vec<u8>> {
-        let args = ["bookmark", &self.name, "--name", name, "--wait", "recoverable"];
-        eventually("a point", 60, || self.site.try_holdfast(&args).status.success().then_some(()));
-        let point = format!("name:{name}");
-        DISKS.map(|disk| fs::read(self.site.export(&self.name, disk, &point)).unwrap()).into()
-    }
-
-    /// Every write went through the ring.
-    fn lost_nothing(&self) {
-        let log = self.log();
-        assert!(!log.contains("read again when") && !log.contains("ERROR"), "{log}");
-        assert!(!log.contains("ring was full") && !log.contains("rings were full"), "{log}");
-    }
-
-    /// The last point is what the devices hold.
-    fn same(&self, name: &str) {
-        for (device, image) in self.loops.iter().zip(self.point(name)) {
-            let source = fs::read(&device.file).unwrap();
-            let wrong = source.iter().zip(&image).position(|(one, other)| one != other);
-            assert_eq!((source.len(), wrong), (image.len(), None), "{}", self.log());
-        }
-    }
-
-    /// Direct writes of numbered sectors over both disks, one after the other.
-    fn write(
-        &self,
-        seed: u64,
-        history: &mut History,
-        done: &AtomicU64,
-        go_on: impl Fn(u64) -> bool,
-    ) {
-        let mut random = StdRng::seed_from_u64(seed);
-        let devices: Vec<_> = self.loops.iter().map(Loop::direct).collect();
-        while go_on(history.writes.len() as u64) {
-            let number = history.writes.len() as u64 + 1;
-            let sectors = [1, 8, 24, 64, 300, 700][random.random_range(0..6)];
-            let write = Write {
-                number,
-                disk: random.random_range(0..2),
-                first_sector: random.random_range(0..(DISK_BYTES / 8 / SECTOR) - sectors),
-                sectors,
-                zero: false,
-            };
-            let device = &devices[usize::from(write.disk)];
-            device.write(write.first_sector * SECTOR, &write.payload()).unwrap();
-            history.writes.push(write);
-            done.store(number, Ordering::Release);
-            support::pause(4); // a debug build of the server takes no more
-        }
-    }
-}
 
 #[test]
 fn the_program_is_built_from_its_source() {
@@ -153,18 +28,9 @@ fn the_program_is_built_from_its_source() {
     assert!(same, "capture.bpf.o is not what build.sh makes of capture.bpf.c");
 }
 
-/// Ends the load also when the test fails meanwhile.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
 #[test]
 fn points_under_load_are_prefixes_over_both_disks() {
-    let Some(machine) = Machine::new(64 << 20) else { return };
+    let Some(machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
     let server = machine.site.serve();
     let apply = machine.site.apply();
     let agent = machine.start();
@@ -218,7 +84,7 @@ fn points_under_load_are_prefixes_over_both_disks() {
 
 #[test]
 fn file_systems_with_discards_arrive_as_they_are() {
-    let Some(machine) = Machine::new(64 << 20) else { return };
+    let Some(machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
     let server = machine.site.serve();
     let apply = machine.site.apply();
     let agent = machine.start();
@@ -251,7 +117,7 @@ fn file_systems_with_discards_arrive_as_they_are() {
 
 #[test]
 fn a_ring_that_overflows_is_noticed_and_repaired() {
-    let Some(machine) = Machine::new(256 << 10) else { return };
+    let Some(machine) = Machine::new(256 << 10, DISK_BYTES) else { return };
     let server = machine.site.serve();
     let apply = machine.site.apply();
     let agent = machine.start();
@@ -277,7 +143,7 @@ fn a_ring_that_overflows_is_noticed_and_repaired() {
 
 #[test]
 fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
-    let Some(machine) = Machine::new(4 << 20) else { return };
+    let Some(machine) = Machine::new(4 << 20, DISK_BYTES) else { return };
     let server = machine.site.serve();
     let apply = machine.site.apply();
     let mut agent = machine.start();
@@ -306,4 +172,83 @@ fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
     assert_eq!(epochs, 1, "only the first start resyncs: {}", machine.log());
     assert!(agent.stop().success());
     drop((apply, server));
+}
+
+/// How often the thread that reads the ring has given up its CPU to wait for something.
+fn rests(agent: &Process) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    let mut folders = threads.map(|thread| thread.unwrap().path());
+    let is_reader = |folder: &std::path::PathBuf| {
+        fs::read_to_string(folder.join("comm")).unwrap().trim() == "ebpf-reader"
+    };
+    let status = fs::read_to_string(folders.find(is_reader).unwrap().join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn nobody_is_woken_for_each_record() {
+    let Some(machine) = Machine::new(4 << 20, DISK_BYTES) else { return };
+    let server = machine.site.serve();
+    let agent = machine.start();
+    machine.ordered();
+    let device = machine.loops[0].direct();
+    let (before, begin) = (rests(&agent), System.monotonic());
+    for slot in 0..4000_u64 {
+        device.write(slot % 64 * 512, &[slot as u8; 512]).unwrap();
+    }
+    // Looks are 5 ms apart, and some wait for a sync or a lock as well; a slow machine has more of them.
+    let looks = (System.monotonic() - begin).as_millis() as u64 / 5 + 1;
+    let rested = rests(&agent) - before;
+    assert!(rested < 2 * looks + 100, "{rested} rests in {looks} looks at 4000 records");
+    assert!(agent.stop().success());
+    drop(server);
+}
+
+#[test]
+fn what_nobody_takes_is_not_copied_and_bytes_come_again_with_a_server() {
+    let Some(machine) = Machine::new(4 << 20, DISK_BYTES) else { return };
+    let agent = machine.start();
+    eventually("nothing is copied any more", 60, || {
+        let status = machine.agent.status()?;
+        (status["disks"][0]["capture"] == "extents").then_some(())
+    });
+    agent.signal("STOP");
+    for part in 0..64_u64 {
+        // Four times what the ring holds.
+        let bytes = vec![part as u8 + 1; 256 << 10];
+        machine.loops[1].direct().write(DISK_BYTES / 2 + part * (256 << 10), &bytes).unwrap();
+    }
+    agent.signal("CONT");
+    let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut services = None;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut history = History::default();
+            machine.write(5, &mut history, &done, |_| !ended.load(Ordering::Acquire));
+            history
+        });
+        let _end = End(&ended);
+        services = Some((machine.site.serve(), machine.site.apply()));
+        machine.ordered();
+        let before = done.load(Ordering::Acquire);
+        let mut images = machine.point("under-load");
+        let seen = before..=done.load(Ordering::Acquire) + 1;
+        ended.store(true, Ordering::Release);
+        let history = writer.join().unwrap();
+        images.iter_mut().for_each(|image| image.truncate(DISK_BYTES as usize / 8));
+        let cut = history.check_bytes(&images, seen);
+        assert!(cut.is_ok(), "{cut:?}\n{}", machine.log());
+    });
+    machine.same("first");
+    machine.lost_nothing();
+    let caught_up = |status: serde_json::Value| status["caught_up_bytes"].as_u64().unwrap();
+    let before = caught_up(machine.ordered());
+    for part in 0..64_u64 {
+        machine.loops[0].direct().write(part * 65536, &[part as u8 | 64; 4096]).unwrap();
+    }
+    machine.same("last");
+    assert_eq!(caught_up(machine.ordered()), before, "{}", machine.log());
+    assert!(agent.stop().success());
+    drop(services);
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use support::mounts::Mounted;
+use support::postgres::{Cluster, insist};
 use support::{Site, eventually, free_port, have, have_fuse, pause, run, text};
 
 const DISK_BYTES: u64 = 768 << 20;
@@ -52,53 +53,6 @@ impl Drop for Cleanup {
             let _ = child.kill();
             let _ = child.wait();
         }
-    }
-}
-
-/// Runs a PostgreSQL tool as its own user (it refuses root).
-fn postgres(args: &[&str]) -> std::process::Output {
-    let mut all = vec!["-u", "postgres", "--", "env", "-C", "/", "LC_ALL=C"];
-    all.extend(args);
-    Command::new("runuser").args(&all).output().unwrap()
-}
-
-fn insist(args: &[&str]) -> String {
-    let output = postgres(args);
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {out}{err}");
-    out
-}
-
-/// A cluster on a mounted file system.
-struct Cluster {
-    folder: PathBuf,
-    port: String,
-}
-
-impl Cluster {
-    fn start(&self) {
-        let options = format!("-p {} -c listen_addresses= -k {}", self.port, text(&self.folder));
-        let data = self.folder.join("data");
-        let log = self.folder.join("log");
-        insist(&["pg_ctl", "-w", "-D", text(&data), "-l", text(&log), "-o", &options, "start"]);
-    }
-
-    fn stop(&self) {
-        let data = self.folder.join("data");
-        insist(&["pg_ctl", "-w", "-m", "fast", "-D", text(&data), "stop"]);
-    }
-
-    fn args<'a>(&'a self, program: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec![program, "-h", text(&self.folder), "-p", &self.port];
-        args.extend(rest);
-        args
-    }
-
-    fn sql(&self, statement: &str) -> Option<String> {
-        let output = postgres(&self.args("psql", &["-d", "postgres", "-Atqc", statement]));
-        let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then_some(out)
     }
 }
 

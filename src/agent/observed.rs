@@ -4,6 +4,7 @@
 //! while an observer says that it is not. Does not own: how a write became known
 //! ([`super::capture`]).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -13,38 +14,62 @@ use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
 
+/// What an observer saw of one disk.
+pub(super) struct Seen {
+    pub(super) disk: DiskIndex,
+    pub(super) range: Range<u64>,
+    pub(super) what: What,
+}
+
+/// What it knows of the range.
+pub(super) enum What {
+    /// What it holds now; in the order in which it is told.
+    Change(Change),
+    /// That something was written there, and why nobody knows what: it is read again.
+    Unordered(&'static str),
+}
+
 impl Stream {
-    /// A write whose bytes are known, in the order in which it is told. `None`: only the bitmap knows
-    /// of it.
-    ///
-    /// # Errors
-    /// When the bitmap file cannot be written. The range is dirty in memory then, so nothing is lost as
-    /// long as this agent lives.
-    pub(super) fn observed(
-        &self,
-        disk: DiskIndex,
-        range: Range<u64>,
-        changes: Vec<Change>,
-    ) -> io::Result<Option<Placed>> {
-        let bitmap = &self.disk(disk).bitmap;
-        // Mostly here, so that its sync is not made under the stream's lock.
-        let intended = bitmap.intend(range.clone());
+    /// Everything that was seen, in order, with one lock and, where bits are missing, one sync for all.
+    /// Returns the disks whose bitmap file cannot be written: their ranges are dirty in memory then, so
+    /// nothing is lost as long as this agent lives.
+    pub(super) fn observed(&self, seen: Vec<Seen>) -> BTreeMap<DiskIndex, io::Error> {
+        // Mostly here, so that no sync is made under the stream's lock.
+        let mut unwritten = self.intend_seen(&seen);
         let mut core = self.lock();
         // Once more: a round of clearing may have begun or ended since, and it looks at nothing that
         // has no sequence yet. While the lock is held none begins.
-        match intended.and_then(|()| bitmap.intend(range.clone())) {
-            Ok(()) => Ok(self.place(&mut core, disk, range, changes)),
-            Err(error) => {
-                self.disorder(&mut core, disk, range, "the bitmap cannot be written");
-                Err(error)
+        unwritten.extend(self.intend_seen(&seen));
+        for Seen { disk, range, what } in seen {
+            match what {
+                What::Change(change) if !unwritten.contains_key(&disk) => {
+                    self.put(&mut core, disk, &range, change);
+                }
+                What::Change(_) => {
+                    self.spoil(&mut core, disk, range, "the bitmap cannot be written");
+                }
+                What::Unordered(why) => self.spoil(&mut core, disk, range, why),
             }
         }
+        drop(core);
+        self.to_send.notify_one();
+        self.to_repair.notify_one();
+        unwritten
+    }
+
+    fn intend_seen(&self, seen: &[Seen]) -> BTreeMap<DiskIndex, io::Error> {
+        let each = self.disks.iter().filter_map(|disk| {
+            let of_disk = seen.iter().filter(|one| one.disk == disk.index);
+            let intended = disk.bitmap.intend_all(of_disk.map(|one| one.range.clone()));
+            intended.err().map(|error| (disk.index, error))
+        });
+        each.collect()
     }
 
     /// Something was written there, and nobody knows what: it is read again.
     ///
     /// # Errors
-    /// As of [`Stream::observed`].
+    /// When the bitmap file cannot be written. The range is dirty in memory then.
     pub(super) fn unordered(
         &self,
         disk: DiskIndex,

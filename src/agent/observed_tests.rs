@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::capture::{CaptureMode, Observer};
 use super::clearing::Round;
+use super::observed::{Seen, What};
 use super::stream_tests::{CHUNK, DISK_BYTES, Hook, Machine, ordered};
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, Change, DiskIndex, Extent, Record, Timestamp, TrackingMode,
@@ -22,7 +23,9 @@ fn behind_its_back(machine: &Machine, offset: u64, bytes: &[u8]) {
     let at = offset as usize;
     machine.sources[0].bytes.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
     let range = offset..offset + bytes.len() as u64;
-    machine.stream.observed(DISK, range, vec![write(offset, bytes)]).unwrap();
+    let what = What::Change(write(offset, bytes));
+    let unwritten = machine.stream.observed(vec![Seen { disk: DISK, range, what }]);
+    assert!(unwritten.is_empty(), "{unwritten:?}");
 }
 
 /// What the records make of the disk.

@@ -194,25 +194,34 @@ impl Stream {
         range: Range<u64>,
         changes: Vec<Change>,
     ) -> Option<Placed> {
+        let whole = changes.into_iter().all(|change| self.put(core, disk, &range, change));
+        self.to_send.notify_one();
+        whole.then(|| core.placed())
+    }
+
+    /// One change of a write of `range`; `false`: only the bitmap knows of the range. Wakes nobody.
+    pub(super) fn put(
+        &self,
+        core: &mut Core,
+        disk: DiskIndex,
+        range: &Range<u64>,
+        change: Change,
+    ) -> bool {
         if core.mode == TrackingMode::Bitmap {
-            self.disk(disk).bitmap.lost(range);
-            return None;
+            self.disk(disk).bitmap.lost(range.clone());
+            return false;
         }
-        let bytes = changes.iter().map(|change| cost(change.payload_bytes())).sum();
-        if !core.make_room(bytes) {
+        if !core.make_room(cost(change.payload_bytes())) {
             self.lose(core, "the resend buffer is full: the server takes less than is written");
-            self.disk(disk).bitmap.lost(range);
-            return None;
+            self.disk(disk).bitmap.lost(range.clone());
+            return false;
         }
-        for change in changes {
-            core.push(change);
-        }
+        core.push(change);
         if let Some(reading) = &mut core.reading {
-            reading.written(disk, &range);
+            reading.written(disk, range);
         }
         core.bookmark_due = true;
-        self.to_send.notify_one();
-        Some(core.placed())
+        true
     }
 
     /// A write failed half-way: nobody knows what stands there until it is read again.
@@ -225,6 +234,12 @@ impl Stream {
 
     /// The range is dirty from here on; its bits are set.
     pub(super) fn disorder(&self, core: &mut Core, disk: DiskIndex, range: Range<u64>, why: &str) {
+        self.spoil(core, disk, range, why);
+        self.to_repair.notify_one();
+    }
+
+    /// The same; wakes nobody.
+    pub(super) fn spoil(&self, core: &mut Core, disk: DiskIndex, range: Range<u64>, why: &str) {
         if let Some(reading) = &mut core.reading {
             reading.spoiled(disk, &range);
         }
@@ -232,7 +247,6 @@ impl Stream {
         if core.mode == TrackingMode::Ordered {
             self.begin_catch_up(core, why);
         }
-        self.to_repair.notify_one();
     }
 
     /// A read of the catch-up begins: what changes meanwhile is known when it is placed.

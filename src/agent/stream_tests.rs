@@ -34,7 +34,7 @@ pub(super) type Hook = Box<dyn FnOnce() + Send>;
 pub(super) struct Memory {
     pub(super) bytes: Mutex<Vec<u8>>,
     pub(super) hook: Mutex<Option<Hook>>,
-    broken: AtomicBool,
+    pub(super) broken: AtomicBool,
     deaf: AtomicBool,
 }
 

@@ -18,7 +18,13 @@ impl Loop {
     /// On a file of some size; `None`, loudly, where that cannot be. In CI that is a failure.
     pub fn new(file: &Path, bytes: u64) -> Option<Self> {
         File::create(file).unwrap().set_len(bytes).unwrap();
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        Self::over(file, &[])
+    }
+
+    /// On a file that is there, with options of losetup.
+    pub fn over(file: &Path, options: &[&str]) -> Option<Self> {
+        let mut command = Command::new("losetup");
+        let made = command.args(["--find", "--show"]).args(options).arg(file).output();
         match made {
             Ok(made) if made.status.success() => {
                 let path = String::from_utf8(made.stdout).unwrap().trim().into();

@@ -2,11 +2,14 @@
 //! applier as children of the test, ended by process id when dropped.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod captured;
 pub mod fleet;
+pub mod held;
 pub mod library;
 pub mod loops;
 pub mod mounts;
 pub mod oracle;
+pub mod postgres;
 pub mod workload;
 
 use std::ffi::OsStr;
@@ -351,16 +354,27 @@ impl Process {
     }
 
     pub fn spawn_with(log: &Path, args: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(BINARY);
+        command.args(args).envs(variables.iter().copied());
+        Self::run(log, args[0], command)
+    }
+
+    /// Another program than ours.
+    pub fn spawn_program(log: &Path, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::run(log, program, command)
+    }
+
+    fn run(log: &Path, name: &str, mut command: Command) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
-        let child = Command::new(BINARY)
-            .args(args)
-            .envs(variables.iter().copied())
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap();
-        Self { child, log: log.to_owned(), name: args[0].to_owned() }
+        Self { child, log: log.to_owned(), name: name.to_owned() }
     }
 
     pub fn pid(&self) -> u32 {

@@ -11,7 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, RingBuf};
 use aya::programs::links::FdLink;
-use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
+use aya::programs::{
+    BtfTracePoint, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
+};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 /// Built from `program/capture.bpf.c`; a test of `tests/capture_ebpf.rs` proves it.
@@ -21,10 +23,14 @@ pub(super) const PAGE_WORDS: usize = 512;
 /// Most captured ranges on one device.
 pub(super) const RANGES_MAX: usize = 16;
 const RANGE_WORDS: usize = 4;
+/// How often its reader is woken while the ring fills.
+const WAKES_PER_RING: u32 = 8;
 /// The pinned parts.
 const DIRTY: &str = "dirty";
 const ISSUE: &str = "issue";
 const COMPLETE: &str = "complete";
+/// Where they are attached, in this order.
+const POINTS: [(&str, &str); 2] = [(COMPLETE, "block_rq_complete"), (ISSUE, "block_rq_issue")];
 
 /// Places in the map `control`.
 const ACTIVE: usize = 0;
@@ -54,7 +60,14 @@ pub(super) struct Flight {
     pub(super) disk: u64,
     pub(super) start: u64,
     pub(super) end: u64,
-    pub(super) since: u64,
+    pub(super) id: u64,
+}
+
+impl Flight {
+    /// The same for all that one write is noted as.
+    pub(super) fn of_request(&self) -> u64 {
+        self.request - self.request % RANGES_MAX as u64
+    }
 }
 
 /// What the program counted.
@@ -144,12 +157,18 @@ impl Kernel {
             .btf(Some(&btf))
             .override_global("chunk_shift", &shift, true)
             .override_global("dirty_pages", &pages, true)
+            .override_global("wake_bytes", &u64::from(ring_bytes / WAKES_PER_RING), true)
             .map_max_entries("events", ring_bytes)
             .map_max_entries(DIRTY, elements)
             .load(OBJECT)
             .map_err(said("load the program"))?;
-        for name in [ISSUE, COMPLETE, "marker", "find"] {
-            program(&mut programs, name)?.load().map_err(said("load the program"))?;
+        for (name, point) in POINTS {
+            let program: &mut BtfTracePoint = program(&mut programs, name)?;
+            program.load(point, &btf).map_err(said("load the program"))?;
+        }
+        for name in ["marker", "find"] {
+            let program: &mut RawTracePoint = program(&mut programs, name)?;
+            program.load().map_err(said("load the program"))?;
         }
         let mut take = |name: &'static str| {
             programs.take_map(name).ok_or_else(|| format!("the program has no map {name}"))
@@ -178,9 +197,9 @@ impl Kernel {
     /// From here on requests are seen.
     pub(super) fn attach(&self) -> Result<(), String> {
         let mut programs = lock(&self.programs);
-        for (name, point) in [(COMPLETE, "block_rq_complete"), (ISSUE, "block_rq_issue")] {
-            let program = program(&mut programs, name)?;
-            let link = program.attach(point).map_err(said("attach the program"))?;
+        for (name, _) in POINTS {
+            let program: &mut BtfTracePoint = program(&mut programs, name)?;
+            let link = program.attach().map_err(said("attach the program"))?;
             let link = program.take_link(link).map_err(said("attach the program"))?;
             lock(&self.links).push((name, link.into()));
         }
@@ -259,9 +278,9 @@ impl Kernel {
         })
     }
 
-    /// Payloads are not copied any more.
-    pub(super) fn without_data(&self) -> Result<(), String> {
-        self.control(|words| words[WITH_DATA] = 0)
+    /// Whether payloads are copied from here on, where [`Kernel::with_data`] was told how.
+    pub(super) fn copy(&self, payloads: bool) -> Result<(), String> {
+        self.control(|words| words[WITH_DATA] = u64::from(payloads))
     }
 
     pub(super) fn probed(&self) -> Result<Probed, String> {
@@ -301,7 +320,8 @@ impl Kernel {
     fn run(&self, name: &'static str, args: [u64; 12]) -> Result<u32, String> {
         let mut programs = lock(&self.programs);
         let options = RawTracePointRunOptions { args, cpu: None };
-        let result = program(&mut programs, name)?.test_run(options);
+        let program: &mut RawTracePoint = program(&mut programs, name)?;
+        let result = program.test_run(options);
         Ok(result.map_err(said("run a part of the program"))?.return_value)
     }
 
@@ -320,11 +340,8 @@ impl Kernel {
     /// How often the kernel left the program out because it ran already on that CPU.
     fn missed(&self, name: &'static str) -> Result<u64, String> {
         let mut programs = lock(&self.programs);
-        let fd = program(&mut programs, name)?
-            .fd()
-            .map_err(said("name the program"))?
-            .as_fd()
-            .as_raw_fd();
+        let program: &mut BtfTracePoint = program(&mut programs, name)?;
+        let fd = program.fd().map_err(said("name the program"))?.as_fd().as_raw_fd();
         let path = format!("/proc/self/fdinfo/{fd}");
         let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
@@ -338,8 +355,8 @@ impl Kernel {
         let mut flights = Vec::new();
         for found in maps.flying.iter() {
             // A walk beside changes may end early or see one twice; the caller looks again.
-            let (request, [disk, start, end, since]) = found.map_err(said("read the flights"))?;
-            flights.push(Flight { request, disk, start, end, since });
+            let (request, [disk, start, end, id]) = found.map_err(said("read the flights"))?;
+            flights.push(Flight { request, disk, start, end, id });
         }
         Ok(flights)
     }
@@ -347,7 +364,7 @@ impl Kernel {
     /// Whether that very flight is still in the air.
     pub(super) fn flies(&self, flight: &Flight) -> bool {
         let found = lock(&self.maps).flying.get(&flight.request, 0);
-        found.is_ok_and(|words| words == [flight.disk, flight.start, flight.end, flight.since])
+        found.is_ok_and(|words| words == [flight.disk, flight.start, flight.end, flight.id])
     }
 
     /// Bits go to the other half of the dirty map from here on; returns which half is left.
@@ -398,7 +415,11 @@ pub(super) fn pinned_dirty(folder: &Path) -> Result<Vec<u64>, String> {
     joined(&map)
 }
 
-fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, String> {
+/// One of the programs, by its name.
+fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, String>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let program =
         programs.program_mut(name).ok_or_else(|| format!("there is no program {name}"))?;
     program.try_into().map_err(said("the program"))

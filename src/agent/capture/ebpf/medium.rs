@@ -21,6 +21,10 @@ use super::shared::Shared;
 /// What direct reads are aligned to in memory.
 const ALIGN: usize = 4096;
 
+/// What else than its permissions keeps a device from being opened.
+const FORBIDDEN: &str = "open the disk; the agent's user, its unit (DeviceAllow=) and the device rules of \
+                         its container must let it read the device";
+
 /// A block device that others write.
 pub(super) struct DeviceMedium {
     file: File,
@@ -33,7 +37,10 @@ pub(super) fn open(path: &Path) -> Result<(DeviceMedium, u64), AgentError> {
     let action = |action: &'static str| move |source| AgentError::io(path, action, source);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(OFlags::DIRECT.bits() as i32);
-    let file = options.open(path).map_err(action("open the disk"))?;
+    let file = options.open(path).map_err(|source| {
+        let forbidden = source.kind() == io::ErrorKind::PermissionDenied;
+        action(if forbidden { FORBIDDEN } else { "open the disk" })(source)
+    })?;
     let bytes = seek(&file, SeekFrom::End(0))
         .map_err(|error| AgentError::io(path, "find the size of the disk", error.into()))?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > DISK_BYTES_MAX {

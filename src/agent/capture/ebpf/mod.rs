@@ -2,16 +2,20 @@
 //! remount, no reboot. `docs/capture.md`, "eBPF", has the rules.
 //!
 //! `starting` loads the program (`kernel`) where `facts` and `proof` let it and takes over what `pins`
-//! kept; `reader` tells the stream what the rings hold (`record`), `shared` is what others wait for, and
+//! kept; `reader` tells the stream what the rings hold (`record`, `batch`), now and then (`naps`), `shared` is what others wait for, and
 //! `medium` reads devices (`device`) for the catch-up.
 
+mod batch;
 mod device;
 mod facts;
 mod kernel;
 mod medium;
+mod naps;
 mod pins;
 mod proof;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod shared;
 mod starting;

@@ -1,35 +1,38 @@
 //! Reads the rings and tells the stream, in order.
 //!
 //! Owns: that nothing lost goes unnoticed: what the rings could not take is found by the second ring,
-//! then by the bits. Does not own: waiting for it ([`super::shared`]).
+//! then by the bits. Does not own: waiting for it ([`super::shared`]), or when it looks
+//! ([`super::naps`]).
 
 use std::cell::Cell;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use crate::agent::capture::CaptureMode;
-use crate::agent::disk::cut;
+use crate::agent::observed::Seen;
 use crate::agent::stream::Stream;
-use crate::model::{Change, DiskIndex, WRITE_BYTES_MAX, ZERO_BYTES_MAX};
+use crate::model::{DiskIndex, TrackingMode};
 
+use super::batch::Batch;
 use super::kernel::{Counts, Rings};
+use super::naps::Naps;
 use super::record::{Assembly, Joined, Record, parse};
 use super::shared::Shared;
 
-/// Records and bytes told at a time: their bits reach the disk together.
-const BATCH: usize = 1024;
-const BATCH_BYTES: usize = 8 << 20;
 /// How often the other half of the bits is used. A half is cleared a whole turn after everything that
 /// had set its bits was told, so that no run of the program that had begun is still between its bit
 /// and its record.
 const TURN: Duration = Duration::from_secs(5);
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Time without anybody who takes what is copied until nothing is copied, and the same at the start,
+/// while a process server is looked for.
+const UNWANTED: Duration = Duration::from_millis(250);
+const UNWANTED_AT_START: Duration = Duration::from_secs(10);
+const RESTS: &str = "no process server takes what is written: only where is kept, until one does";
+/// Records read in one go at most.
+const READ_MAX: usize = 4096;
+const BROKEN: &str = "a part of a write was lost";
 
 /// A captured disk, and where its bits begin.
 #[derive(Clone, Debug)]
@@ -38,10 +41,11 @@ pub(super) struct Tracked {
     pub(super) first_chunk: u64,
 }
 
-enum Told {
-    Write(Range<u64>, Bytes),
-    Zero(Range<u64>),
-    Unknown(Range<u64>, &'static str),
+/// How a look at the ring ended.
+pub(super) struct Pass {
+    pub(super) read: usize,
+    /// Nothing was left when it ended.
+    emptied: bool,
 }
 
 pub(super) struct Reader {
@@ -54,8 +58,12 @@ pub(super) struct Reader {
     pub(super) best: (CaptureMode, String),
     assembly: Assembly,
     counts: Counts,
-    batch: Vec<(DiskIndex, Told)>,
-    batch_bytes: usize,
+    batch: Batch,
+    naps: Naps,
+    /// Payloads are copied by the program, and when somebody might have taken them last.
+    copying: bool,
+    wanted: bool,
+    last_wanted: Duration,
     /// The half that is not written any more, its marker, and whether that was seen.
     left: Option<(u32, u64, bool)>,
     turned: Duration,
@@ -68,11 +76,13 @@ impl Reader {
         shared: Arc<Shared>,
         stream: Arc<Stream>,
         rings: Rings,
+        naps: Naps,
         disks: Vec<Tracked>,
         chunk_bytes: u64,
     ) -> Self {
         let best = shared.mode();
         let turned = shared.clock.monotonic();
+        let sizes = disks.iter().map(|disk| disk.bytes).collect();
         Self {
             shared,
             stream,
@@ -82,8 +92,11 @@ impl Reader {
             best,
             assembly: Assembly::default(),
             counts: Counts::default(),
-            batch: Vec::new(),
-            batch_bytes: 0,
+            batch: Batch::new(sizes),
+            naps,
+            copying: true,
+            wanted: true,
+            last_wanted: turned + UNWANTED_AT_START,
             left: None,
             turned,
             unwritten: Cell::new(false),
@@ -94,14 +107,10 @@ impl Reader {
     pub(super) fn run(mut self) {
         let outcome = loop {
             let stopping = self.shared.stopping.load(Ordering::Acquire) || self.stream.closed();
-            match self.turn().and_then(|()| self.pass()) {
-                Ok(0) if stopping => break Ok(()),
-                Ok(0) => {
-                    let mut fds = [PollFd::new(&self.rings.events, PollFlags::IN)];
-                    // A time out or a signal: the ring is looked at anyway.
-                    let _ready = poll(&mut fds, Some(&POLL));
-                }
-                Ok(_) => {}
+            match self.turn().and_then(|()| self.weigh()).and_then(|()| self.pass()) {
+                Ok(Pass { read: 0, .. }) if stopping => break Ok(()),
+                Ok(Pass { read, emptied: true }) => self.naps.rest(read > 0),
+                Ok(Pass { emptied: false, .. }) => {}
                 Err(why) => break Err(why),
             }
         };
@@ -123,136 +132,92 @@ impl Reader {
         }
     }
 
-    /// Reads what stands in the ring, a batch at most; returns how many records.
-    fn pass(&mut self) -> Result<usize, String> {
-        let mut read = 0;
+    /// Reads what stands in the ring, a batch at most, and tells it.
+    pub(super) fn pass(&mut self) -> Result<Pass, String> {
+        let mut pass = Pass { read: 0, emptied: false };
         let mut marker = None;
-        while read < BATCH && self.batch_bytes < BATCH_BYTES && marker.is_none() {
-            let Some(item) = self.rings.events.next() else { break };
-            read += 1;
+        while pass.read < READ_MAX && !self.batch.is_full() && marker.is_none() {
+            let Some(item) = self.rings.events.next() else {
+                pass.emptied = true;
+                break;
+            };
+            pass.read += 1;
             let record = parse(&item).ok_or("the ring holds no record of ours")?;
+            let batch = &mut self.batch;
             match record {
                 Record::Marker(id) => marker = Some(id),
+                Record::Piece(piece) if !self.wanted => {
+                    self.assembly.forget(piece.id);
+                    batch.unknown(piece.disk, piece.range, RESTS);
+                }
                 Record::Piece(piece) => match self.assembly.add(&piece) {
                     Joined::Waits => {}
-                    Joined::Whole(disk, range, bytes) => {
-                        self.batch_bytes += bytes.len();
-                        self.batch.push((DiskIndex(disk), Told::Write(range, bytes)));
-                    }
-                    Joined::Broken(disk, range) => {
-                        let told = Told::Unknown(range, "a part of a write was lost");
-                        self.batch.push((DiskIndex(disk), told));
-                    }
+                    Joined::Whole(disk, range, bytes) => batch.write(disk, range, &bytes),
+                    Joined::Broken(disk, range) => batch.unknown(disk, range, BROKEN),
                 },
-                Record::Zero(disk, range) => self.batch.push((DiskIndex(disk), Told::Zero(range))),
+                Record::Zero(disk, range) => batch.zero(disk, range),
                 Record::Unknown(id, disk, range) => {
                     self.assembly.forget(id);
-                    let told = Told::Unknown(range, "it is known where was written, not what");
-                    self.batch.push((DiskIndex(disk), told));
+                    batch.unknown(disk, range, "it is known where was written, not what");
                 }
                 Record::Failed(disk, range) => {
-                    let told = Told::Unknown(range, "the device failed a write");
-                    self.batch.push((DiskIndex(disk), told));
+                    batch.unknown(disk, range, "the device failed a write");
                 }
                 Record::PassedBy(disk, range) => {
                     tracing::warn!(
                         disk,
                         "a command was passed to the device past its block layer (SG_IO): the disk is read again"
                     );
-                    let told = Told::Unknown(range, "a command was passed to the device directly");
-                    self.batch.push((DiskIndex(disk), told));
+                    batch.unknown(disk, range, "a command was passed to the device directly");
                 }
             }
         }
         for (disk, range) in self.assembly.shed() {
-            let told = Told::Unknown(range, "a part of a write was lost");
-            self.batch.push((DiskIndex(disk), told));
+            self.batch.unknown(disk, range, BROKEN);
         }
         // What was lost before these records were written is counted by now, and told before them: a
         // bookmark that is placed at any moment stands behind no write whose forerunner is missing.
-        self.look(read == 0)?;
-        self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        self.tell(batch);
+        self.look(pass.emptied)?;
+        let seen = self.batch.take();
+        self.tell(seen);
         if let Some(marker) = marker {
             if let Some((_, awaited, seen)) = &mut self.left {
                 *seen |= marker >= *awaited;
             }
             self.shared.told(marker);
         }
-        Ok(read)
+        Ok(pass)
     }
 
-    /// Tells a batch: all of its bits in one go, then each change in order.
-    fn tell(&self, batch: Vec<(DiskIndex, Told)>) {
-        for (index, disk) in self.stream.disks.iter().enumerate() {
-            let ranges = batch.iter().filter(|(disk, _)| usize::from(disk.0) == index);
-            let ranges = ranges.map(|(_, told)| match told {
-                Told::Write(range, _) | Told::Zero(range) | Told::Unknown(range, _) => {
-                    range.clone()
-                }
-            });
-            let limit = disk.size_bytes;
-            // A failure is heard again, and told, where each change is placed.
-            let _each = disk
-                .bitmap
-                .intend_all(ranges.map(|range| range.start.min(limit)..range.end.min(limit)));
+    fn tell(&self, seen: Vec<Seen>) {
+        if seen.is_empty() {
+            return;
         }
-        for (disk, told) in batch {
-            let Some(tracked) = self.disks.get(usize::from(disk.0)) else { continue };
-            let inside = |range: &Range<u64>| range.end <= tracked.bytes;
-            let placed = match told {
-                Told::Write(range, bytes) if inside(&range) => {
-                    let start = range.start;
-                    let part = |extent: crate::model::Extent| {
-                        let at = (extent.offset() - start) as usize;
-                        let payload = bytes.slice(at..at + extent.length() as usize).into();
-                        Change::Write { disk, extent, payload }
-                    };
-                    let changes = cut(start, bytes.len() as u64, WRITE_BYTES_MAX).map(part);
-                    self.stream.observed(disk, range, changes.collect()).map(drop)
-                }
-                Told::Zero(range) if inside(&range) => {
-                    let zero = |extent| Change::Zero { disk, extent };
-                    let changes =
-                        cut(range.start, range.end - range.start, ZERO_BYTES_MAX).map(zero);
-                    self.stream.observed(disk, range.clone(), changes.collect()).map(drop)
-                }
-                Told::Write(range, _) | Told::Zero(range) => self.stream.unordered(
-                    disk,
-                    range.start.min(tracked.bytes)..tracked.bytes,
-                    "a write passed the end of the disk",
-                ),
-                Told::Unknown(range, why) => {
-                    let range = range.start.min(tracked.bytes)..range.end.min(tracked.bytes);
-                    self.unordered(disk, range, why);
-                    Ok(())
-                }
-            };
-            self.report(disk, placed);
+        for (disk, error) in self.stream.observed(seen) {
+            self.unwritten(disk, &error);
         }
     }
 
     fn unordered(&self, disk: DiskIndex, range: Range<u64>, why: &str) {
-        if range.start < range.end {
-            self.report(disk, self.stream.unordered(disk, range, why));
+        if range.start < range.end
+            && let Err(error) = self.stream.unordered(disk, range, why)
+        {
+            self.unwritten(disk, &error);
         }
     }
 
     /// A bit that is not on the agent's disk stays in the kernel's map for the next life.
-    fn report(&self, disk: DiskIndex, placed: io::Result<()>) {
-        if let Err(error) = placed {
-            tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
-            self.unwritten.set(true);
-        }
+    fn unwritten(&self, disk: DiskIndex, error: &std::io::Error) {
+        tracing::error!(disk = disk.0, %error, "the bitmap cannot be written");
+        self.unwritten.set(true);
     }
 
     /// Whether something was lost since the last look, and how much of it is known.
-    fn look(&mut self, idle: bool) -> Result<(), String> {
+    fn look(&mut self, caught_up: bool) -> Result<(), String> {
         let now = self.shared.kernel.counts()?;
         let was = std::mem::replace(&mut self.counts, now);
         let why = "the ring was full: it is known where was written";
-        let mut lost = Vec::new();
+        let mut lost = Batch::new(self.disks.iter().map(|disk| disk.bytes).collect());
         while let Some(item) = self.rings.extents.next() {
             let (disk, range) = match parse(&item) {
                 Some(Record::Unknown(id, disk, range)) => {
@@ -268,9 +233,9 @@ impl Reader {
                     return Err("the second ring holds no record of ours".to_owned());
                 }
             };
-            lost.push((DiskIndex(disk), Told::Unknown(range, why)));
+            lost.unknown(disk, range, why);
         }
-        self.tell(lost);
+        self.tell(lost.take());
         if now.unflown > was.unflown {
             self.shared.blind();
         }
@@ -292,15 +257,35 @@ impl Reader {
             let why = "the ring was full: what was written is read again";
             tracing::warn!(dropped = now.dropped - was.dropped, why);
             self.shared.set_mode(CaptureMode::Extents, why);
-        } else if idle && self.shared.mode().0 != self.best.0 {
-            let (mode, why) = self.best.clone();
-            self.shared.set_mode(mode, &why);
+        } else if caught_up {
+            match self.best.0 {
+                CaptureMode::Ordered if !self.copying => {
+                    self.shared.set_mode(CaptureMode::Extents, RESTS);
+                }
+                mode => self.shared.set_mode(mode, &self.best.1),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies payloads while they may be of use. In bitmap mode nobody takes them, and where is enough;
+    /// what is told without its bytes while the stream catches up already is read again.
+    fn weigh(&mut self) -> Result<(), String> {
+        let now = self.shared.clock.monotonic();
+        self.wanted = self.stream.lock().mode != TrackingMode::Bitmap;
+        if self.wanted {
+            self.last_wanted = now.max(self.last_wanted);
+        }
+        let copies = now < self.last_wanted + UNWANTED;
+        if self.best.0 == CaptureMode::Ordered && copies != self.copying {
+            self.shared.kernel.copy(copies)?;
+            self.copying = copies;
         }
         Ok(())
     }
 
     /// Now and then: what is told already needs no bit in the kernel any more.
-    fn turn(&mut self) -> Result<(), String> {
+    pub(super) fn turn(&mut self) -> Result<(), String> {
         let now = self.shared.clock.monotonic();
         if now < self.turned + TURN || self.unwritten.get() {
             return Ok(());

@@ -3,7 +3,7 @@
 //! Owns: that a settled marker means everything before it was told. Does not own: reading rings
 //! ([`super::reader`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::capture::CaptureMode;
 use crate::clock::Clock;
 
-use super::device::inflight_writes;
+use super::device::{self, counts_inflight, inflight_writes};
 use super::kernel::{Flight, Kernel, Watched};
 
 /// Longest wait for the reader, or for a write that a device has not answered.
@@ -161,6 +161,17 @@ impl Shared {
     pub(super) fn landed_unseen(&self, watched: &[Watched]) -> Result<(), String> {
         let until = self.clock.monotonic() + WAIT;
         for one in watched {
+            if !counts_inflight(one.device) {
+                let queue = device::shown(one.device).join("queue/iostats");
+                let path = queue.display().to_string();
+                tracing::warn!(
+                    path,
+                    "the kernel does not count the writes in flight (0 in this file), so those from before \
+                     the capture cannot be seen: catching up begins in 5 min"
+                );
+                self.blind();
+                return Ok(());
+            }
             while self.flies_unseen(one.device, watched)? {
                 if self.clock.monotonic() > until {
                     let device = one.device;
@@ -186,7 +197,9 @@ impl Shared {
             watched.iter().any(|one| one.device == device && u64::from(one.disk) == flight.disk)
         };
         let still = noted.iter().filter(of_device).filter(|flight| self.kernel.flies(flight));
-        Ok(writes > still.count() as u64)
+        // One that touches several disks is noted for each.
+        let requests: BTreeSet<u64> = still.map(Flight::of_request).collect();
+        Ok(writes > requests.len() as u64)
     }
 
     fn stale(&self, flight: &Flight) -> bool {
@@ -195,7 +208,7 @@ impl Shared {
         if state.waited.len() > 4096 {
             state.waited.clear();
         }
-        let since = *state.waited.entry((flight.request, flight.since)).or_insert(now);
+        let since = *state.waited.entry((flight.request, flight.id)).or_insert(now);
         now > since + STALE
     }
 }

@@ -21,7 +21,9 @@ use super::device::Part;
 use super::facts::{Facts, Possible};
 use super::kernel::{Kernel, Rings, Watched};
 use super::medium::DiskGate;
+use super::naps::Naps;
 use super::pins::{Note, Pins};
+use super::proof::Proven;
 use super::reader::{Reader, Tracked, runs};
 use super::shared::Shared;
 use super::{device, kernel, medium, proof};
@@ -63,11 +65,16 @@ pub(in crate::agent::capture) fn start(
         last.first_chunk + last.bytes.div_ceil(u64::from(settings.bitmap_chunk_bytes))
     });
     let ring_bytes = settings.ebpf_ring_bytes;
-    let loaded = Kernel::load(ring_bytes, settings.bitmap_chunk_bytes, chunks + proof::CHUNKS);
-    let (kernel, mut rings) = loaded.map_err(refuse)?;
-    kernel.attach().map_err(refuse)?;
     let directory = &settings.state_directory;
-    let mode = proven(possible, &kernel, &mut rings, directory, chunks, entropy);
+    let started = || {
+        let chunk_bytes = settings.bitmap_chunk_bytes;
+        let (kernel, mut rings) = Kernel::load(ring_bytes, chunk_bytes, chunks + proof::CHUNKS)?;
+        kernel.attach()?;
+        let mode = proven(possible, &kernel, &mut rings, directory, chunks, entropy)?;
+        Ok((kernel, rings, mode))
+    };
+    let next_best = |why: String| refuse(format!("{why}; use capture = \"scan\""));
+    let (kernel, rings, mode) = started().map_err(next_best)?;
     tracing::info!(mode = mode.0.as_str(), why = mode.1, ring_bytes, "eBPF capture");
     let watched: Vec<Watched> = (parts.iter().zip(&tracked).enumerate())
         .map(|(disk, ((_, part), tracked))| Watched {
@@ -95,7 +102,10 @@ pub(in crate::agent::capture) fn start(
     }
     let disks = tracked.len();
     let chunk_bytes = u64::from(settings.bitmap_chunk_bytes);
-    let reader = Reader::new(Arc::clone(&shared), Arc::clone(stream), rings, tracked, chunk_bytes);
+    let naps = Naps::new(&rings.events);
+    let naps = naps.map_err(|error| refuse(format!("wait for the ring: {error}")))?;
+    let (shared_too, stream) = (Arc::clone(&shared), Arc::clone(stream));
+    let reader = Reader::new(shared_too, stream, rings, naps, tracked, chunk_bytes);
     let thread = std::thread::Builder::new()
         .name("ebpf-reader".to_owned())
         .spawn(move || reader.run())
@@ -143,6 +153,9 @@ fn tracked(stream: &Stream, chunk_bytes: u64) -> Vec<Tracked> {
 }
 
 /// The best mode that the kernel allows and that was proven.
+///
+/// # Errors
+/// When it is not known that writes are seen at all.
 fn proven(
     possible: Possible,
     kernel: &Kernel,
@@ -150,20 +163,24 @@ fn proven(
     directory: &Path,
     first_chunk: u64,
     entropy: &dyn Entropy,
-) -> (CaptureMode, String) {
-    let why = match possible {
-        Possible::Data => match proof::prove(kernel, rings, directory, first_chunk, entropy) {
-            Ok(()) => {
-                let why = "each write is copied as it goes to the device";
-                return (CaptureMode::Ordered, why.to_owned());
-            }
-            Err(why) => why,
-        },
-        Possible::Extents(why) | Possible::Nothing(why) => why,
+) -> Result<(CaptureMode, String), String> {
+    let places_only = match possible {
+        Possible::Data => None,
+        Possible::Extents(why) | Possible::Nothing(why) => Some(why),
     };
-    let why = format!("payloads are not copied ({why}): points come only when nothing is written");
-    tracing::warn!(why, "eBPF capture sees where is written, not what");
-    (CaptureMode::Extents, why)
+    match proof::prove(kernel, rings, directory, first_chunk, entropy, places_only)? {
+        Proven::Data => {
+            let why = "each write is copied as it goes to the device";
+            Ok((CaptureMode::Ordered, why.to_owned()))
+        }
+        Proven::Places(why) => {
+            let why = format!(
+                "payloads are not copied ({why}): points come only when nothing is written"
+            );
+            tracing::warn!(why, "eBPF capture sees where is written, not what");
+            Ok((CaptureMode::Extents, why))
+        }
+    }
 }
 
 /// Takes over what an earlier life of this boot left collecting; the new program sees everything
@@ -226,7 +243,7 @@ impl Observer for Ebpf {
 
     /// The pinned program goes on setting bits: the next life reads them.
     fn stop(&self) {
-        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.without_data()) {
+        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.copy(false)) {
             tracing::warn!(why, "eBPF capture did not stop in order");
         }
         self.shared.stopping.store(true, Ordering::Release);

@@ -37,19 +37,23 @@ struct request {
 static void *(*const map_lookup)(void *, const void *) = (void *)1;
 static long (*const map_update)(void *, const void *, const void *, u64) = (void *)2;
 static long (*const map_delete)(void *, const void *) = (void *)3;
-static u64 (*const ktime_ns)(void) = (void *)5;
 static long (*const probe_read)(void *, u32, const void *) = (void *)113;
 static void *(*const ring_reserve)(void *, u64, u64) = (void *)131;
 static void (*const ring_submit)(void *, u64) = (void *)132;
 static void (*const ring_discard)(void *, u64) = (void *)133;
+static u64 (*const ring_query)(void *, u64) = (void *)134;
 static long (*const loop)(u32, void *, void *, u64) = (void *)181;
 
 #define READ(to, from) probe_read(&(to), sizeof(to), __builtin_preserve_access_index(&(from)))
+// A field of a copy, where the running kernel has it in that struct.
+#define FIELD(copy, type, field) \
+	(*(typeof(((type *)0)->field) *)((char *)&(copy) + __builtin_preserve_field_info(((type *)0)->field, 0)))
 
 enum { WRITE = 1, ZERO = 2, UNKNOWN = 3, FAILED = 4, PASSED_BY = 5, MARKER = 6 };
 enum { OP_WRITE = 1, OP_FLUSH = 2, OP_DISCARD = 3, OP_SECURE_ERASE = 5, OP_WRITE_ZEROES = 9,
 	OP_DRV_OUT = 35 };
 enum { ACTIVE = 0, WITH_DATA = 1, PAGES_AT = 2, STRUCTS_AT = 3, PROBED_DEVICE = 4 };
+enum { RING_WAITS = 0, NO_WAKEUP = 1, FORCE_WAKEUP = 2 }; // BPF_RB_AVAIL_DATA, BPF_RB_…
 enum { NEXT_ID = 0, DROPPED = 1, FORGOTTEN = 2, UNFLOWN = 3, FAULTS = 4 };
 
 #define RANGES 16
@@ -74,7 +78,9 @@ struct head {
 
 struct range { u64 start, end, first_chunk, disk; }; // sectors of the device
 struct watched { u64 count; struct range range[RANGES]; };
-struct flight { u64 disk, start, end, since; };
+// Of one request, as many as captured ranges are touched, by its address and those behind it (a request is
+// aligned to more); the lowest bit of `id` says that there may be a next one.
+struct flight { u64 disk, start, end, id; };
 
 struct { KIND(type, 27); KIND(max_entries, 4096); } events SEC(".maps");
 struct { KIND(type, 27); KIND(max_entries, 262144); } extents SEC(".maps");
@@ -88,6 +94,7 @@ struct { KIND(type, 2); TYPE(key, u32); u64 (*value)[8]; KIND(max_entries, 1); }
 // Set by the loader before the program is verified.
 volatile const u64 chunk_shift = 16;
 volatile const u64 dirty_pages = 1;
+volatile const u64 wake_bytes = 1024; // a power of two
 
 struct context { u64 args[1]; };
 
@@ -108,7 +115,8 @@ static long set_word(u32 step, struct bits *bits)
 		until = bits->end;
 	}
 	u64 *words = map_lookup(&dirty, &key);
-	if (words)
+	// Mostly set already: then the line stays with all CPUs.
+	if (words && (words[word % WORDS] & mask) != mask)
 		__sync_fetch_and_or(&words[word % WORDS], mask);
 	bits->next = until;
 	return until >= bits->end;
@@ -124,7 +132,15 @@ static __attribute__((noinline)) void set_dirty(u64 active, u64 first_chunk, u64
 		.end = first_chunk + ((end - 1) >> chunk_shift) + 1,
 		.base = (active & 1) * dirty_pages,
 	};
-	loop(STEPS_MAX, set_word, &bits, 0);
+	if (!set_word(0, &bits))
+		loop(STEPS_MAX, set_word, &bits, 0);
+}
+
+// The reader looks at the ring by itself every few milliseconds. Waking it for each record would cost the
+// workload more than all the rest here, so it is woken only each time that so much more waits for it.
+ALWAYS u64 wake(u64 bytes)
+{
+	return (ring_query(&events, RING_WAITS) & (wake_bytes - 1)) < bytes ? FORCE_WAKEUP : NO_WAKEUP;
 }
 
 // A record without payload; where there is no room for it, the second ring, else a count.
@@ -140,9 +156,12 @@ static __attribute__((noinline)) void tell(u64 *counts, struct head *told)
 		}
 		if (told->kind == ZERO)
 			told->kind = UNKNOWN;
+		*head = *told;
+		ring_submit(head, NO_WAKEUP); // read whenever the first one is
+		return;
 	}
 	*head = *told;
-	ring_submit(head, 0);
+	ring_submit(head, wake(sizeof(*head)));
 }
 
 struct walk {
@@ -160,9 +179,11 @@ ALWAYS int open_bio(struct walk *walk)
 	struct bio *bio = walk->bio;
 	if (!bio)
 		return 0;
-	READ(walk->bio_left, bio->bi_iter.bi_size);
-	READ(walk->index, bio->bi_iter.bi_idx);
-	READ(walk->skip, bio->bi_iter.bi_bvec_done);
+	struct bvec_iter iter;
+	READ(iter, bio->bi_iter);
+	walk->bio_left = FIELD(iter, struct bvec_iter, bi_size);
+	walk->index = FIELD(iter, struct bvec_iter, bi_idx);
+	walk->skip = FIELD(iter, struct bvec_iter, bi_bvec_done);
 	READ(walk->vecs, bio->bi_io_vec);
 	READ(walk->bio, bio->bi_next);
 	walk->vec_left = 0;
@@ -171,13 +192,11 @@ ALWAYS int open_bio(struct walk *walk)
 
 ALWAYS void open_vec(struct walk *walk)
 {
-	struct bio_vec *vec = walk->vecs + 0;
-	struct page *page;
-	u32 length, offset;
-	vec = (void *)walk->vecs + (u64)walk->index * __builtin_preserve_type_info(*(struct bio_vec *)0, 1);
-	READ(page, vec->bv_page);
-	READ(length, vec->bv_len);
-	READ(offset, vec->bv_offset);
+	struct bio_vec vec;
+	probe_read(&vec, sizeof(vec), (void *)walk->vecs +
+		(u64)walk->index * __builtin_preserve_type_info(*(struct bio_vec *)0, 1));
+	struct page *page = FIELD(vec, struct bio_vec, bv_page);
+	u32 length = FIELD(vec, struct bio_vec, bv_len), offset = FIELD(vec, struct bio_vec, bv_offset);
 	u64 number = ((u64)page - walk->structs_at) / __builtin_preserve_type_info(*(struct page *)0, 1);
 	walk->address = walk->pages_at + number * 4096 + offset + walk->skip;
 	walk->vec_left = length > walk->skip ? length - walk->skip : 0;
@@ -193,7 +212,7 @@ ALWAYS void open_vec(struct walk *walk)
 			return 1;                                                      \
 		}                                                                      \
 		if (probe_read(head + 1, bytes, (void *)walk->address)) {              \
-			ring_discard(head, 0);                                         \
+			ring_discard(head, NO_WAKEUP);                                 \
 			walk->failed = FAULTS;                                         \
 			return 1;                                                      \
 		}                                                                      \
@@ -206,7 +225,7 @@ ALWAYS void open_vec(struct walk *walk)
 		head->kind = WRITE;                                                    \
 		head->zero = 0;                                                        \
 		head->spare = 0;                                                       \
-		ring_submit(head, 0);                                                  \
+		ring_submit(head, wake(sizeof(*head) + class));                        \
 		walk->done += bytes;                                                   \
 		walk->address += bytes;                                                \
 		walk->vec_left -= bytes;                                               \
@@ -312,17 +331,24 @@ ALWAYS void see_write(struct request *request, u64 *counted, u64 *controlled, st
 	tell(counted, head);
 }
 
+// Odd operations give something to the device; a flush gives nothing.
+ALWAYS int gives(u32 op)
+{
+	return op & 1 && op != OP_FLUSH;
+}
+
+// A typed tracepoint may follow pointers by itself; one that leads nowhere reads as zero.
 ALWAYS u32 device_of(struct request *request)
 {
-	struct request_queue *queue = 0;
-	struct gendisk *disk = 0;
-	u32 major = 0, minor = 0;
-	READ(queue, request->q);
-	if (!queue || READ(disk, queue->disk) || !disk)
-		return 0;
-	READ(major, disk->major);
-	READ(minor, disk->first_minor);
-	return major << 20 | minor;
+	struct gendisk *disk = request->q->disk;
+	return disk->major << 20 | disk->first_minor;
+}
+
+// Whether a request joins several bios: of a discard these are extents that need not touch.
+ALWAYS int joins(struct request *request)
+{
+	struct bio *bio = 0, *next = 0;
+	return !READ(bio, request->bio) && bio && !READ(next, bio->bi_next) && next;
 }
 
 // For the self-test: where the first page of a write to our own device is described.
@@ -345,27 +371,29 @@ ALWAYS void probe(struct request *request)
 	found[0] = (u64)page;
 }
 
-SEC("raw_tp/block_rq_issue") int issue(struct context *context)
+SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 {
 	struct request *request = (void *)context->args[0];
-	u32 device = device_of(request), key = 0, flags, bytes;
-	u64 sector;
-	u64 *controlled = map_lookup(&control, &key), *counted = map_lookup(&counts, &key);
-	if (!device || !controlled || !counted)
+	u32 op = request->cmd_flags & 0xff, key = 0;
+	if (!gives(op))
 		return 0;
-	READ(flags, request->cmd_flags);
-	u32 op = flags & 0xff;
-	if (op == OP_FLUSH || !(op & 1))
-		return 0; // odd operations give something to the device
+	u32 device = device_of(request);
 	struct watched *found = map_lookup(&watched, &device);
 	if (!found)
 		return 0;
-	READ(sector, request->__sector);
-	READ(bytes, request->__data_len);
+	u64 *controlled = map_lookup(&control, &key), *counted = map_lookup(&counts, &key);
+	if (!controlled || !counted)
+		return 0;
+	u64 sector = request->__sector;
+	u32 bytes = request->__data_len;
 	if (controlled[PROBED_DEVICE] == device)
 		probe(request);
 	u64 active = controlled[ACTIVE], id = __sync_fetch_and_add(&counted[NEXT_ID], 1);
-	u64 end = sector + (bytes >> 9), pointer = (u64)request;
+	u64 end = sector + (bytes >> 9), pointer = (u64)request, several = found->count > 1;
+	int discards = op == OP_DISCARD || op == OP_SECURE_ERASE, many = discards && joins(request);
+	// As a number, which the verifier can count on from without following each sum by itself.
+	if (several)
+		probe_read(&pointer, sizeof(pointer), &context->args[0]);
 	for (u32 at = 0; at < RANGES; at++) {
 		if (at >= found->count)
 			break;
@@ -380,7 +408,6 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 			tell(counted, &head);
 			continue;
 		}
-		int many = op == OP_DISCARD || op == OP_SECURE_ERASE;
 		int inside = clip(range, sector, end, &start, &until);
 		if (!inside && !many)
 			continue;
@@ -388,17 +415,19 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 			set_dirty(active, range->first_chunk, start, until);
 		struct flight flight = {
 			.disk = range->disk, .start = many ? 0 : start,
-			.end = many ? ~0ULL : until, .since = ktime_ns(),
+			.end = many ? ~0ULL : until, .id = id << 1 | several,
 		};
 		if (map_update(&flying, &pointer, &flight, 0))
 			count(counted, UNFLOWN);
+		if (several)
+			pointer++;
 		if (many) {
 			see_zeroes(request, range, active, id);
 			continue;
 		}
 		head.start = start;
 		head.length = until - start;
-		if (op == OP_WRITE_ZEROES) {
+		if (op == OP_WRITE_ZEROES || discards) {
 			head.kind = ZERO;
 			tell(counted, &head);
 		} else if (op == OP_WRITE && controlled[WITH_DATA] && sector >= range->start && end <= range->end) {
@@ -410,17 +439,9 @@ SEC("raw_tp/block_rq_issue") int issue(struct context *context)
 	return 0;
 }
 
-struct completed { u64 args[3]; };
-
-SEC("raw_tp/block_rq_complete") int complete(struct completed *context)
+// What the device did with a request in one captured range.
+ALWAYS void land(u64 *counted, struct flight *found, u64 *pointer, u32 error, int whole)
 {
-	struct request *request = (void *)context->args[0];
-	u64 pointer = (u64)request;
-	u32 error = context->args[1], bytes = context->args[2], left = 0, key = 0;
-	struct flight *found = map_lookup(&flying, &pointer);
-	u64 *counted = map_lookup(&counts, &key);
-	if (!found || !counted)
-		return 0;
 	if (error & 0xff) {
 		struct head head = {
 			.start = found->start, .length = found->end - found->start,
@@ -428,9 +449,34 @@ SEC("raw_tp/block_rq_complete") int complete(struct completed *context)
 		};
 		tell(counted, &head);
 	}
-	READ(left, request->__data_len);
-	if (bytes >= left)
-		map_delete(&flying, &pointer);
+	if (whole)
+		map_delete(&flying, pointer);
+}
+
+struct completed { u64 args[3]; };
+
+SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
+{
+	struct request *request = (void *)context->args[0];
+	u64 pointer = (u64)request, next = 0;
+	u32 error = context->args[1], bytes = context->args[2], key = 0;
+	if (!gives(request->cmd_flags & 0xff))
+		return 0;
+	struct flight *found = map_lookup(&flying, &pointer);
+	u64 *counted = map_lookup(&counts, &key);
+	if (!found || !counted)
+		return 0;
+	next = found->id & 1;
+	land(counted, found, &pointer, error, bytes >= request->__data_len);
+	if (!next || probe_read(&pointer, sizeof(pointer), &context->args[0]))
+		return 0;
+	for (u32 at = 1; at < RANGES; at++) {
+		pointer++;
+		found = map_lookup(&flying, &pointer);
+		if (!found)
+			break;
+		land(counted, found, &pointer, error, bytes >= request->__data_len);
+	}
 	return 0;
 }
 
@@ -443,7 +489,7 @@ SEC("raw_tp/marker") int marker(struct context *context)
 	__builtin_memset(head, 0, sizeof(*head));
 	head->id = context->args[0];
 	head->kind = MARKER;
-	ring_submit(head, 0);
+	ring_submit(head, FORCE_WAKEUP); // somebody waits for it
 	return 0;
 }
 

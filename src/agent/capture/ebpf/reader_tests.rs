@@ -1,0 +1,191 @@
+//! What the reader makes of losses, with the program in this machine's kernel and a loop device of the
+//! self-test's kind. Takes root.
+
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::device;
+use super::facts::{Facts, Possible};
+use super::kernel::{Kernel, Rings, Watched};
+use super::medium::{self, DiskGate};
+use super::naps::Naps;
+use super::proof::{self, Aligned, Loop, Proven};
+use super::reader::{Reader, Tracked};
+use super::shared::Shared;
+use crate::agent::capture::CaptureMode;
+use crate::agent::medium::Medium;
+use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
+use crate::clock::{Clock, System};
+use crate::model::{Change, Record, Timestamp};
+
+const RING_BYTES: u32 = 256 << 10;
+const CHUNKS: u64 = 2 * DISK_BYTES / CHUNK;
+
+/// Time as the test says it.
+#[derive(Default)]
+struct Hand(AtomicU64);
+
+#[async_trait]
+impl Clock for Hand {
+    fn wall(&self) -> Timestamp {
+        Timestamp(0)
+    }
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
+    async fn sleep(&self, _: Duration) {}
+}
+
+/// The program in the kernel, not attached; `None`, loudly, where that cannot be.
+fn loaded() -> Option<(Kernel, Rings)> {
+    if Facts::read().judge() == Possible::Data {
+        return Some(Kernel::load(RING_BYTES, CHUNK as u32, CHUNKS + proof::CHUNKS).unwrap());
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI never skips: {:?}", Facts::read());
+    let line = format_args!("\nskipped: this kernel or user cannot load the eBPF program\n");
+    std::io::Write::write_fmt(&mut std::io::stderr(), line).ok();
+    None
+}
+
+/// A reader that is driven by hand, over the first MiB of the machine's first disk.
+struct Rig {
+    file: std::fs::File,
+    // Gone before its directory.
+    device: Loop,
+    reader: Reader,
+    machine: Machine,
+    time: Arc<Hand>,
+    _directory: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Option<Self> {
+        let (kernel, mut rings) = loaded()?;
+        let directory = tempfile::tempdir().unwrap();
+        kernel.attach().unwrap();
+        let path = directory.path();
+        let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, None);
+        assert_eq!(proven, Ok(Proven::Data));
+        let device = Loop::new(path).unwrap();
+        let mut options = std::fs::File::options();
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let file = options.write(true).custom_flags(direct).open(&device.path).unwrap();
+        let number = device::part(&device.path).unwrap();
+        kernel
+            .watch(&[Watched {
+                device: number.device,
+                start: 0,
+                end: number.end,
+                first_chunk: 0,
+                disk: 0,
+            }])
+            .unwrap();
+        let (machine, time) = (ordered(8 << 20), Arc::new(Hand::default()));
+        let clock: Arc<dyn Clock> = Arc::clone(&time) as _;
+        let shared = Shared::new(kernel, clock, (CaptureMode::Ordered, String::new()));
+        let disks = (0..2)
+            .map(|disk| Tracked { bytes: DISK_BYTES, first_chunk: disk * DISK_BYTES / CHUNK });
+        let stream = Arc::clone(&machine.stream);
+        let naps = Naps::new(&rings.events).unwrap();
+        let reader = Reader::new(Arc::new(shared), stream, rings, naps, disks.collect(), CHUNK);
+        Some(Self { file, device, reader, machine, time, _directory: directory })
+    }
+
+    fn write(&self, offset: u64, length: usize) {
+        let bytes = Aligned::random(&System, length);
+        self.file.write_all_at(bytes.bytes(), offset).unwrap();
+    }
+
+    /// Reads a batch and tells it; returns how many records.
+    fn pass(&mut self) -> usize {
+        self.reader.pass().unwrap().read
+    }
+
+    fn dirty(&self) -> bool {
+        self.reader.shared.kernel.dirty().unwrap().iter().any(|word| *word != 0)
+    }
+}
+
+#[test]
+fn what_was_lost_is_told_before_what_was_issued_behind_it() {
+    let Some(mut rig) = Rig::new() else { return };
+    // No room in the ring, not even for a place.
+    let mut markers = 0;
+    while rig.reader.shared.kernel.mark(1).unwrap() {
+        markers += 1;
+    }
+    assert!(markers > 1000, "{markers}");
+    rig.write(3 * CHUNK, 512);
+    // The reader makes room, and has not looked at the counts since.
+    while rig.reader.rings.events.next().is_some() {}
+    rig.write(4 * CHUNK, 512);
+    assert_eq!(rig.pass(), 1);
+    let records = rig.machine.take();
+    let behind = |record: &Record| match &record.change {
+        Change::Write { extent, .. } => extent.offset() == 4 * CHUNK,
+        _ => false,
+    };
+    let lost = |record: &Record| matches!(record.change, Change::CatchUpBegin(_));
+    let (lost, behind) = (records.iter().position(lost), records.iter().position(behind));
+    assert!(lost.is_some() && lost < behind, "{records:?}");
+    assert_eq!(rig.machine.dirty(), CHUNK, "and what was lost is read again");
+}
+
+#[test]
+fn bits_that_the_bitmap_file_did_not_take_stay_in_the_kernel() {
+    for broken in [false, true] {
+        let Some(mut rig) = Rig::new() else { return };
+        rig.machine.bits[0].broken.store(broken, Ordering::Relaxed);
+        rig.write(3 * CHUNK, 512);
+        rig.pass();
+        assert!(rig.dirty());
+        // Two turns leave the half and clear it.
+        for _ in 0..4 {
+            rig.time.0.fetch_add(6, Ordering::Relaxed);
+            rig.reader.turn().unwrap();
+            while rig.pass() > 0 {}
+        }
+        assert_eq!(rig.dirty(), broken);
+    }
+}
+
+#[test]
+fn a_read_returns_when_what_was_issued_before_its_end_is_told() {
+    let Some(mut rig) = Rig::new() else { return };
+    let (device, _) = medium::open(&rig.device.path).unwrap();
+    device.guard(Arc::new(DiskGate { shared: Arc::clone(&rig.reader.shared), disk: 0 }));
+    rig.write(3 * CHUNK, 512);
+    let stream = Arc::clone(&rig.machine.stream);
+    let before = stream.lock().last;
+    let read = std::thread::spawn(move || {
+        let mut bytes = [0; 512];
+        device.read_at(3 * CHUNK, &mut bytes).unwrap();
+        stream.lock().last
+    });
+    // A wrong one returns meanwhile.
+    let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let _time_out = rustix::event::poll(&mut [], Some(&none));
+    while !read.is_finished() {
+        rig.pass();
+    }
+    assert!(read.join().unwrap() > before, "it returned before the write was told");
+}
+
+#[test]
+fn a_program_that_sees_nothing_is_not_taken_for_one_that_sees_places() {
+    let Some((kernel, mut rings)) = loaded() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let places = Some("asked for".to_owned());
+    let path = directory.path();
+    for places in [None, places.clone()] {
+        let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, places);
+        assert!(proven.is_err_and(|why| why.contains("was not seen")));
+    }
+    kernel.attach().unwrap();
+    let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, places);
+    assert_eq!(proven, Ok(Proven::Places("asked for".to_owned())));
+}

@@ -1,0 +1,12 @@
+//! eBPF capture at its edges: a database over two disks, devices that fail or hold writes back,
+//! partitions, bytes that cannot be copied, and kernels and settings that it must refuse.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod database;
+mod devices;
+mod places;
+mod refusals;
