@@ -122,11 +122,14 @@ static long set_word(u32 step, struct bits *bits)
 	return until >= bits->end;
 }
 
+// Not static: such a function is verified once, and not again wherever it is called.
+#define ONCE __attribute__((noinline))
+
 // Sets the bits of a range, given in bytes of the captured disk.
-static __attribute__((noinline)) void set_dirty(u64 active, u64 first_chunk, u64 start, u64 end)
+ONCE int set_dirty(u64 active, u64 first_chunk, u64 start, u64 end)
 {
 	if (start >= end)
-		return;
+		return 0;
 	struct bits bits = {
 		.next = first_chunk + (start >> chunk_shift),
 		.end = first_chunk + ((end - 1) >> chunk_shift) + 1,
@@ -134,6 +137,7 @@ static __attribute__((noinline)) void set_dirty(u64 active, u64 first_chunk, u64
 	};
 	if (!set_word(0, &bits))
 		loop(STEPS_MAX, set_word, &bits, 0);
+	return 0;
 }
 
 // The reader looks at the ring by itself every few milliseconds. Waking it for each record would cost the
@@ -144,24 +148,29 @@ ALWAYS u64 wake(u64 bytes)
 }
 
 // A record without payload; where there is no room for it, the second ring, else a count.
-static __attribute__((noinline)) void tell(u64 *counts, struct head *told)
+ONCE int tell(struct head *told)
 {
+	u32 key = 0;
+	u64 *counted = map_lookup(&counts, &key);
+	if (!counted || !told)
+		return 0;
 	struct head *head = ring_reserve(&events, sizeof(*head), 0);
-	if (!head) {
-		count(counts, DROPPED);
-		head = ring_reserve(&extents, sizeof(*head), 0);
-		if (!head) {
-			count(counts, FORGOTTEN);
-			return;
-		}
-		if (told->kind == ZERO)
-			told->kind = UNKNOWN;
+	if (head) {
 		*head = *told;
-		ring_submit(head, NO_WAKEUP); // read whenever the first one is
-		return;
+		ring_submit(head, wake(sizeof(*head)));
+		return 0;
+	}
+	count(counted, DROPPED);
+	head = ring_reserve(&extents, sizeof(*head), 0);
+	if (!head) {
+		count(counted, FORGOTTEN);
+		return 0;
 	}
 	*head = *told;
-	ring_submit(head, wake(sizeof(*head)));
+	if (head->kind == ZERO)
+		head->kind = UNKNOWN;
+	ring_submit(head, NO_WAKEUP); // read whenever the first one is
+	return 0;
 }
 
 struct walk {
@@ -258,12 +267,6 @@ static long copy_piece(u32 step, struct walk *walk)
 	return 0;
 }
 
-struct seen {
-	struct request *request;
-	u64 *counts, *control;
-	u64 active, id, sector, end, op;
-};
-
 // The part of a device's range that lies in a captured disk, as that disk's bytes.
 ALWAYS int clip(struct range *range, u64 sector, u64 end, u64 *start, u64 *until)
 {
@@ -298,10 +301,7 @@ static long zero_bio(u32 step, struct zeroes *zeroes)
 		struct head head = {
 			.id = zeroes->id, .start = start, .length = until - start, .disk = range.disk, .kind = ZERO,
 		};
-		u32 key = 0;
-		u64 *counted = map_lookup(&counts, &key);
-		if (counted)
-			tell(counted, &head);
+		tell(&head);
 	}
 	return 0;
 }
@@ -328,7 +328,7 @@ ALWAYS void see_write(struct request *request, u64 *counted, u64 *controlled, st
 		return;
 	count(counted, walk.failed == DROPPED ? DROPPED : FAULTS);
 	head->kind = UNKNOWN;
-	tell(counted, head);
+	tell(head);
 }
 
 // Odd operations give something to the device; a flush gives nothing.
@@ -405,7 +405,7 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 			set_dirty(active, range->first_chunk, 0, all);
 			head.kind = PASSED_BY;
 			head.length = all;
-			tell(counted, &head);
+			tell(&head);
 			continue;
 		}
 		int inside = clip(range, sector, end, &start, &until);
@@ -429,11 +429,11 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 		head.length = until - start;
 		if (op == OP_WRITE_ZEROES || discards) {
 			head.kind = ZERO;
-			tell(counted, &head);
+			tell(&head);
 		} else if (op == OP_WRITE && controlled[WITH_DATA] && sector >= range->start && end <= range->end) {
 			see_write(request, counted, controlled, &head);
 		} else {
-			tell(counted, &head);
+			tell(&head);
 		}
 	}
 	return 0;
@@ -447,7 +447,7 @@ ALWAYS void land(u64 *counted, struct flight *found, u64 *pointer, u32 error, in
 			.start = found->start, .length = found->end - found->start,
 			.disk = found->disk, .kind = FAILED,
 		};
-		tell(counted, &head);
+		tell(&head);
 	}
 	if (whole)
 		map_delete(&flying, pointer);
