@@ -395,14 +395,16 @@ fn the_only_client_is_served_when_nothing_of_the_one_before_runs() {
     let export = Arc::clone(&disk) as Arc<dyn Export>;
     let socket = directory.path().join("disk.sock");
     let server = Server::bind_for_one(&socket, "disk", export).unwrap();
-    let held = HeldFlush::new(&disk);
-    let mut before = Client::connect(&socket, "disk").unwrap();
-    let server_socket = socket.clone();
+    let served = Served { directory, disk, server };
+    let mut before = handshaken(&served);
+    let held = HeldFlush::new(&served.disk);
+    before.write_all(&request::encode(0, command::FLUSH, 1, 0, 0)).unwrap();
+    before.write_all(&request::encode(0, command::READ, 2, 0, 512)).unwrap();
+    assert_eq!(simple_reply(&mut before, 512).0, 2); // the flush was taken before this read
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let flushed = scope.spawn(move || before.flush());
-        scope.spawn(move || tell.send(Client::connect(&server_socket, "disk").unwrap()));
-        assert!(flushed.join().unwrap().is_err(), "its connection was ended");
+        scope.spawn(|| tell.send(served.client()).unwrap());
+        assert_eq!(before.read(&mut [0; 1]).unwrap(), 0, "its connection was ended");
         // However long: while the request of the client before runs, the next is not served.
         assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "served too early");
         drop(held);
@@ -411,5 +413,5 @@ fn the_only_client_is_served_when_nothing_of_the_one_before_runs() {
         let first = client.first_status(0, DISK_BYTES).unwrap();
         assert_eq!((first.length, first.zero), (4096, false));
     });
-    server.stop();
+    served.server.stop();
 }
