@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rustix::fs::{FallocateFlags, fallocate};
+use support::ext4::{clean_without_journal, needs_recovery};
 use support::mounts::Mounted;
 use support::oracle::{History, Write};
 use support::{AgentSite, Process, Site, eventually, have, have_fuse, pause, run, text};
@@ -280,5 +281,55 @@ fn points_of_a_disk_written_as_a_file_are_prefixes_over_kills() {
         println!("{name}: {cut} of {allowed:?}");
     }
     assert!(history.writes.len() > 100, "only {} writes", history.writes.len());
+    agent.stop();
+}
+
+#[test]
+fn a_file_system_frozen_on_the_host_needs_no_journal() {
+    let tools = ["losetup", "mkfs.ext4", "fsfreeze", "dumpe2fs", "e2fsck", "curl"];
+    if !have(&tools) || !have_fuse() || Mounted::new("ext4", 16).is_none() {
+        return;
+    }
+    let site = Site::new();
+    let presented = Presented::new(&site, "web-1", &[("root", DISK_BYTES)]);
+    let folder = site.path("source");
+    let freeze = |what: &str| ["fsfreeze", what, text(&folder)].map(toml::Value::from).to_vec();
+    presented.agent_site.set("application.freeze", freeze("--freeze"));
+    presented.agent_site.set("application.thaw", freeze("--unfreeze"));
+    let _server = site.serve();
+    let agent = presented.start("root");
+    let source = OnLoop::new(&presented.file("root"), folder.clone(), true, false);
+    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (least, most) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let number = written.load(Ordering::Acquire) + 1;
+                let file = File::create(source.folder.join(format!("f{number}"))).unwrap();
+                file.write_all_at(format!("{number}").as_bytes(), 0).unwrap();
+                file.sync_all().unwrap();
+                written.store(number, Ordering::Release);
+                pause(2);
+            }
+        });
+        eventually("a load", 60, || (written.load(Ordering::Acquire) > 3).then_some(()));
+        bookmark(&site, "web-1", "crash");
+        let before = written.load(Ordering::Acquire);
+        let args = ["bookmark", "web-1", "--name", "frozen", "--app", "--wait", "recoverable"];
+        eventually("frozen", 60, || site.try_holdfast(&args).status.success().then_some(()));
+        let after = written.load(Ordering::Acquire);
+        eventually("thawed", 60, || (written.load(Ordering::Acquire) > after).then_some(()));
+        done.store(true, Ordering::Release);
+        load.join().unwrap();
+        (before, after + 1)
+    });
+    let crash = site.export("web-1", "root", "name:crash");
+    let frozen = site.export("web-1", "root", "name:frozen");
+    assert!(needs_recovery(&crash), "the load leaves nothing in the journal: this shows nothing");
+    assert!(!needs_recovery(&frozen));
+    clean_without_journal(&frozen);
+    let recovered = OnLoop::new(&frozen, site.path("recovered"), false, false);
+    let held = (1..=most).take_while(|n| recovered.folder.join(format!("f{n}")).exists()).count();
+    assert!((least..=most).contains(&(held as u64)), "{held}, not {least} to {most}");
+    drop((recovered, source));
     agent.stop();
 }

@@ -52,6 +52,7 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
     // A read becomes many records when data and zeros alternate.
     let room = most + cost(0) * (most / ZERO_PIECE_BYTES as u64 + 1);
     let mut place = Place::default();
+    let mut refused = None;
     loop {
         if !stream.may_repair(room) {
             stream.to_repair.notified().await;
@@ -60,16 +61,32 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
         let shared = Arc::clone(&stream);
         let outcome = tokio::task::spawn_blocking(move || step(&shared, place, most)).await;
         match outcome {
-            Ok(Ok(Step::Placed(next))) => place = next,
-            Ok(Ok(Step::Wait(next))) => {
+            Ok(Ok(step)) => {
+                let (next, waits) = match step {
+                    Step::Placed(next) => (next, false),
+                    Step::Wait(next) => (next, true),
+                };
                 place = next;
-                stream.to_repair.notified().await;
+                note(&stream, &mut refused, None);
+                if waits {
+                    stream.to_repair.notified().await;
+                }
             }
-            Ok(Err((name, error))) => {
-                tracing::error!(disk = %name, %error, "the source disk cannot be read; the catch-up waits");
-                stream.note_trouble(Some(format!("disk {name} cannot be read: {error}")));
-                clock.sleep(RETRY_PAUSE).await;
-                stream.note_trouble(None);
+            Ok(Err((disk, error))) => {
+                let why = format!("disk {} cannot be read: {error}", disk.name);
+                // Its observer has said why already: a guest that is off, for instance.
+                let known = stream.lock().withheld.contains_key(&disk.index);
+                tracing::debug!(why, known, "the catch-up waits");
+                note(&stream, &mut refused, (!known).then_some(why));
+                let released = async {
+                    while stream.lock().withheld.contains_key(&disk.index) {
+                        stream.to_repair.notified().await;
+                    }
+                };
+                tokio::select! {
+                    () = clock.sleep(RETRY_PAUSE) => {}
+                    () = released, if known => {}
+                }
             }
             Err(stopped) => {
                 tracing::error!(error = %stopped, "catching up ended");
@@ -79,13 +96,29 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
     }
 }
 
+/// Says once that a disk cannot be read, and in the status as long as it is so.
+fn note(stream: &Stream, refused: &mut Option<String>, why: Option<String>) {
+    if *refused == why {
+        return;
+    }
+    if let Some(why) = &why {
+        tracing::error!(why, "the catch-up waits");
+    }
+    stream.note_trouble(why.clone());
+    *refused = why;
+}
+
 /// Reads and places the next dirty piece; ends the catch-up when there is none.
-pub(super) fn step(stream: &Stream, from: Place, most: u64) -> Result<Step, (String, io::Error)> {
+pub(super) fn step(
+    stream: &Stream,
+    from: Place,
+    most: u64,
+) -> Result<Step, (Arc<Disk>, io::Error)> {
     let Some((disk, run)) = next_dirty(stream, from) else {
         stream.end_catch_up();
         return Ok(Step::Wait(Place::default()));
     };
-    let named = |error| (disk.name.to_string(), error);
+    let named = |error| (Arc::clone(disk), error);
     let index = disk.index;
     let hole = hole_end(disk, &run).map_err(named)?;
     let end = if hole > run.start { hole } else { run.end.min(run.start + most) };
@@ -113,13 +146,13 @@ pub(super) fn step(stream: &Stream, from: Place, most: u64) -> Result<Step, (Str
 }
 
 /// The next dirty run at or after `from`, round once.
-fn next_dirty(stream: &Stream, from: Place) -> Option<(&Disk, Range<u64>)> {
+fn next_dirty(stream: &Stream, from: Place) -> Option<(&Arc<Disk>, Range<u64>)> {
     let disks = stream.disks.len();
     (0..=disks).find_map(|turn| {
         let disk = &stream.disks[(from.disk + turn) % disks];
         let offset = if turn == 0 { from.offset } else { 0 };
         let run = disk.bitmap.next_dirty(offset, u64::from(ZERO_BYTES_MAX))?;
-        Some((&**disk, run))
+        Some((disk, run))
     })
 }
 

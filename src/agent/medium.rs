@@ -26,6 +26,14 @@ pub(super) trait Medium: Send + Sync + 'static {
     fn guard(&self, gate: Arc<dyn Gate>) {
         drop(gate);
     }
+    /// Connects to where it reads from, if it is not a disk of this machine: unless it is connected, or
+    /// `anew` in any case. It never does so by itself.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    fn connect(&self, _anew: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Stands around each read of a medium that others write.

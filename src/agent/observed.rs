@@ -105,13 +105,14 @@ impl Stream {
         self.to_tell.notify_one();
     }
 
-    /// Whoever captures after the fact, once and before the first connection.
+    /// Whoever captures after the fact: before the first connection. They hold the stream and it holds
+    /// them, so whoever ends the stream takes them out.
     pub(super) fn observe_with(&self, observers: Vec<Arc<dyn Observer>>) {
-        let _first = self.observers.set(observers);
+        *self.observers.lock().unwrap_or_else(PoisonError::into_inner) = observers.into();
     }
 
-    pub(super) fn observers(&self) -> &[Arc<dyn Observer>] {
-        self.observers.get().map_or(&[], Vec::as_slice)
+    pub(super) fn observers(&self) -> Arc<[Arc<dyn Observer>]> {
+        Arc::clone(&self.observers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// [`Stream::bookmark`] behind everything that the workload did before this call, also where it is
@@ -120,18 +121,19 @@ impl Stream {
     /// # Errors
     /// As there, and when an observer cannot tell.
     pub(super) fn bookmark_behind_all(&self, bookmark: Bookmark) -> Result<Placed, String> {
-        if self.observers().is_empty() {
+        let observers = self.observers();
+        if observers.is_empty() {
             return self.bookmark(bookmark);
         }
         let _alone = self.bookmarking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.observers().iter().try_for_each(|observer| observer.settle())?;
+        observers.iter().try_for_each(|observer| observer.settle())?;
         let placed = {
             let mut core = self.lock();
             let placed = self.place_bookmark(&mut core, bookmark)?;
             core.unconfirmed = Some(placed.sequence);
             placed
         };
-        let confirmed = self.observers().iter().try_for_each(|observer| observer.confirm());
+        let confirmed = observers.iter().try_for_each(|observer| observer.confirm());
         let mut core = self.lock();
         if core.losses != placed.losses {
             return Err(format!("order was lost before the bookmark was sent: {}", core.why));

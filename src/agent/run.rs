@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::clock::{Clock, Entropy, System, random16};
+use crate::clock::{Clock, Entropy, random16};
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
 use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, TrackingMode};
 use crate::nbd::Export;
@@ -285,7 +285,7 @@ impl Agent {
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
         let captures = std::mem::take(&mut self.captures);
         let stream = Arc::clone(&self.shared.stream);
-        let served = tokio::task::spawn_blocking(move || captures.stop(stream.observers()));
+        let served = tokio::task::spawn_blocking(move || captures.stop(&stream.observers()));
         if served.await.is_err() {
             tracing::error!("capturing the disks did not end in order");
         }
@@ -316,6 +316,7 @@ impl Agent {
         };
         tracing::info!(?stopped, "agent stopped");
         let _told = self.status().write(&self.shared.settings.state_directory);
+        stream.observe_with(Vec::new());
         stopped
     }
 }
@@ -359,32 +360,5 @@ impl Stream {
             disk.bitmap.mark_clean(clean, witnessed)?;
         }
         Ok(if clean { Stopped::Clean } else { Stopped::Unsettled })
-    }
-}
-
-/// Runs an agent until SIGTERM or SIGINT; a second signal ends the waiting.
-///
-/// # Errors
-/// When it cannot start, or signals cannot be received.
-pub async fn run(settings: AgentSettings) -> Result<Stopped, AgentError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let directory = settings.state_directory.clone();
-    let listen = |kind| {
-        signal(kind).map_err(|source| AgentError::io(&directory, "listen for signals", source))
-    };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let agent = Agent::start(settings, System::clock(), System::entropy())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!(
-        "stopping: waiting until everything is published (a second signal ends the wait)"
-    );
-    tokio::select! {
-        stopped = agent.stop() => Ok(stopped),
-        _ = terminate.recv() => Ok(Stopped::Unsettled),
-        _ = interrupt.recv() => Ok(Stopped::Unsettled),
     }
 }

@@ -107,7 +107,8 @@ impl AgentStatus {
             shared.connection_state();
         let (server, way) = server.unzip();
         // Asked before the lock is taken: observers take it themselves.
-        let observed = shared.stream.observers().iter().flat_map(|observer| observer.modes());
+        let observers = shared.stream.observers();
+        let observed = observers.iter().flat_map(|observer| observer.modes());
         let mut observed: BTreeMap<DiskIndex, (CaptureMode, String)> =
             observed.map(|(disk, mode, why)| (disk, (mode, why))).collect();
         let core = shared.stream.lock();

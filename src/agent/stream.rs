@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -36,7 +36,7 @@ pub(super) struct Stream {
     /// Held while a round of clearing ends or an epoch begins: never both.
     pub(super) clearing: Mutex<()>,
     /// Who tells of writes after the fact.
-    pub(super) observers: OnceLock<Vec<Arc<dyn Observer>>>,
+    pub(super) observers: Mutex<Arc<[Arc<dyn Observer>]>>,
     /// Held while observers are asked for one bookmark.
     pub(super) bookmarking: Mutex<()>,
     closed: AtomicBool,
@@ -139,7 +139,7 @@ impl Stream {
             to_repair: Notify::new(),
             to_tell: Notify::new(),
             clearing: Mutex::new(()),
-            observers: OnceLock::new(),
+            observers: Mutex::new(Arc::default()),
             bookmarking: Mutex::new(()),
             closed: AtomicBool::new(false),
         }

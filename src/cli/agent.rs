@@ -2,7 +2,8 @@
 
 mod attach_qemu;
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::output::{print, print_json};
 use super::{Failure, block_on};
 use crate::agent::{self, Stopped};
 use crate::control::words;
-use crate::settings::load_agent;
+use crate::settings::{AgentSettings, load_agent};
 
 /// Run the mobility agent of this machine until told to stop
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,8 @@ enum Command {
         json: bool,
     },
     AttachQemu(attach_qemu::Args),
+    /// Have the running agent stop in order and begin anew with its changed settings
+    Reload,
 }
 
 /// What cannot be shown.
@@ -66,11 +69,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         };
         return print(said);
     }
-    let stopped = block_on(async { Ok(agent::run(settings).await?) })?;
+    if matches!(args.command, Some(Command::Reload)) {
+        block_on(async { Ok(agent::reload(&settings).await?) })?;
+        return print("the agent begins anew; `holdfast agent status` shows how far it is");
+    }
+    let changed = || changed_settings(&args.config);
+    let stopped = block_on(async { Ok(agent::run(settings, changed).await?) })?;
     if stopped == Stopped::Unsettled {
         tracing::warn!("stopped before everything was published: the next start sends the rest");
     }
     Ok(())
+}
+
+/// The settings as they are now, or on one line what is wrong with them.
+fn changed_settings(config: &Path) -> Result<AgentSettings, String> {
+    load_agent(config).map_err(|error| {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })
 }
 
 /// The status for people.

@@ -3,7 +3,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod captured;
+pub mod ext4;
 pub mod fleet;
+pub mod guest;
 pub mod held;
 pub mod library;
 pub mod loops;

@@ -102,7 +102,7 @@ pub(in crate::agent) fn start(
         observers.push(observer);
     }
     let Shared { stream, settings, clock, entropy, .. } = agent.shared();
-    observers.extend(mirror::start(settings, stream, &mirrored)?);
+    observers.extend(mirror::start(settings, stream, clock, &mirrored)?);
     if agent.disks().iter().any(|disk| disk.capture == Capture::Ebpf) {
         observers.push(ebpf::start(stream, settings, clock, entropy.as_ref())?);
     }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
+use super::changed_settings;
 use crate::agent::{self, GuestDevice};
 use crate::cli::files::{self, PUBLIC};
 use crate::cli::output::{byte_bar, print, print_json};
 use crate::cli::{Failure, block_on};
 use crate::clock::{Clock, System};
-use crate::model::DiskName;
-use crate::settings::{AgentSettings, Capture, load_agent};
+use crate::model::{DiskName, Timestamp};
+use crate::settings::{AgentDisk, AgentSettings, Capture, load_agent};
 
 /// Pause between two looks at the agent's status.
 const LOOK: Duration = Duration::from_millis(300);
@@ -48,15 +49,20 @@ enum AttachError {
     #[error("{path} has no disk {disk} that is mirrored from a guest", path = .path.display())]
     NotMirrored { path: PathBuf, disk: DiskName },
     #[error(
-        "the agent of {path} runs and holds QEMU's monitor; stop it first, detach, and start it again",
+        "the agent of {path} runs, and has no other disk or another one of this guest; stop it first, \
+         detach, and start it again",
         path = .0.display()
     )]
     Runs(PathBuf),
+    #[error(
+        "the running agent did not take disk {disk}, which is out of its settings again: {why}"
+    )]
+    NotTaken { disk: DiskName, why: String },
 }
 
 /// Writes the disk into the agent's settings when it can be mirrored, and runs the agent until it is
-/// stopped; where one runs already, says that it must be restarted and waits until the disk is
-/// mirrored in order.
+/// stopped; where one runs already, has that begin anew with the disk and waits until it is mirrored
+/// in order.
 ///
 /// # Errors
 /// When the device cannot be mirrored, or the settings cannot be changed.
@@ -75,18 +81,19 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
         None => add(args, config, &text, &monitor)?,
     };
     if runs(&settings) {
-        print(
-            "this disk is in the settings; restart the agent (systemctl restart holdfast-agent)",
-        )?;
-        return block_on(watch(&settings, args));
+        return block_on(join(&settings, args, config, &text));
     }
-    print("the agent runs here until it is stopped; from now on `holdfast agent` does the same")?;
+    if !args.json {
+        let said =
+            "the agent runs here until it is stopped; from now on `holdfast agent` does the same";
+        print(said)?;
+    }
     let disk = (settings.clone(), args.disk.clone(), args.json);
     block_on(async move {
         let (settings, name, json) = disk;
         let watched = settings.clone();
         tokio::select! {
-            ended = agent::run(settings) => { ended?; }
+            ended = agent::run(settings, || changed_settings(config)) => { ended?; }
             shown = async {
                 follow(&watched, &name, json).await?;
                 std::future::pending::<Result<(), Failure>>().await
@@ -108,7 +115,11 @@ fn add(args: &Args, config: &Path, text: &str, monitor: &Path) -> Result<AgentSe
     let text = format!("{}\n{block}", text.trim_end());
     let settings = checked(config, &text)?;
     let guest = GuestDevice { disk: &args.disk, monitor, device: &args.device };
-    guest.probe(&settings)?;
+    // A running agent that mirrors another disk of this guest holds the monitor, and looks itself.
+    let held = |disk: &AgentDisk| disk.name != args.disk && mirrors(disk, monitor);
+    if !(runs(&settings) && settings.disks.iter().any(held)) {
+        guest.probe(&settings)?;
+    }
     files::replace(config, PUBLIC, &text)?;
     Ok(settings)
 }
@@ -122,6 +133,11 @@ fn checked(config: &Path, text: &str) -> Result<AgentSettings, Failure> {
     let settings = load_agent(&beside);
     std::fs::remove_file(&beside)?;
     Ok(settings?)
+}
+
+/// Whether a disk is a guest's behind that monitor.
+fn mirrors(disk: &AgentDisk, monitor: &Path) -> bool {
+    matches!(&disk.capture, Capture::Mirror { monitor: other, .. } if other == monitor)
 }
 
 fn same(
@@ -148,10 +164,20 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
         let (path, disk) = (config.to_owned(), args.disk.clone());
         return Err(AttachError::NotMirrored { path, disk }.into());
     };
-    if runs(&settings) {
-        return Err(AttachError::Runs(config.to_owned()).into());
-    }
     let monitor = std::path::absolute(&args.qmp)?;
+    let without = text.replacen(&block, "", 1);
+    if runs(&settings) {
+        // One agent has a disk at least, and as long as it mirrors another one it holds the monitor.
+        let others = settings.disks.iter().filter(|disk| disk.name != args.disk);
+        if settings.disks.len() == 1 || others.into_iter().any(|disk| mirrors(disk, &monitor)) {
+            return Err(AttachError::Runs(config.to_owned()).into());
+        }
+        files::replace(config, PUBLIC, &without)?;
+        if let Err(failure) = block_on(leave(&settings, args)) {
+            files::replace(config, PUBLIC, &text)?;
+            return Err(failure);
+        }
+    }
     let guest = GuestDevice { disk: &args.disk, monitor: &monitor, device: &args.device };
     block_on(async {
         let forgotten = tokio::task::block_in_place(|| {
@@ -160,12 +186,28 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
         });
         Ok(forgotten?)
     })?;
-    files::replace(config, PUBLIC, &text.replacen(&block, "", 1))?;
+    files::replace(config, PUBLIC, &without)?;
     let said = format!("disk {} is not protected any more; its points stay", args.disk);
     if args.json {
         print_json(&json!({ "disk": args.disk.as_str(), "attached": false }))
     } else {
         print(&said)
+    }
+}
+
+/// Has the running agent begin anew without the disk; returns when it did.
+async fn leave(settings: &AgentSettings, args: &Args) -> Result<(), Failure> {
+    let begun = System.wall();
+    agent::reload(settings).await?;
+    loop {
+        let status = status(settings).await;
+        if is_fresh(&status, begun) {
+            not_taken(&status, &args.disk)?;
+            if one_of(&status, &args.disk).is_none() {
+                return Ok(());
+            }
+        }
+        System.sleep(LOOK).await;
     }
 }
 
@@ -175,26 +217,71 @@ fn runs(settings: &AgentSettings) -> bool {
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
 }
 
-async fn watch(settings: &AgentSettings, args: &Args) -> Result<(), Failure> {
-    tokio::select! {
-        shown = follow(settings, &args.disk, args.json) => shown,
-        stopped = crate::cli::stopped() => stopped,
+/// Has the running agent take the disk, unless it has it, and waits for it. `before` is the text of the
+/// settings without it.
+async fn join(
+    settings: &AgentSettings,
+    args: &Args,
+    config: &Path,
+    before: &str,
+) -> Result<(), Failure> {
+    let status = status(settings).await;
+    if one_of(&status, &args.disk).is_none() {
+        let said = "the running agent begins anew with this disk: every disk is sent again, in a \
+                    new epoch";
+        if !args.json {
+            print(said)?;
+        }
+        if let Err(error) = agent::reload(settings).await {
+            files::replace(config, PUBLIC, before)?;
+            return Err(error.into());
+        }
     }
+    let shown = tokio::select! {
+        shown = follow(settings, &args.disk, args.json) => shown,
+        stopped = crate::cli::stopped() => return stopped,
+    };
+    if let Err(Failure::Failed(error)) = &shown
+        && error.is::<AttachError>()
+    {
+        files::replace(config, PUBLIC, before)?;
+    }
+    shown
+}
+
+/// What the agent last said about itself.
+async fn status(settings: &AgentSettings) -> Value {
+    let path = settings.state_directory.join("status.json");
+    let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// What an agent before this one wrote is no news.
+fn is_fresh(status: &Value, begun: Timestamp) -> bool {
+    status["time"].as_str().is_some_and(|time| time >= begun.to_string().as_str())
+}
+
+/// An error when the agent could not use the changed settings.
+fn not_taken(status: &Value, disk: &DiskName) -> Result<(), AttachError> {
+    match status["trouble"].as_str().filter(|why| why.starts_with(agent::NOT_TAKEN)) {
+        Some(why) => Err(AttachError::NotTaken { disk: disk.clone(), why: why.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+fn one_of<'a>(status: &'a Value, disk: &DiskName) -> Option<&'a Value> {
+    let disks = status["disks"].as_array();
+    disks.into_iter().flatten().find(|one| one["name"] == disk.as_str())
 }
 
 /// Shows the disk's catch-up until every write is mirrored in order.
 async fn follow(settings: &AgentSettings, disk: &DiskName, json: bool) -> Result<(), Failure> {
-    let path = settings.state_directory.join("status.json");
     let begun = System.wall();
     let (mut bar, mut told) = (None, String::new());
     loop {
-        let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
-        let status: Value = serde_json::from_str(&text).unwrap_or_default();
-        let disks = status["disks"].as_array();
-        let of_ours = |one: &&Value| one["name"] == disk.as_str();
-        // What an agent before this one wrote is no news.
-        let fresh = status["time"].as_str().is_some_and(|time| time >= begun.to_string().as_str());
-        if let Some(one) = disks.into_iter().flatten().find(of_ours).filter(|_| fresh) {
+        let status = status(settings).await;
+        let fresh = is_fresh(&status, begun);
+        if let Some(one) = one_of(&status, disk).filter(|_| fresh) {
             let (size, dirty) = (&one["size_bytes"], &one["dirty_bytes"]);
             let (size, dirty) = (size.as_u64().unwrap_or(0), dirty.as_u64().unwrap_or(0));
             let bar = bar.get_or_insert_with(|| byte_bar(size, disk.as_str()));
@@ -211,6 +298,8 @@ async fn follow(settings: &AgentSettings, disk: &DiskName, json: bool) -> Result
                 bar.println(why);
                 why.clone_into(&mut told);
             }
+        } else if fresh {
+            not_taken(&status, disk)?;
         }
         System.sleep(LOOK).await;
     }

@@ -62,6 +62,8 @@ impl Link<'_> {
             });
         }
         steps::serve(qmp, self.monitor, self.reads_socket, &device.node, names)?;
+        // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
+        place.disk.source.connect(true).map_err(MirrorError::Reads)?;
         let _of_before = qmp.take_trouble();
         // The mirror first: what the guest writes from here on reaches the agent by itself.
         steps::start(qmp, &device.node, place.disk.name.as_str(), names)?;

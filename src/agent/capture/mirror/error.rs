@@ -16,6 +16,9 @@ pub(in crate::agent) enum MirrorError {
     /// Reading from QEMU.
     #[error(transparent)]
     Nbd(#[from] NbdError),
+    /// The disk cannot be read through QEMU.
+    #[error("connecting to QEMU's disk")]
+    Reads(#[source] std::io::Error),
     /// No such device.
     #[error("QEMU at {socket} has no device {device}; it has {}", listed(.known))]
     NoDevice {
@@ -66,6 +69,13 @@ pub(in crate::agent) enum MirrorError {
     /// Something did not come about, or did not last.
     #[error("{0}")]
     State(String),
+}
+
+impl MirrorError {
+    /// Whether nobody is there: QEMU is not running.
+    pub(super) fn off(&self) -> bool {
+        matches!(self, Self::Qmp(error) if error.gone())
+    }
 }
 
 fn listed(devices: &[String]) -> String {

@@ -1,7 +1,7 @@
 //! One QEMU whose disks are mirrored to the agent, watched for as long as the agent lives.
 //!
-//! Owns: its thread, when a disk is attached again, what each disk's state is called. Does not own: the
-//! steps of attaching ([`super::attach`]).
+//! Owns: its thread, when a disk is attached again. Does not own: the steps of attaching
+//! ([`super::attach`]), what a disk's state is called ([`super::state`]).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,32 +11,25 @@ use std::time::Duration;
 
 use crate::agent::capture::{CaptureMode, Observer};
 use crate::agent::stream::Stream;
+use crate::clock::Clock;
 use crate::model::DiskIndex;
 use crate::nbd;
 
 use super::attach::{Attached, Link, Place};
 use super::error::MirrorError;
 use super::qmp::Qmp;
+use super::state::State;
 use super::steps::{self, Mirror};
 
-/// Pause between two looks at the mirrors.
-const LOOK: Duration = Duration::from_millis(500);
+/// Pause between two looks at the mirrors. Shorter under test, so that much happens in little time.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 /// Looks between two rotations of the dirty bitmap: half a minute of writes is read again at most.
-const ROTATE_LOOKS: u32 = 60;
+const ROTATE_LOOKS: u32 = if cfg!(test) { 3 } else { 60 };
 /// Pause between two looks at a step that QEMU is carrying out.
 const STEP: Duration = Duration::from_millis(20);
 /// Pauses between attempts to attach, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// How a disk of the guest is.
-#[derive(Clone, Debug)]
-enum State {
-    /// Every write reaches the agent first.
-    Synced,
-    /// Not now, and why.
-    Apart(String),
-}
 
 /// One disk.
 pub(super) struct Mirrored {
@@ -61,6 +54,7 @@ pub(super) struct Guest {
     monitor: PathBuf,
     reads_socket: PathBuf,
     stream: Arc<Stream>,
+    clock: Arc<dyn Clock>,
     disks: Vec<Mirrored>,
     connected: Mutex<Connected>,
     states: Mutex<BTreeMap<DiskIndex, State>>,
@@ -78,13 +72,15 @@ impl Guest {
     pub(super) fn watch(
         monitor: PathBuf,
         reads_socket: PathBuf,
-        stream: Arc<Stream>,
+        stream: &Arc<Stream>,
+        clock: &Arc<dyn Clock>,
         disks: Vec<Mirrored>,
     ) -> std::io::Result<Arc<Self>> {
         let guest = Arc::new(Self {
             monitor,
             reads_socket,
-            stream,
+            stream: Arc::clone(stream),
+            clock: Arc::clone(clock),
             disks,
             connected: Mutex::default(),
             states: Mutex::default(),
@@ -93,7 +89,7 @@ impl Guest {
             thread: Mutex::default(),
         });
         for mirrored in &guest.disks {
-            guest.apart(mirrored, "it is not attached to its guest yet");
+            guest.apart(mirrored, false, "it is not attached to its guest yet");
         }
         let watcher = Arc::downgrade(&guest);
         let thread = std::thread::Builder::new().name("mirror".to_owned());
@@ -118,14 +114,23 @@ impl Guest {
         !*waited.unwrap_or_else(PoisonError::into_inner).0 && !self.stream.closed()
     }
 
-    fn apart(&self, mirrored: &Mirrored, why: &str) {
+    /// No point of this disk now. `off`: its guest is.
+    fn apart(&self, mirrored: &Mirrored, off: bool, why: &str) {
         let disk = &mirrored.place.disk;
-        let before = lock(&self.states).insert(disk.index, State::Apart(why.to_owned()));
-        if !matches!(before, Some(State::Apart(told)) if told == why) {
-            tracing::warn!(disk = %disk.name, why, "no consistent point of this disk now");
+        let now = self.clock.wall();
+        let (state, news) = {
+            let states = &mut *lock(&self.states);
+            let before = states.get(&disk.index);
+            let state = State::apart(before, off, why, now);
+            let news = before != Some(&state);
+            states.insert(disk.index, state.clone());
+            (state.words(), news)
+        };
+        if news {
+            // Once for each change: a guest may be off for weeks.
+            tracing::warn!(disk = %disk.name, state, "no consistent point of this disk now");
+            self.stream.withhold(disk.index, &not_mirrored(disk.name.as_str(), &state));
         }
-        let why = format!("disk {} is not mirrored: {why}", disk.name);
-        self.stream.withhold(disk.index, &why);
     }
 
     fn synced(&self, mirrored: &Mirrored) {
@@ -150,7 +155,7 @@ impl Guest {
                     // Its answers are out of step, or it is gone: begin anew.
                     (connected.qmp, connected.attached) = (None, BTreeMap::new());
                 }
-                self.apart(mirrored, &in_words(&error));
+                self.apart(mirrored, error.off(), &in_words(&error));
             }
         }
         rhythm.next(well)
@@ -172,7 +177,7 @@ impl Guest {
         let mut link = Link { qmp, monitor, reads_socket, stream: &self.stream };
         let Some(known) = attached.get_mut(&place.disk.index) else {
             if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
-                self.apart(mirrored, "it is being attached again");
+                self.apart(mirrored, false, "it is being attached again");
             }
             *attachments += 1;
             let begun = link.attach(place, &mut || self.pause(STEP))?;
@@ -182,15 +187,16 @@ impl Guest {
         };
         match steps::mirror(link.qmp, &place.names)? {
             Mirror::Gone => return Err(steps::ended(link.qmp)),
-            Mirror::Behind(why) => self.apart(mirrored, &why),
+            Mirror::Behind(why) => self.apart(mirrored, false, &why),
             Mirror::Synced if mirrored.server.connections() == 0 => {
                 // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
-                self.apart(mirrored, "QEMU's connection to the agent is broken");
+                self.apart(mirrored, false, "QEMU's connection to the agent is broken");
             }
             Mirror::Synced => {
                 if let Some(trouble) = link.qmp.take_trouble() {
                     return Err(MirrorError::State(trouble));
                 }
+                place.disk.source.connect(false).map_err(MirrorError::Reads)?;
                 if rhythm.rotates() {
                     link.rotate(place, known)?;
                 }
@@ -252,15 +258,15 @@ impl Guest {
 }
 
 fn not_mirrored(disk: &str, why: &str) -> String {
-    format!("disk {disk} is not mirrored: {why}")
+    format!("disk {disk}: {why}")
 }
 
 impl Observer for Guest {
     fn settle(&self) -> Result<(), String> {
         for mirrored in &self.disks {
             let disk = &mirrored.place.disk;
-            if let Some(State::Apart(why)) = lock(&self.states).get(&disk.index) {
-                return Err(not_mirrored(disk.name.as_str(), why));
+            if let Some(state @ State::Apart { .. }) = lock(&self.states).get(&disk.index) {
+                return Err(not_mirrored(disk.name.as_str(), &state.words()));
             }
         }
         let connected = &mut *lock(&self.connected);
@@ -285,12 +291,12 @@ impl Observer for Guest {
     }
 
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
-        let mode = |(disk, state): (&DiskIndex, &State)| match state {
-            State::Synced => {
-                let why = "QEMU sends each write before the guest has its answer";
-                (*disk, CaptureMode::Ordered, why.to_owned())
-            }
-            State::Apart(why) => (*disk, CaptureMode::Bitmap, why.clone()),
+        let mode = |(disk, state): (&DiskIndex, &State)| {
+            let mode = match state {
+                State::Synced => CaptureMode::Ordered,
+                State::Apart { .. } => CaptureMode::Bitmap,
+            };
+            (*disk, mode, state.words())
         };
         lock(&self.states).iter().map(mode).collect()
     }

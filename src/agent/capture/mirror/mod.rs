@@ -1,12 +1,11 @@
 //! `capture = "mirror"`: a QEMU guest's disks, with nothing inside the guest.
 //!
-//! The agent is the target of a mirror job in QEMU (`copy-mode=write-blocking`): a write of the guest
-//! comes here after it is on the guest's disk and before the guest has its answer. `docs/capture.md` has
-//! the order of everything and why it is right.
+//! The agent is the target of a mirror job in QEMU (`copy-mode=write-blocking`): a write comes here after it
+//! is on the guest's disk and before the guest has its answer. `docs/capture.md` says why that is right.
 //!
-//! From the outside in: `guest` watches one QEMU; `attach` is the order of the steps, `steps` their
-//! commands, `device` finds a disk, `qmp` speaks to the monitor; `source` reads a disk, `target` takes
-//! its writes.
+//! From the outside in: `guest` watches one QEMU, `state` says how a disk is; `attach` is the order of the
+//! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor; `source` reads a
+//! disk, `target` takes its writes.
 
 mod attach;
 mod device;
@@ -15,19 +14,23 @@ mod guest;
 mod names;
 mod qmp;
 mod remote;
+#[cfg(test)]
+mod renewal_tests;
 mod source;
+mod state;
 mod steps;
 mod target;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::agent::disk::{Captured, Disk};
 use crate::agent::error::AgentError;
 use crate::agent::medium::Medium;
 use crate::agent::stream::Stream;
+use crate::clock::Clock;
 use crate::model::DiskName;
 use crate::nbd;
 use crate::settings::AgentSettings;
@@ -43,11 +46,6 @@ use qmp::{Qmp, QmpError};
 use source::GuestDisk;
 use target::Target;
 
-/// What the disk's size was when QEMU was asked last.
-fn size_file(settings: &AgentSettings, disk: &DiskName) -> PathBuf {
-    settings.state_directory.join(format!("{disk}.size"))
-}
-
 /// Asks QEMU for a disk's size. A guest that is off has the size that it had.
 ///
 /// # Errors
@@ -57,7 +55,7 @@ pub(super) fn open(
     place: &GuestDevice<'_>,
 ) -> Result<(Box<dyn Medium>, u64), AgentError> {
     let names = Names::of(&settings.machine, place.disk, &settings.state_directory);
-    let file = size_file(settings, place.disk);
+    let file = names::size_file(&settings.state_directory, place.disk);
     let asked = Qmp::connect(place.monitor)
         .map_err(MirrorError::from)
         .and_then(|mut qmp| device::find(&mut qmp, place.monitor, place.device, &names));
@@ -90,6 +88,7 @@ fn refused(disk: &DiskName, error: &MirrorError) -> AgentError {
 pub(super) fn start(
     settings: &AgentSettings,
     stream: &Arc<Stream>,
+    clock: &Arc<dyn Clock>,
     places: &[(Arc<Disk>, GuestDevice<'_>)],
 ) -> Result<Vec<Arc<dyn Observer>>, AgentError> {
     let mut guests: BTreeMap<&Path, Vec<Mirrored>> = BTreeMap::new();
@@ -111,7 +110,7 @@ pub(super) fn start(
     let mut observers: Vec<Arc<dyn Observer>> = Vec::new();
     for (monitor, disks) in guests {
         let socket = reads_socket(&settings.state_directory, monitor);
-        let watched = Guest::watch(monitor.to_owned(), socket, Arc::clone(stream), disks);
+        let watched = Guest::watch(monitor.to_owned(), socket, stream, clock, disks);
         observers.push(watched.map_err(|e| AgentError::io(monitor, "watch the guest", e))?);
     }
     Ok(observers)

@@ -1,4 +1,4 @@
-//! What the agent's things are called inside a QEMU, and where their sockets are.
+//! What the agent's things are called inside a QEMU, and where their sockets and files are.
 //!
 //! Owns: that two disks never share a name. Does not own: when anything is made.
 
@@ -59,6 +59,11 @@ impl Names {
 pub(super) fn reads_socket(directory: &Path, monitor: &Path) -> PathBuf {
     let sum = crc32fast::hash(monitor.as_os_str().as_encoded_bytes());
     directory.join(format!("qemu-{sum:08x}.sock"))
+}
+
+/// What the disk's size was when QEMU was asked last.
+pub(super) fn size_file(directory: &Path, disk: &DiskName) -> PathBuf {
+    directory.join(format!("{disk}.size"))
 }
 
 #[cfg(test)]

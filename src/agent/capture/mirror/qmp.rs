@@ -54,6 +54,14 @@ pub(in crate::agent) enum QmpError {
     },
 }
 
+impl QmpError {
+    /// Whether nobody is there, or is there no more. A monitor that is only silent is there.
+    pub(super) fn gone(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        !matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+    }
+}
+
 /// A connection to one monitor.
 #[derive(Debug)]
 pub(in crate::agent) struct Qmp {
@@ -96,6 +104,7 @@ impl Qmp {
     ) -> Result<Value, QmpError> {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
+        tracing::trace!(line, "asked of QEMU");
         let sent = self.stream.write_all(line.as_bytes());
         sent.map_err(|source| self.io("sending a command", source))?;
         for _ in 0..EVENTS_MAX {

@@ -1,10 +1,10 @@
 //! The guest's disk as the agent reads it: through an NBD export of QEMU's own node.
 //!
-//! Owns: that connection. Does not own: whether the export is there.
+//! Owns: that connection. Does not own: whether the export is there, and when it is connected to.
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::agent::medium::Medium;
@@ -25,18 +25,15 @@ impl GuestDisk {
         Self { socket, export, client: Mutex::default() }
     }
 
-    /// A client that gave an error may be out of step, or its export was made anew: once more with
-    /// another one.
-    fn ask<T>(&self, mut ask: impl FnMut(&mut Client) -> Result<T, NbdError>) -> io::Result<T> {
+    /// A client that gave an error may be out of step, so it is used no more. Whoever watches the guest
+    /// connects again: see [`Medium::connect`].
+    fn ask<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, NbdError>) -> io::Result<T> {
         let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut client) = held.take()
-            && let Ok(answer) = ask(&mut client)
-        {
-            *held = Some(client);
-            return Ok(answer);
-        }
-        let mut client = Client::connect(&self.socket, &self.export).map_err(io::Error::other)?;
-        client.within(PATIENCE).map_err(io::Error::other)?;
+        let Some(mut client) = held.take() else {
+            let socket = self.socket.display();
+            let what = format!("the connection to QEMU's disk at {socket} is broken");
+            return Err(io::Error::new(io::ErrorKind::NotConnected, what));
+        };
         let answer = ask(&mut client).map_err(io::Error::other)?;
         *held = Some(client);
         Ok(answer)
@@ -64,6 +61,25 @@ impl Medium for GuestDisk {
         Ok(())
     }
 
+    /// For the thread that gives QEMU its commands, between two of them: a client that comes while QEMU
+    /// waits for all requests to end makes it wait for ever, and its guest with it (seen with 10.0).
+    fn connect(&self, anew: bool) -> io::Result<()> {
+        let mut held = match self.client.try_lock() {
+            Ok(held) => held,
+            // Somebody reads, so it is connected.
+            Err(TryLockError::WouldBlock) if !anew => return Ok(()),
+            Err(_) => self.client.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        if held.is_some() && !anew {
+            return Ok(());
+        }
+        *held = None;
+        let mut client = Client::connect(&self.socket, &self.export).map_err(io::Error::other)?;
+        client.within(PATIENCE).map_err(io::Error::other)?;
+        *held = Some(client);
+        Ok(())
+    }
+
     fn next_data(&self, offset: u64, end: u64) -> io::Result<u64> {
         if offset >= end {
             return Ok(end);
@@ -78,5 +94,61 @@ impl Medium for GuestDisk {
         }
         let first = self.ask(|client| client.first_status(offset, end - offset))?;
         Ok(if first.zero { offset } else { offset + first.length })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::nbd::{BlockStatus, Export, Server};
+
+    struct Zeros;
+
+    impl Export for Zeros {
+        fn size_bytes(&self) -> u64 {
+            1 << 20
+        }
+        fn read_only(&self) -> bool {
+            true
+        }
+        fn read(&self, _offset: u64, target: &mut [u8]) -> io::Result<()> {
+            target.fill(0);
+            Ok(())
+        }
+        fn write(&self, _offset: u64, _payload: Bytes, _fua: bool) -> io::Result<()> {
+            Ok(())
+        }
+        fn zero(&self, _offset: u64, _length: u64, _trim: bool, _fua: bool) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn block_status(&self, _offset: u64, length: u64) -> io::Result<Vec<BlockStatus>> {
+            Ok(vec![BlockStatus { length, hole: false, zero: false }])
+        }
+    }
+
+    #[test]
+    fn a_read_never_connects_by_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("qemu");
+        let serve = || Server::bind(&socket, "reads", Arc::new(Zeros)).unwrap();
+        let disk = GuestDisk::new(socket.clone(), "reads".to_owned());
+        let read = || disk.read_at(0, &mut [0; 512]).map_err(|error| error.kind());
+        let server = serve();
+        assert_eq!(read(), Err(io::ErrorKind::NotConnected));
+        disk.connect(false).unwrap();
+        assert_eq!((read(), server.connections()), (Ok(()), 1));
+        drop(server);
+        let server = serve();
+        assert!(read().is_err(), "its connection is gone");
+        assert_eq!((read(), server.connections()), (Err(io::ErrorKind::NotConnected), 0));
+        disk.connect(false).unwrap();
+        assert_eq!(read(), Ok(()));
     }
 }

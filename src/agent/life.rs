@@ -1,0 +1,107 @@
+//! An agent as a process: signals end it, and a request has it begin anew with changed settings.
+//!
+//! Owns: what follows on what. Does not own: starting and stopping ([`super::run`]), how it is asked
+//! ([`super::control`]).
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::clock::{Clock, System};
+use crate::settings::AgentSettings;
+use crate::store::Class;
+
+use super::control::Control;
+use super::error::AgentError;
+use super::run::{Agent, Stopped};
+
+/// How the status begins to say that changed settings could not be used.
+pub const NOT_TAKEN: &str = "the changed settings cannot be used, so it runs as before";
+
+/// Attempts while tasks of the life before still hold its state directory or a disk, and the pause
+/// between two.
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen(directory: &Path) -> Result<Self, AgentError> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| AgentError::io(directory, "listen for signals", source))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Runs an agent until SIGTERM or SIGINT; a second signal ends the waiting. `changed` reads the
+/// settings again when the agent is asked to begin anew.
+///
+/// # Errors
+/// When it cannot start, or signals cannot be received.
+pub async fn run(
+    settings: AgentSettings,
+    changed: impl Fn() -> Result<AgentSettings, String>,
+) -> Result<Stopped, AgentError> {
+    let mut signals = Signals::listen(&settings.state_directory)?;
+    let mut settings = settings;
+    let mut agent = Agent::start(settings.clone(), System::clock(), System::entropy())?;
+    loop {
+        let control = Control::listen(&settings.state_directory);
+        let next = tokio::select! {
+            next = control.asked(&changed) => Some(next),
+            () = signals.any() => None,
+        };
+        tracing::info!(
+            again = next.is_some(),
+            "stopping: waiting until everything is published (a second signal ends the wait)"
+        );
+        let stopped = tokio::select! {
+            stopped = agent.stop() => stopped,
+            () = signals.any() => return Ok(Stopped::Unsettled),
+        };
+        drop(control);
+        let Some(next) = next else { return Ok(stopped) };
+        (agent, settings) = again(next, settings).await?;
+    }
+}
+
+/// With the changed settings, or as before.
+async fn again(
+    next: AgentSettings,
+    before: AgentSettings,
+) -> Result<(Agent, AgentSettings), AgentError> {
+    let error = match start(&next).await {
+        Ok(agent) => return Ok((agent, next)),
+        Err(error) => error,
+    };
+    let agent = start(&before).await?;
+    let why = format!("{NOT_TAKEN}: {error}");
+    tracing::error!(why);
+    agent.stream().note_trouble(Some(why));
+    Ok((agent, before))
+}
+
+async fn start(settings: &AgentSettings) -> Result<Agent, AgentError> {
+    for _ in 1..ATTEMPTS {
+        match Agent::start(settings.clone(), System::clock(), System::entropy()) {
+            Err(error) if error.class() == Class::Fence => System.sleep(PAUSE).await,
+            other => return other,
+        }
+    }
+    Agent::start(settings.clone(), System::clock(), System::entropy())
+}
