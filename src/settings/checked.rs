@@ -219,11 +219,11 @@ impl ServerSettings {
     /// `docs/configuration.md`.
     #[must_use]
     pub fn memory_bytes_max(&self) -> u64 {
-        const CONNECTION: u64 = 36 << 10; // TLS and session of an idle agent, and its machine
+        const CONNECTION: u64 = 50 << 10; // TLS and session of an idle agent, and its machine
         const HANDSHAKE: u64 = 68 << 10; // a ClientHello that trickles in
         const APPLYING: u64 = 2; // machines that are applied at once
         const RUN: u64 = 16 << 20; // source bytes of a run, unless one delta has more
-        const BASE: u64 = 48 << 20; // code, runtimes, indexes, metrics
+        const BASE: u64 = 20 << 20; // code, runtimes, indexes, metrics
         let (limits, streams) = (&self.limits, u64::from(self.upload.streams.max));
         let seal = 2 * self.batch.bytes_max + 4 * u64::from(self.seal.frame_bytes);
         BASE + limits.receive_bytes_max
