@@ -16,7 +16,7 @@ use super::config::{ConfigError, secret};
 use crate::clock::Clock;
 use crate::observe::error_chain;
 
-/// A file in use is read again after this long; half of what a refused call waits before it fails a lease.
+/// A file in use is read again after this long: a third of a lease, so one that was renewed in time ends none.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 
 type Make<T> = dyn Fn(&str) -> Result<T, ConfigError> + Send + Sync;
