@@ -1,5 +1,6 @@
 //! Writes that are seen after the fact, beside catch-up reads and rounds of clearing.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::capture::{CaptureMode, Observer};
@@ -189,4 +190,27 @@ fn a_bookmark_is_sent_when_observers_confirm_it_and_taken_back_when_not() {
             }
         }
     }
+}
+
+/// Without its bit on the agent's disk a write would be forgotten by an agent that is killed: it is no
+/// record, and its disk says so. The others go on.
+#[test]
+fn a_write_whose_bit_cannot_be_written_is_read_again() {
+    let machine = ordered(8 << 20);
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+    let other = DiskIndex(1);
+    let seen = [DISK, other].map(|disk| {
+        let extent = Extent::new(CHUNK, 512, WRITE_BYTES_MAX).unwrap();
+        let change = Change::Write { disk, extent, payload: vec![1; 512].into() };
+        Seen { disk, range: extent.range(), what: What::Change(change) }
+    });
+    let unwritten = machine.stream.observed(seen.into());
+    assert_eq!(unwritten.into_keys().collect::<Vec<_>>(), [DISK]);
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::CatchingUp, CHUNK));
+    let records = machine.take();
+    let written = records.iter().filter_map(|record| match record.change {
+        Change::Write { disk, .. } => Some(disk),
+        _ => None,
+    });
+    assert_eq!(written.collect::<Vec<_>>(), [other]);
 }
