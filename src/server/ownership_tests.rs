@@ -304,9 +304,10 @@ async fn a_machine_whose_uploads_are_behind_is_not_given_up() {
     let _second = first.beside("ps-2", Kept::default()).await;
     let document = first.enroll(&machine).await;
     first.owned_by("ps-1", &document).await;
-    let link = first.opens(&machine).await;
+    // Before it opens: what was kept may be sealed and on its way at once.
     let gate = Gate::new();
-    first.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())));
+    first.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/log/"));
+    let link = first.opens(&machine).await;
     let late = first.moves(&machine, "ps-2").await.unwrap_err();
     assert!(matches!(late, HandoverError::Late { .. }), "{late}");
     assert!(!link.has_ended(), "nothing has changed");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use holdfast::agent::{Agent, AgentStatus};
 use holdfast::format::wire::{Redirect, Refusal, Refuse};
@@ -13,7 +14,10 @@ use crate::stream::{CHUNK, equals_source, no_violations};
 
 /// A machine whose agent knows the servers `a` and `b`, in this order, and is settled on `a`.
 async fn two(disk_bytes: u64, buffer_bytes: u64) -> (Machine, Arc<Server>, Arc<Server>, Agent) {
-    let mut machine = Machine::new(&[disk_bytes], buffer_bytes);
+    two_for(Machine::new(&[disk_bytes], buffer_bytes)).await
+}
+
+async fn two_for(mut machine: Machine) -> (Machine, Arc<Server>, Arc<Server>, Agent) {
     machine.settings.servers = vec!["a:9443".into(), "b:9443".into()];
     let (a, b) = (Server::named("a", 4 << 20), Server::named("b", 4 << 20));
     let agent = machine.start(Arc::new(Site(vec![Arc::clone(&a), Arc::clone(&b)]))).await;
@@ -117,7 +121,8 @@ async fn a_redirect_is_followed_inside_a_session_and_in_answer_to_a_hello() {
     workload.await.unwrap();
     let status = settled(&agent).await;
     assert_eq!(status.switches, 6, "{status:?}");
-    assert!(status.switched_because.unwrap().contains("web-1 moved"));
+    let why = status.switched_because.unwrap();
+    assert!(why.contains("web-1 moved"), "{why}");
     assert_eq!(catch_ups(&a), 1, "the order was never lost");
     no_violations(&a);
     no_violations(&b);
@@ -126,7 +131,9 @@ async fn a_redirect_is_followed_inside_a_session_and_in_answer_to_a_hello() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_silent_is_left() {
-    let (machine, a, b, agent) = two(4 << 20, 8 << 20).await;
+    let mut machine = Machine::new(&[4 << 20], 8 << 20);
+    machine.settings.server_timeout = Duration::from_secs(20);
+    let (machine, a, b, agent) = two_for(machine).await;
     a.frozen.store(true, Ordering::Relaxed);
     b.take_over(&a);
     write(&agent, 0..3, 4096).await;
