@@ -13,10 +13,10 @@ use holdfast::settings::{
     AgentDisk, AgentMode, AgentSettings, Capture, Congestion, TransportChoice,
 };
 
-/// Twenty seconds of the agent in one.
-pub(crate) struct Fast;
+/// So many seconds of the agent in one.
+pub(crate) struct Fast(pub(crate) u32);
 
-const SPEED: u32 = 20;
+pub(crate) const SPEED: u32 = 20;
 
 #[async_trait]
 impl Clock for Fast {
@@ -24,10 +24,10 @@ impl Clock for Fast {
         System.wall()
     }
     fn monotonic(&self) -> Duration {
-        System.monotonic() * SPEED
+        System.monotonic() * self.0
     }
     async fn sleep(&self, duration: Duration) {
-        System.sleep(duration / SPEED).await;
+        System.sleep(duration / self.0).await;
     }
 }
 
@@ -90,8 +90,13 @@ impl Machine {
 
     /// Starts an agent; one that was just killed may hold its files for a moment.
     pub(crate) async fn start(&self, dial: Arc<dyn Dial>) -> Agent {
+        self.start_at(SPEED, dial).await
+    }
+
+    /// Where what the agent bears with must be more than a pause of this machine's scheduler.
+    pub(crate) async fn start_at(&self, speed: u32, dial: Arc<dyn Dial>) -> Agent {
         for _ in 0..1000 {
-            let (clock, entropy) = (Arc::new(Fast), System::entropy());
+            let (clock, entropy) = (Arc::new(Fast(speed)), System::entropy());
             match Agent::start_with(self.settings.clone(), clock, entropy, Arc::clone(&dial)) {
                 Ok(agent) => return agent,
                 Err(AgentError::DiskInUse { .. } | AgentError::StateInUse { .. }) => {

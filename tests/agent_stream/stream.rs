@@ -35,6 +35,7 @@ pub(crate) fn equals_source(server: &Server, machine: &Machine) {
 async fn the_first_copy_runs_beside_live_writes_within_its_buffer() {
     let machine = Machine::new(&[24 << 20, 1 << 20], 1 << 20);
     let server = Server::new(4 << 20);
+    server.pace_ms.store(20, Ordering::Relaxed); // a copy that can be watched
     let agent = machine.start(Arc::new(Direct(Arc::clone(&server)))).await;
     let disk = export(&agent, 0);
     let writer = blocking(move || {
@@ -56,6 +57,7 @@ async fn the_first_copy_runs_beside_live_writes_within_its_buffer() {
     };
     let ((), seen_copying) = tokio::join!(writer, watched);
     assert!(seen_copying);
+    server.pace_ms.store(0, Ordering::Relaxed);
     settled(&agent).await;
     no_violations(&server);
     equals_source(&server, &machine);
@@ -503,7 +505,8 @@ async fn in_mode_sync_a_write_is_durable_when_it_is_answered() {
     let mut machine = Machine::new(&[1 << 20], 4 << 20);
     machine.settings.mode = AgentMode::Sync;
     let server = Server::new(4 << 20);
-    let agent = machine.start(Arc::new(Direct(Arc::clone(&server)))).await;
+    // Its five seconds without an acknowledgement are five.
+    let agent = machine.start_at(1, Arc::new(Direct(Arc::clone(&server)))).await;
     settled(&agent).await;
     let (disk, holder) = (export(&agent, 0), Arc::clone(&server));
     blocking(move || {

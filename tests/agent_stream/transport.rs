@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::machine::{Fast, Machine, blocking, noise, settled, until};
+use crate::machine::{Fast, Machine, SPEED, blocking, noise, settled, until};
 use crate::server::Server;
 
 /// A certificate authority.
@@ -111,8 +111,9 @@ async fn nbd_in_tls_out() {
     let address = start(Authority::of(&machine).acceptor("localhost"), &server).await;
     // The first server does not exist: the next one is tried.
     machine.settings.servers = vec!["127.0.0.1:1".into(), address];
-    let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
-    let again = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    let agent =
+        Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy()).unwrap();
+    let again = Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy());
     assert!(matches!(again, Err(AgentError::StateInUse { .. })), "{again:?}");
     settled(&agent).await;
     let socket = machine.path("disk0.sock");
@@ -156,7 +157,8 @@ async fn a_redirect_is_followed_to_a_server_of_the_site_and_to_nobody_else() {
     ];
     machine.settings.server_name = None; // each server its own
     machine.settings.servers = vec![first];
-    let agent = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy()).unwrap();
+    let agent =
+        Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy()).unwrap();
     settled(&agent).await;
     b.take_over(a);
     a.held().redirect = Some(Redirect { addresses, reason: "ps-1 drains".into() });
@@ -173,10 +175,10 @@ async fn a_redirect_is_followed_to_a_server_of_the_site_and_to_nobody_else() {
 #[tokio::test]
 async fn files_that_are_no_certificates_are_named() {
     let machine = Machine::new(&[4096], 4 << 20);
-    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy());
     let text = format!("{}", refused.unwrap_err());
     assert!(text.contains("ca.pem"), "{text}");
     std::fs::write(machine.path("ca.pem"), "nothing").unwrap();
-    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast), System::entropy());
+    let refused = Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy());
     assert!(matches!(refused, Err(AgentError::Certificate { .. })));
 }
