@@ -18,7 +18,8 @@ pub(super) struct Handshakes {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    tasks: BTreeMap<u64, AbortHandle>,
+    /// Without a task while it is being started.
+    places: BTreeMap<u64, Option<AbortHandle>>,
 }
 
 /// One of them; dropped when it is through, or over.
@@ -35,32 +36,46 @@ impl Handshakes {
 
     /// Whether half of the places are taken.
     pub(super) fn crowded(&self) -> bool {
-        lock(&self.waiting).tasks.len() >= self.max.div_ceil(2)
+        lock(&self.waiting).places.len() >= self.max.div_ceil(2)
     }
 
     /// Starts the task of a new connection; whether an older one had to go for it.
     pub(super) fn begin(&self, start: impl FnOnce(Handshake) -> AbortHandle) -> bool {
-        let mut waiting = lock(&self.waiting);
-        let number = waiting.next;
-        waiting.next += 1;
-        let oldest = match waiting.tasks.len() >= self.max {
-            true => waiting.tasks.pop_first(),
-            false => None,
+        let (number, oldest) = {
+            let mut waiting = lock(&self.waiting);
+            let oldest = match waiting.places.len() >= self.max {
+                true => waiting.take_oldest(),
+                false => None,
+            };
+            let number = waiting.next;
+            waiting.next += 1;
+            waiting.places.insert(number, None);
+            (number, oldest)
         };
-        let task = start(Handshake { waiting: Arc::clone(&self.waiting), number });
-        waiting.tasks.insert(number, task);
-        drop(waiting);
         let evicted = oldest.is_some();
-        if let Some((_, task)) = oldest {
+        if let Some(task) = oldest {
             task.abort();
+        }
+        // Not under the lock: a runtime that shuts down drops the task, and with it the handshake, at once.
+        let task = start(Handshake { waiting: Arc::clone(&self.waiting), number });
+        if let Some(place) = lock(&self.waiting).places.get_mut(&number) {
+            *place = Some(task);
         }
         evicted
     }
 }
 
+impl Waiting {
+    fn take_oldest(&mut self) -> Option<AbortHandle> {
+        let number =
+            self.places.iter().find_map(|(&number, task)| task.as_ref().map(|_| number))?;
+        self.places.remove(&number).flatten()
+    }
+}
+
 impl Drop for Handshake {
     fn drop(&mut self) {
-        lock(&self.waiting).tasks.remove(&self.number);
+        lock(&self.waiting).places.remove(&self.number);
     }
 }
 
@@ -104,5 +119,25 @@ mod tests {
         assert!(second.unwrap().await.unwrap_err().is_cancelled());
         assert!(!first.unwrap().is_finished());
         assert!(!third.unwrap().is_finished());
+    }
+
+    /// What a runtime does with a task that comes while it shuts down.
+    #[test]
+    fn a_task_that_is_dropped_while_it_starts_gives_its_place_back() {
+        let (ended, over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let handshakes = Handshakes::new(1);
+            let gone = runtime.spawn(async {}).abort_handle();
+            let evicted = [(); 3].map(|()| {
+                handshakes.begin(|handshake| {
+                    drop(handshake);
+                    gone.clone()
+                })
+            });
+            ended.send((evicted, handshakes.crowded())).unwrap();
+        });
+        let ended = over.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(ended, Ok(([false; 3], false)), "its own place was waited for");
     }
 }

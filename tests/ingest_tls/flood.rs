@@ -51,7 +51,7 @@ async fn sitting_strangers_do_not_keep_an_agent_out() {
 async fn a_stranger_has_the_handshakes_time_and_no_more() {
     bounded(async {
         let hasty = holdfast::settings::LimitSettings {
-            handshake_timeout: Duration::from_millis(300),
+            handshake_timeout: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(1000),
             ..limits()
         };

@@ -178,7 +178,7 @@ async fn trickling_and_silent_agents_are_cut_off() {
     bounded(async {
         let patient = limits();
         let server = Server::start(holdfast::settings::LimitSettings {
-            idle_timeout: Duration::from_millis(400),
+            idle_timeout: Duration::from_secs(2),
             ..patient
         })
         .await;
@@ -198,7 +198,7 @@ async fn trickling_and_silent_agents_are_cut_off() {
             agent.tls.write_all(&frame.header[..head]).await.unwrap();
             let (mut reader, mut writer) = tokio::io::split(agent.tls);
             let trickle = async {
-                let mut pace = tokio::time::interval(Duration::from_millis(50));
+                let mut pace = tokio::time::interval(Duration::from_millis(200));
                 loop {
                     pace.tick().await;
                     if writer.write_all(&[frame.header[1]]).await.is_err() {
