@@ -32,7 +32,9 @@ fn append(directory: &std::path::Path, bytes: usize, count: u64, queue: usize) -
     };
     let metrics = Arc::new(Metrics::default());
     let opened = open(&settings, 0, 1, System::clock(), System::entropy(), metrics);
-    let writer = opened.expect("a fresh directory opens").writer;
+    let opened = opened.expect("a fresh directory opens");
+    opened.recycling.begin();
+    let writer = opened.writer;
     let payload = Payload::from(vec![0x5A; bytes]);
     tokio_uring::start(async move {
         let (sender, receiver) = mpsc::channel(queue);

@@ -206,8 +206,10 @@ fn serve(
                 Some(settings) => {
                     let opened =
                         cache::open(&settings, 0, 1, System::clock(), System::entropy(), metrics);
+                    let opened = opened.unwrap();
+                    opened.recycling.begin();
                     // The links hold the way into the log: it ends with the process.
-                    let writing = opened.unwrap().writer.run(admitted, |all| tell(&by_key, all));
+                    let writing = opened.writer.run(admitted, |all| tell(&by_key, all));
                     tokio::select! { end = writing => end.unwrap(), _ = port => {} }
                 }
                 None => {

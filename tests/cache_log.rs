@@ -36,7 +36,9 @@ fn try_open(directory: &Path, segments: u64) -> Result<(Opened, Arc<Metrics>), C
     let metrics = Arc::new(Metrics::default());
     let settings = settings(directory, segments);
     let (clock, entropy) = (System::clock(), System::entropy());
-    open(&settings, 0, 1, clock, entropy, Arc::clone(&metrics)).map(|opened| (opened, metrics))
+    let opened = open(&settings, 0, 1, clock, entropy, Arc::clone(&metrics))?;
+    opened.recycling.begin();
+    Ok((opened, metrics))
 }
 
 fn machine(number: u64) -> MachineKey {

@@ -36,4 +36,5 @@ pub use durable::{Durable, DurableChange, DurableThrough, Survivor};
 pub use error::CacheError;
 pub use fill::Fill;
 pub use open::{Opened, open, shards_found};
+pub use pool::Recycling;
 pub use writer::Writer;

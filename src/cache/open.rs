@@ -13,7 +13,7 @@ use super::file::{SegmentDirectory, Slot};
 use super::fill::Fill;
 use super::flush;
 use super::lineage::Lineage;
-use super::pool::{Geometry, Pool, RESERVE};
+use super::pool::{Geometry, Pool, RESERVE, Recycling};
 use super::recovery::{Recovered, recover};
 use super::segment::Segment;
 use super::writer::Writer;
@@ -45,6 +45,8 @@ pub struct Opened {
     pub damage: Vec<Damage>,
     /// How full it is.
     pub fill: Arc<Fill>,
+    /// Nothing is recycled before this is begun, nor after it is dropped.
+    pub recycling: Recycling,
 }
 
 /// Opens the log of one shard, of `shards`, and puts it in order. Blocks for as long as reading the
@@ -84,10 +86,12 @@ pub(super) fn start(
     let (durable, lineage) = durable(&mut recovered, &freed)?;
     let directory = Arc::clone(&recovered.keeper.directory);
     let channel = (freed, returned);
+    let recycling = Recycling::not_yet();
     let pool = Pool::start(
         recovered.keeper,
         recovered.stale,
         channel,
+        &recycling,
         Arc::clone(&fill),
         Arc::clone(&clock),
     )?;
@@ -96,6 +100,7 @@ pub(super) fn start(
         writer: Writer { directory, pool, lineage, clock, metrics },
         damage: recovered.damage,
         fill,
+        recycling,
     })
 }
 

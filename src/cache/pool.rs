@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
@@ -129,6 +129,36 @@ pub(super) fn blank(slot: &Slot) -> io::Result<()> {
     slot.file.sync()
 }
 
+/// Whether segments that nobody holds any more are written anew. It begins when its holder says so, and
+/// ends for good when that is dropped: a process that ends, or does not come to its start, drops records
+/// that nobody has published, and the next one must find them.
+#[derive(Debug)]
+pub struct Recycling(watch::Sender<Phase>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    NotYet,
+    Now,
+    Over,
+}
+
+impl Recycling {
+    pub(super) fn not_yet() -> Self {
+        Self(watch::Sender::new(Phase::NotYet))
+    }
+
+    /// From now on who drops a record says that it is not needed.
+    pub fn begin(&self) {
+        self.0.send_replace(Phase::Now);
+    }
+}
+
+impl Drop for Recycling {
+    fn drop(&mut self) {
+        self.0.send_replace(Phase::Over);
+    }
+}
+
 /// The writer's end of the thread.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -146,11 +176,13 @@ impl Pool {
         keeper: Keeper,
         stale: Vec<Slot>,
         freed: (mpsc::UnboundedSender<Slot>, mpsc::UnboundedReceiver<Slot>),
+        recycling: &Recycling,
         fill: Arc<Fill>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CacheError> {
         let (sender, prepared) = mpsc::channel(1);
         let (freed, returned) = freed;
+        let returned = Returned { slots: returned, phase: recycling.0.subscribe() };
         let directory = keeper.directory.path().to_owned();
         let action = "starting the thread that prepares segments";
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -185,10 +217,26 @@ impl Drop for Pool {
     }
 }
 
+/// Slots that come back, while they are recycled.
+struct Returned {
+    slots: mpsc::UnboundedReceiver<Slot>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Returned {
+    /// The next one; never again once recycling is over.
+    async fn next(&mut self) -> Option<Slot> {
+        self.phase.wait_for(|phase| *phase == Phase::Now).await.ok()?;
+        let slot = self.slots.recv().await?;
+        // Looked at behind the slot: whoever ended it did so before anything was let go for that.
+        (*self.phase.borrow() == Phase::Now).then_some(slot)
+    }
+}
+
 async fn keep(
     mut keeper: Keeper,
     stale: Vec<Slot>,
-    mut returned: mpsc::UnboundedReceiver<Slot>,
+    mut returned: Returned,
     prepared: mpsc::Sender<Prepared>,
     fill: &Fill,
     clock: &dyn Clock,
@@ -201,7 +249,7 @@ async fn keep(
         tokio::select! {
             biased;
             () = prepared.closed() => return,
-            Some(slot) = returned.recv() => {
+            Some(slot) = returned.next() => {
                 let bytes = slot.file.bytes();
                 keeper.take_back(slot);
                 fill.give(bytes);

@@ -11,6 +11,7 @@ use super::model::{Computer, GEOMETRY, Shared};
 use super::open::{Opened, start};
 use super::pool::{Geometry, Keeper, Prepared};
 use super::recovery::recover;
+use super::writer::Writer;
 use crate::budget::Budget;
 use crate::clock::System;
 use crate::ingest::Admitted;
@@ -26,7 +27,9 @@ fn open(computer: &Shared) -> Opened {
     let metrics = Arc::new(Metrics::default());
     let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
     let recovered = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();
-    start(recovered, GEOMETRY, System::clock(), metrics).unwrap()
+    let opened = start(recovered, GEOMETRY, System::clock(), metrics).unwrap();
+    opened.recycling.begin();
+    opened
 }
 
 fn write(sequence: u64, budget: &Budget) -> Admitted {
@@ -108,6 +111,59 @@ async fn permits_come_back_when_durable_and_segments_when_released() {
     ended.unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 200);
     assert!(fill.used_bytes() <= fill.max_bytes());
+}
+
+/// The pool has seen what came back before: it looks at that before it prepares a segment.
+async fn turned(mut writer: Writer) {
+    for _ in 0..2 {
+        writer.pool.next().await.unwrap();
+    }
+}
+
+/// A log whose server does not come to its start, or ends: what it lets go of nobody has published.
+#[tokio::test]
+async fn before_recycling_begins_and_after_it_ends_every_record_stays() {
+    let computer = Computer::shared(1);
+    let written = |sequences: std::ops::RangeInclusive<u64>| {
+        let (sender, admitted) = mpsc::channel(sequences.clone().count());
+        for sequence in sequences {
+            sender.try_send(write(sequence, &Budget::new(512))).unwrap();
+        }
+        (sender, admitted)
+    };
+    let found = |computer: &Shared| {
+        let metrics = Arc::new(Metrics::default());
+        let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
+        let recovered = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();
+        start(recovered, GEOMETRY, System::clock(), metrics).unwrap()
+    };
+    // Several segments of them; all are held while the log is open, as pipelines do.
+    let opened = open(&computer);
+    let (sender, admitted) = written(1..=8);
+    let mut held = Vec::new();
+    drop(sender);
+    opened.writer.run(admitted, |durable| held.extend(durable)).await.unwrap();
+    drop(held);
+    drop(opened.recycling);
+    // It is opened, and something else fails.
+    let opened = found(&computer);
+    assert_eq!(opened.recovered.len(), 8);
+    drop(opened.recovered);
+    turned(opened.writer).await;
+    // It runs, and another shard's disk fails.
+    let opened = found(&computer);
+    assert_eq!(opened.recovered.len(), 8, "let go before anything was published");
+    opened.recycling.begin();
+    drop(opened.recycling);
+    drop(opened.recovered);
+    turned(opened.writer).await;
+    let opened = found(&computer);
+    assert_eq!(opened.recovered.len(), 8, "let go by a process that ended");
+    // And what is let go while it runs makes room.
+    opened.recycling.begin();
+    drop(opened.recovered);
+    turned(opened.writer).await;
+    assert_eq!(found(&computer).recovered.len(), 0);
 }
 
 /// Whatever is in them: what lies in memory for the records of the log stays a part of the log.

@@ -343,7 +343,7 @@ impl Registry {
         }
         let all = held.is_empty() && !fenced;
         if !held.is_empty() {
-            self.kept().hold(held, generation);
+            self.kept().hold(held, generation, fenced);
             self.kept_changed.notify_one();
         }
         let Some(served) = served.upgrade() else { return };

@@ -354,6 +354,30 @@ async fn what_a_fenced_server_made_durable_is_held() {
     first.let_go(&records).await;
 }
 
+/// The manifest names both alike: only who was fenced knows that somebody else went on.
+#[tokio::test]
+async fn what_was_durable_when_a_process_of_the_same_name_came_is_held() {
+    let first = Site::new(Kept::default()).await;
+    let machine = id("web");
+    let document = first.enroll(&machine).await;
+    first.opens(&machine).await;
+    first.owned_by("ps-1", &document).await;
+    let records = kept(&machine);
+    first.registry.routes().durable(records.clone());
+    let mut steps = 0..100_000;
+    while first.registry.served(&machine).is_some() {
+        steps.next().expect("it comes to an end");
+        first.clock.advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(first.registry.kept().records(), 4);
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 2), "nothing was taken back");
+    // The agent comes here: what it has not heard to be published it has itself.
+    first.opens(&machine).await;
+    assert_eq!(first.metrics.machine(&machine).watermarks().durable, Sequence::ZERO);
+    first.let_go(&records).await;
+}
+
 #[tokio::test]
 async fn a_server_that_drains_gives_its_machines_to_the_others() {
     let (first, second, _) = two().await;

@@ -26,7 +26,7 @@ use super::recovered::Kept;
 use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
 use crate::apply::Bodies;
-use crate::cache::{self, CacheError, Opened};
+use crate::cache::{self, CacheError, Opened, Recycling};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Admitted, Ingest, IngestSetup, QuicConfig};
 use crate::observe::endpoint::{Door, Observed};
@@ -62,6 +62,8 @@ pub struct Addresses {
 
 /// A running process server. Dropping it does not stop it: call [`ProcessServer::drain`].
 pub struct ProcessServer {
+    /// Dropped before all else: what the others let go of then is kept for the next start.
+    recycling: Vec<Recycling>,
     addresses: Addresses,
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
@@ -176,6 +178,7 @@ impl ProcessServer {
                 tracing::warn!("not everything could be published; the cache log keeps it");
             }
         }
+        drop(self.recycling); // a log that is late is open yet, and what is kept is let go from here on
         self.drained.send_replace(true);
         for task in self.tasks {
             drop(task.await);
@@ -235,6 +238,7 @@ impl Building {
         let mut writers = Vec::new();
         let mut appending = Vec::new();
         let mut pressure = self.pressure();
+        let mut recycling = Vec::new();
         for log in opened {
             let (appends, admitted) = mpsc::channel(APPENDS_QUEUED);
             appending.push(appends.downgrade());
@@ -242,6 +246,7 @@ impl Building {
             kept.add(log.recovered);
             queues.push(ShardQueue { appends: Some(appends).into(), credit });
             writers.push((log.writer, admitted));
+            recycling.push(log.recycling);
         }
         tasks.push(tokio::spawn(pressure.run()));
         let news = Arc::new(News::default());
@@ -271,7 +276,9 @@ impl Building {
         let drain = self.drain.clone();
         let metrics = Arc::clone(&self.metrics);
         let peers = Arc::clone(&self.peers);
+        recycling.iter().for_each(Recycling::begin);
         Ok(ProcessServer {
+            recycling,
             addresses,
             metrics,
             registry,

@@ -1,6 +1,6 @@
 //! Records that the cache log kept over a restart, until their machine is claimed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::cache::{Durable, Survivor};
 use crate::format::manifest::Manifest;
@@ -24,6 +24,13 @@ pub(super) enum GivenUp {
         /// The oldest ownership that counts.
         since: Generation,
     },
+    /// Another process had the machine while this one ran; one of this server's name, too, which the
+    /// manifest does not tell from this one.
+    #[error("record {sequence} was durable here when another process took the machine")]
+    Fenced {
+        /// The first of them.
+        sequence: Sequence,
+    },
     /// They lie behind a gap.
     #[error(transparent)]
     Gap(#[from] StreamError),
@@ -45,6 +52,8 @@ pub(super) enum Fate {
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     by_machine: HashMap<MachineKey, VecDeque<Survivor>>,
+    /// Machines that somebody else took while their records were here.
+    fenced: HashSet<MachineKey>,
 }
 
 impl Kept {
@@ -54,8 +63,11 @@ impl Kept {
         }
     }
 
-    /// Records that were durable here when another server took their machine.
-    pub(super) fn hold(&mut self, records: Vec<Durable>, generation: Generation) {
+    /// Records that could not be published; `fenced` when another process took their machine.
+    pub(super) fn hold(&mut self, records: Vec<Durable>, generation: Generation, fenced: bool) {
+        if fenced {
+            self.fenced.extend(records.iter().map(Durable::machine));
+        }
         self.add(records.into_iter().map(|record| Survivor { record, generation }).collect());
     }
 
@@ -74,6 +86,9 @@ impl Kept {
         let Some(kept) = self.by_machine.get(&machine) else { return Fate::GiveUp };
         let Some(present) = present else { return Fate::Claim }; // K1
         if present.owner == *us {
+            if self.fenced.contains(&machine) {
+                return Fate::Hold; // K3: by whom, only they know
+            }
             let unbroken = |one: &Survivor| one.generation >= present.owned_since;
             let mut left = kept.iter().filter(|one| one.record.sequence() > present.published);
             return if left.all(unbroken) { Fate::Claim } else { Fate::Hold }; // K1, K3
@@ -89,6 +104,7 @@ impl Kept {
 
     /// Lets a machine's records go: their segments become free.
     pub(super) fn give_up(&mut self, machine: MachineKey) {
+        self.fenced.remove(&machine);
         self.by_machine.remove(&machine);
     }
 
@@ -107,11 +123,16 @@ impl Kept {
         state: &mut StreamState,
     ) -> (Vec<Durable>, Option<GivenUp>) {
         let mut follow = Vec::new();
-        let kept = self.by_machine.remove(&MachineKey::of(&claimed.machine)).unwrap_or_default();
+        let machine = MachineKey::of(&claimed.machine);
+        let fenced = self.fenced.remove(&machine);
+        let kept = self.by_machine.remove(&machine).unwrap_or_default();
         for Survivor { record, generation } in kept {
             let sequence = record.sequence();
             if sequence <= state.sequence {
                 continue;
+            }
+            if fenced {
+                return (follow, Some(GivenUp::Fenced { sequence }));
             }
             let since = claimed.owned_since;
             if !(since..claimed.generation).contains(&generation) {

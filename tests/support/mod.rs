@@ -78,9 +78,15 @@ pub fn have_fuse() -> bool {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that the system gives to nobody else while this test runs: it stays bound, by a socket that does
+/// not listen. Whoever asks for it by number (with SO_REUSEADDR, as servers do) gets it.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    std::mem::forget(socket);
+    port
 }
 
 /// Runs a command to its end and insists on success.
