@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::net::TcpSocket;
 
 use crate::error::LoadError;
 use crate::process::{Process, output};
@@ -138,10 +140,16 @@ impl Servers {
     }
 }
 
-/// A port that nobody listens on now.
+/// An address that the system gives to nobody else while this process lives: it stays bound, by a socket that
+/// does not listen, so a server that was killed finds it free when it comes back.
 fn free_address() -> Result<String, LoadError> {
-    let listener = TcpListener::bind("127.0.0.1:0");
-    let address = listener.and_then(|listener| listener.local_addr());
-    let address = address.map_err(LoadError::file("127.0.0.1", "looking for a free port"))?;
-    Ok(address.to_string())
+    let looking = || LoadError::file("127.0.0.1", "looking for a free port");
+    let bound = TcpSocket::new_v4().and_then(|socket| {
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = socket.local_addr()?;
+        std::mem::forget(socket);
+        Ok(address)
+    });
+    Ok(bound.map_err(looking())?.to_string())
 }
