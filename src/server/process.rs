@@ -177,9 +177,7 @@ impl ProcessServer {
             }
         }
         self.drained.send_replace(true);
-        for task in self.tasks {
-            drop(task.await);
-        }
+        closing::end(self.tasks, &clock).await;
         within(&clock, TELL_MAX, self.peers.release()).await;
         if late {
             return result; // its threads wait for room still, and end with the process
@@ -399,19 +397,16 @@ impl Building {
     ) -> Result<Task<()>, ServerError> {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|source| ServerError::Listen { address, source })?;
-        let router = observe::endpoint::router(Observed {
+        let observed = Observed {
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             tuning: self.tuning.clone(),
             door: Door::Loopback,
-        });
+        };
+        let head_timeout = self.settings.limits.handshake_timeout;
         let mut drain = self.drain.subscribe();
         let stop = async move { drop(drain.wait_for(|drain| *drain).await) };
-        Ok(tokio::spawn(async move {
-            if let Err(error) = observe::endpoint::serve(listener, router, stop).await {
-                tracing::error!(%error, "the metrics listener ended");
-            }
-        }))
+        Ok(tokio::spawn(observe::endpoint::serve(listener, observed, head_timeout, stop)))
     }
 
     fn pressure(&self) -> Pressures {
