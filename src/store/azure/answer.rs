@@ -125,7 +125,7 @@ impl Asked<'_> {
                 format!("this machine's clock is {skew} s off Azure's; set it (NTP)")
             }
             (_, "AuthenticationFailed" | "InvalidAuthenticationInfo") => format!(
-                "Azure does not accept the credential ({status} {code}); check key, signature or token that the store's address names (they are read once), then restart"
+                "Azure does not accept the credential ({status} {code}); check the key, signature or token that the store's address names; a file that is written anew is read within 5 s, anything else needs a restart"
             ),
             (_, "AccountIsDisabled") => "the account is disabled; enable it".to_owned(),
             _ => format!(

@@ -174,7 +174,7 @@ fn texts_name_account_container_object_and_cure() {
         (answered(403, "AuthenticationFailed", &skewed, Effect::Reads), "clock is 364638048 s off"),
         (
             answered(403, "AuthenticationFailed", &[], Effect::Reads),
-            "check key, signature or token that the store's address names (they are read once), then restart",
+            "check the key, signature or token that the store's address names; a file that is written anew is read within 5 s, anything else needs a restart",
         ),
         (
             answered(403, "AuthorizationFailure", &[], Effect::Reads),
