@@ -46,6 +46,8 @@ const APPENDS_QUEUED: usize = 1024;
 const PORT_TRIES: u32 = 16;
 /// How long the others may take to be told that this server leaves, and its lease to be given back.
 const TELL_MAX: Duration = Duration::from_secs(2);
+/// How often the certificate of a live session is looked at again: one read of its machine's document.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(3600);
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -295,6 +297,7 @@ impl Building {
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             machines: Arc::clone(registry) as Arc<dyn ingest::Machines>,
+            certificates_every: CERTIFICATES_EVERY,
             operator: operator::router(registry),
             drain: self.drain.subscribe(),
         })
