@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod apply;
+pub mod bounded_http;
 pub mod budget;
 pub mod cache;
 pub mod cli;

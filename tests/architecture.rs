@@ -12,13 +12,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("clock", &["model"]),
     ("budget", &[]),
+    ("bounded_http", &["clock"]),
     ("places", &[]),
     ("heap", &[]),
     ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
     ("settings", &["model"]),
-    ("observe", &["model", "clock", "settings"]),
+    ("observe", &["model", "clock", "bounded_http", "settings"]),
     ("vault", &["model", "clock", "format", "store", "seal"]),
     ("nbd", &["model", "clock", "format"]),
     // Two that know each other: the cache takes `ingest::Admitted`, an ack is built from
@@ -59,6 +60,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "model",
             "clock",
+            "bounded_http",
             "format",
             "settings",
             "store",

@@ -8,6 +8,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output};
 
@@ -282,6 +284,24 @@ fn a_second_server_on_the_same_directory_is_refused() {
     assert!(said.contains(&holder) && said.contains(text(&site.root().join("cache"))), "{said}");
     assert!(support::curl(&format!("http://127.0.0.1:{}/healthz", site.metrics_port)).is_some());
     server.stop();
+}
+
+#[test]
+fn half_a_request_on_the_metrics_port_does_not_hold_up_the_end() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = Site::new();
+    // Longer than the test waits: the end itself cuts it.
+    site.set("limits.idle_timeout_ms", 600_000);
+    site.set("limits.handshake_timeout_ms", 60_000);
+    let server = site.serve();
+    let mut half = TcpStream::connect(("127.0.0.1", site.metrics_port)).unwrap();
+    half.write_all(b"GET /met").unwrap();
+    let url = format!("http://127.0.0.1:{}/healthz", site.metrics_port);
+    assert!(support::curl(&url).is_some(), "accepted after it");
+    server.stop();
+    drop(half);
 }
 
 #[test]

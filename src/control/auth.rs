@@ -1,10 +1,9 @@
 //! Who may call: an operator's token on every route but two.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
@@ -15,13 +14,12 @@ use super::sidecar::Shared;
 use crate::vault::{Token, TokenError};
 
 /// Where a request came from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
+pub(super) type Peer = ConnectInfo<SocketAddr>;
 
 /// Lets a request through that shows an operator's token.
 pub(super) async fn operator(
     State(shared): State<Arc<Shared>>,
-    Extension(peer): Extension<Peer>,
+    peer: Peer,
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
@@ -35,7 +33,7 @@ impl Shared {
     /// The token that a request shows.
     pub(super) fn bearer(&self, headers: &HeaderMap, peer: Peer) -> Result<Token, Refusal> {
         let now = self.clock.monotonic();
-        if !self.limiter.admits(peer.0, now) {
+        if !self.limiter.admits(peer.ip(), now) {
             return Err(Refusal::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_failures",
@@ -51,7 +49,7 @@ impl Shared {
         });
         let token = token.and_then(Token::parse);
         token.ok_or_else(|| {
-            self.limiter.failed(peer.0, now);
+            self.limiter.failed(peer.ip(), now);
             Refusal::new(
                 StatusCode::UNAUTHORIZED,
                 "token_missing",
@@ -64,10 +62,10 @@ impl Shared {
     /// Counts a token that was refused.
     pub(super) fn denied(&self, error: TokenError, peer: Peer) -> Refusal {
         if !matches!(error, TokenError::Vault(_)) {
-            self.limiter.failed(peer.0, self.clock.monotonic());
+            self.limiter.failed(peer.ip(), self.clock.monotonic());
         }
         let refusal = Refusal::from(error);
-        tracing::warn!(peer = %peer.0, status = %refusal.status(), "refused a token");
+        tracing::warn!(peer = %peer.ip(), status = %refusal.status(), "refused a token");
         refusal
     }
 }

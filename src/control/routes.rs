@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router, middleware};
+use axum::{Json, Router, middleware};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -258,7 +258,7 @@ struct EnrolAnswer {
 /// cost it.
 async fn enrol(
     State(shared): Sidecar,
-    Extension(peer): Extension<Peer>,
+    peer: Peer,
     headers: HeaderMap,
     request: Request,
 ) -> Result<(StatusCode, Json<EnrolAnswer>), Refusal> {

@@ -19,7 +19,7 @@ use super::admission::Admitted;
 use super::chunks::{Breach, Chunks};
 use super::listener::{Ingest, drained, within};
 use super::machine::{Asked, MachineLink, Overruled, Seat, Ticket};
-use super::machines::{Fingerprint, LastWord};
+use super::machines::{Fingerprint, LastWord, OpenError};
 use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
@@ -31,7 +31,7 @@ use crate::format::wire::{
     Refuse,
 };
 use crate::model::{
-    BookmarkId, Change, MachineId, Payload, Record, Sequence, Timestamp, TrackingMode,
+    BookmarkId, Change, MachineId, MachineKey, Payload, Record, Sequence, Timestamp, TrackingMode,
 };
 
 /// How long the last words may take to reach the peer.
@@ -187,6 +187,7 @@ where
     let overruled = tokio::select! {
         biased;
         why = ticket.overruled() => why,
+        word = unknown(ground) => return End::Told(word),
         end = seated(ground, hello, &ticket, inbox, outbox) => return end,
     };
     // The seat is free: whoever gives the machine up waits for that.
@@ -196,6 +197,25 @@ where
             let word = within(&*ground.ingest.clock, PARTING, link.last_word()).await;
             let late = || refuse(Refusal::NotOwner, "the machine is being given up").into();
             End::Told(word.unwrap_or_else(late))
+        }
+    }
+}
+
+/// Waits until the certificate does not speak for the machine any more. A store that does not answer
+/// revokes nothing.
+async fn unknown(ground: Ground<'_>) -> LastWord {
+    let Ground { ingest, agent, .. } = ground;
+    // Agents come all at once when a server starts: they are not looked at all at once again.
+    let spread = u32::from(MachineKey::of(agent.machine).0[0]) + 1;
+    let mut wait = ingest.certificates_every * spread / 256;
+    loop {
+        ingest.clock.sleep(wait).await;
+        wait = ingest.certificates_every;
+        match ingest.machines.knows(agent.machine, agent.certificate).await {
+            Err(error @ (OpenError::Unknown { .. } | OpenError::Revoked { .. })) => {
+                return error.last_word();
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Port 9443: accepted sockets become connections with an identity.
 //!
-//! Owns: the bounds on connections, the time for TLS and the HTTP request, the orderly end. Does
+//! Owns: the bound on all connections, the time for TLS and the HTTP request, the orderly end. Does
 //! not own: routes ([`super::http`]) and what agents say ([`super::connection`]).
 
 use std::future::Future;
@@ -23,10 +23,11 @@ use super::http;
 use super::identity::{Identity, IdentityError, Role};
 use super::machines::Machines;
 use super::patience::Patience;
+use super::present::{CONNECTIONS_OF_ONE_MAX, Present};
 use super::quic::QuicBudgets;
 use super::tls::{self, Handshaken};
 use crate::clock::Clock;
-use crate::model::SiteId;
+use crate::model::{MachineId, SiteId};
 use crate::observe::{Meter, Metrics, Queue, Stage};
 use crate::settings::{LimitSettings, ServerSettings};
 
@@ -53,6 +54,9 @@ pub struct IngestSetup {
     pub metrics: Arc<Metrics>,
     /// The machines served here.
     pub machines: Arc<dyn Machines>,
+    /// How often the certificate of a live session is looked at again: how long one that was revoked
+    /// may go on.
+    pub certificates_every: Duration,
     /// Routes for operators; paths that are not in it get a 404.
     pub operator: axum::Router,
     /// Turns true once: no connection is accepted any more, those that are open end.
@@ -67,12 +71,14 @@ pub struct Ingest {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) machines: Arc<dyn Machines>,
+    pub(super) certificates_every: Duration,
     pub(super) operator: axum::Router,
     pub(super) drain: watch::Receiver<bool>,
     shards: u16,
     tls: Arc<ServerConfig>,
     pub(super) connections: Arc<Semaphore>,
     pub(super) handshakes: Handshakes,
+    pub(super) present: Present,
     pub(super) quic: QuicBudgets,
 }
 
@@ -89,6 +95,11 @@ pub(super) enum Stranger {
     Http(#[source] hyper::Error),
     #[error("TLS and the request took too long")]
     TooLong,
+    #[error(
+        "machine {machine} has more than {CONNECTIONS_OF_ONE_MAX} connections: the oldest goes; does \
+         one agent alone use its certificate?"
+    )]
+    CrowdedOut { machine: MachineId },
 }
 
 impl Ingest {
@@ -107,6 +118,7 @@ impl Ingest {
             shards: setup.shards.max(1),
             connections,
             handshakes: Handshakes::new(setup.limits.handshakes_max),
+            present: Present::default(),
             tls: setup.tls,
             operator: setup.operator.fallback(http::not_found),
             site: setup.site,
@@ -115,6 +127,7 @@ impl Ingest {
             clock: setup.clock,
             metrics: setup.metrics,
             machines: setup.machines,
+            certificates_every: setup.certificates_every,
             drain: setup.drain,
         })
     }
@@ -214,7 +227,36 @@ impl Ingest {
             .map_err(Stranger::Tls)?;
         let certificate = tls.peer_certificate().ok_or(IdentityError::Absent)?;
         let identity = Identity::of(certificate, &self.site)?;
-        let requests = http::Requests { ingest: self, identity: &identity };
+        let serving = self.identified(arena, tls, &identity, handshake, deadline);
+        match &identity.role {
+            Role::Machine(machine) => self.among(machine, serving).await,
+            Role::Operator => serving.await,
+        }
+    }
+
+    /// Serves one of a machine's connections, as long as it is none too many.
+    pub(super) async fn among(
+        &self,
+        machine: &MachineId,
+        serving: impl Future<Output = Result<(), Stranger>>,
+    ) -> Result<(), Stranger> {
+        let presence = self.present.enter(machine);
+        tokio::select! {
+            biased;
+            () = presence.crowded_out() => Err(Stranger::CrowdedOut { machine: machine.clone() }),
+            ended = serving => ended,
+        }
+    }
+
+    async fn identified(
+        &self,
+        arena: Arc<Arena>,
+        tls: Handshaken,
+        identity: &Identity,
+        handshake: Handshake,
+        deadline: Duration,
+    ) -> Result<(), Stranger> {
+        let requests = http::Requests { ingest: self, identity };
         let upgraded = requests.serve(tls, handshake, deadline).await?;
         let (Some((tls, early)), Role::Machine(machine)) = (upgraded, &identity.role) else {
             return Ok(());

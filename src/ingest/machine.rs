@@ -67,8 +67,8 @@ pub struct MachineLink {
     published: watch::Sender<Sequence>,
     /// Why the machine is not served here any more.
     ended: watch::Sender<Ending>,
-    /// The newest connection: an older one leaves its seat.
-    newest: watch::Sender<Newest>,
+    /// Number of the newest connection: an older one leaves its seat.
+    newest: watch::Sender<u64>,
     /// The seat itself. Its holder alone admits, so the stream's state lies in it.
     stream: Arc<tokio::sync::Mutex<StreamState>>,
     /// Way to the agent that sits now.
@@ -120,14 +120,6 @@ pub enum BookmarkError {
         /// Its words.
         reason: String,
     },
-}
-
-/// The last thing that overruled connections: a newer one, or an order to leave.
-#[derive(Debug, Default)]
-struct Newest {
-    number: u64,
-    /// Of an order; a newer connection speaks for itself.
-    why: Option<Refuse>,
 }
 
 /// Whether the machine is served here.
@@ -183,7 +175,7 @@ impl MachineLink {
             durable: watch::Sender::new(through),
             published: watch::Sender::new(setup.published),
             ended: watch::Sender::new(Ending::NotYet),
-            newest: watch::Sender::new(Newest::default()),
+            newest: watch::Sender::new(0),
             stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
             requests: Mutex::new(None),
             awaited: Mutex::default(),
@@ -232,16 +224,9 @@ impl MachineLink {
         self.metrics.raise(Watermarks { published, ..Watermarks::default() });
     }
 
-    /// The policy's interval; an agent learns it with its next welcome; see
-    /// [`MachineLink::disconnect`].
+    /// The policy's interval; an agent learns it with its next welcome.
     pub fn set_bookmark_interval_ms(&self, interval: u32) {
         self.bookmark_interval_ms.store(interval, Ordering::Relaxed);
-    }
-
-    /// Ends the present session; the agent may come again. For a certificate that was revoked, or a
-    /// policy that the agent shall learn now.
-    pub fn disconnect(&self, why: Refuse) {
-        self.overrule(Some(why));
     }
 
     /// The machine is not served here any more (fenced, given up, unprotected, the log failed): the
@@ -408,19 +393,13 @@ impl MachineLink {
 
     /// Announces a connection: from now on older ones leave.
     pub(super) fn announce(self: &Arc<Self>) -> Ticket {
-        let number = self.overrule(None);
-        let link = Arc::clone(self);
-        Ticket { link, number }
-    }
-
-    /// From now on connections up to the present one have to leave.
-    fn overrule(&self, why: Option<Refuse>) -> u64 {
         let mut number = 0;
         self.newest.send_modify(|newest| {
-            number = newest.number + 1;
-            *newest = Newest { number, why };
+            *newest += 1;
+            number = *newest;
         });
-        number
+        let link = Arc::clone(self);
+        Ticket { link, number }
     }
 
     fn way_to_agent(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Asked>>> {
@@ -446,14 +425,10 @@ impl Ticket {
                 Ok(Ending::NotYet | Ending::Soon) => Overruled::Soon,
                 Err(_) => Overruled::Told(not_served().into()),
             },
-            newest = newest.wait_for(|newest| newest.number > self.number) => {
-                let why = newest.ok().and_then(|newest| newest.why.clone());
-                let why = why.unwrap_or_else(|| {
-                    let machine = &self.link.machine;
-                    let text = format_args!("a newer connection of machine {machine} took over");
-                    refuse(Refusal::Superseded, text)
-                });
-                Overruled::Told(why.into())
+            _ = newest.wait_for(|newest| *newest > self.number) => {
+                let machine = &self.link.machine;
+                let text = format_args!("a newer connection of machine {machine} took over");
+                Overruled::Told(refuse(Refusal::Superseded, text).into())
             }
         }
     }

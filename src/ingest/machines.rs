@@ -32,6 +32,10 @@ pub trait Machines: Send + Sync + 'static {
         machine: &MachineId,
         certificate: &Fingerprint,
     ) -> Result<Arc<MachineLink>, OpenError>;
+
+    /// Whether the certificate still speaks for the machine: asked now and then while a session lasts,
+    /// which [`OpenError::Revoked`] and [`OpenError::Unknown`] end, and nothing else.
+    async fn knows(&self, machine: &MachineId, certificate: &Fingerprint) -> Result<(), OpenError>;
 }
 
 /// Why a machine is not served here.

@@ -10,7 +10,8 @@
 //!  agent ◀── session ◀── MachineLink::made_durable(DurableThrough) the only source of durable acks
 //!                    ◀── MachineLink::published_through(sequence)
 //!                    ◀── LinkSetup::credit                         shrinks, withholds credit
-//!                    ◀── MachineLink::end(refuse), disconnect      fenced, log failed; revoked
+//!                    ◀── MachineLink::end(refuse)                  fenced, log failed
+//!                    ◀── Machines::knows                           asked now and then: revoked
 //!  operator ──▶ MachineLink::bookmark ──▶ agent ──▶ its sequence
 //! ```
 //!
@@ -33,6 +34,7 @@ mod machine;
 mod machines;
 mod patience;
 mod pipe;
+mod present;
 mod quic;
 mod session;
 mod stream;

@@ -194,9 +194,13 @@ impl Ingest {
         let wanted = self.window(CreditShare::WHOLE);
         let streams = Streams::new(connection.clone(), reader, self.quic.clone(), wanted);
         let patience = Patience::new(self.idle_timeout());
-        connection::serve(self, agent, &patience, streams, writer).await;
+        let serving = async {
+            connection::serve(self, agent, &patience, streams, writer).await;
+            Ok(())
+        };
+        let ended = self.among(&machine, serving).await;
         connection.close(ENDED, b"");
-        Ok(())
+        ended
     }
 
     fn quic_identity(&self, connection: &Connection) -> Result<Identity, IdentityError> {

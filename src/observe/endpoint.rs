@@ -3,8 +3,8 @@
 //! Owns: the routes. Does not own: who may call them; the listener on loopback lets everybody who
 //! reaches it read, the data port asks for an operator's certificate before it comes here.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
@@ -19,11 +19,14 @@ use super::exposition::{Shape, render};
 use super::facts::ServerFacts;
 pub use super::tuning::Door;
 use super::{Metrics, tuning};
+use crate::bounded_http::{self, Bounds};
 use crate::clock::Clock;
 use crate::settings::Tuning;
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Most connections to the listener at once: scrapers, and people who look.
+const CONNECTIONS_MAX: usize = 64;
 /// Largest body of a change, bytes.
 const BODY_BYTES_MAX: usize = 16 << 10;
 
@@ -51,17 +54,17 @@ pub fn router(observed: Observed) -> Router {
         .with_state(observed)
 }
 
-/// Answers on `listener` until `stop` completes, then finishes what runs.
-///
-/// # Errors
-/// When the listener breaks.
+/// Answers on `listener` until `stop` completes, then lets running requests end.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop).await
+    observed: Observed,
+    head_timeout: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let clock = Arc::clone(&observed.clock);
+    let bounds = Bounds { connections_max: CONNECTIONS_MAX, head_timeout };
+    let open = |socket| std::future::ready(Ok(socket));
+    bounded_http::serve(listener, clock, bounds, router(observed), open, stop).await;
 }
 
 #[derive(Debug, Deserialize)]

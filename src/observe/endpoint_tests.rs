@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
@@ -10,7 +12,7 @@ struct Server {
     address: SocketAddr,
     tuning: Tuning,
     stop: tokio::sync::oneshot::Sender<()>,
-    serving: JoinHandle<std::io::Result<()>>,
+    serving: JoinHandle<()>,
     _directory: tempfile::TempDir,
 }
 
@@ -27,8 +29,8 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let (clock, door) = (System::clock(), Door::Loopback);
-        let router = router(Observed { metrics, clock, tuning: tuning.clone(), door });
-        let serving = tokio::spawn(serve(listener, router, async {
+        let observed = Observed { metrics, clock, tuning: tuning.clone(), door };
+        let serving = tokio::spawn(serve(listener, observed, Duration::from_secs(60), async {
             stopped.await.ok();
         }));
         Self { address, tuning, stop, serving, _directory: directory }
@@ -57,7 +59,7 @@ impl Server {
 
     async fn end(self) {
         self.stop.send(()).unwrap();
-        self.serving.await.unwrap().unwrap();
+        self.serving.await.unwrap();
     }
 }
 

@@ -1,11 +1,12 @@
-//! Waiting for the shards' logs to close when the server drains.
+//! Waiting for the shards' logs and everything else to end when the server drains.
 //!
-//! Owns: how long that may take. Does not own: what closes them (`process`).
+//! Owns: how long that may take. Does not own: what makes them end (`process`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::cache::CacheError;
 use crate::clock::Clock;
@@ -13,6 +14,9 @@ use crate::clock::Clock;
 /// How long a log may take to write what was received. One that is full of records that another
 /// server's machines hold (row K5 of docs/scale-out.md) gets no room however long it waits.
 pub(super) const LOG_MAX: Duration = Duration::from_secs(30);
+
+/// How long applying, requests and whatever else runs may take to end. Cut, each is as after a crash.
+pub(super) const TASKS_MAX: Duration = Duration::from_secs(30);
 
 /// What each shard's log tells when it has ended.
 pub(super) type LogEnded = oneshot::Receiver<Result<(), CacheError>>;
@@ -47,6 +51,19 @@ pub(super) async fn close(logs: Vec<LogEnded>, clock: &Arc<dyn Clock>) -> Closed
     Closed { late, result }
 }
 
+/// Waits for all of them, for a while; then cuts them.
+pub(super) async fn end(tasks: Vec<JoinHandle<()>>, clock: &Arc<dyn Clock>) {
+    let cuts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+    let all = futures_util::future::join_all(tasks);
+    tokio::select! {
+        _ = all => return,
+        () = clock.sleep(TASKS_MAX) => {}
+    }
+    let left = cuts.iter().filter(|task| !task.is_finished()).count();
+    tracing::warn!(left, "not everything ended in time; the rest is cut");
+    cuts.iter().for_each(tokio::task::AbortHandle::abort);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +84,23 @@ mod tests {
         let closed = closing.await.unwrap();
         assert!(closed.late && closed.result.is_ok());
         drop(full);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_end_is_cut() {
+        let hands = Arc::new(Hands::default());
+        let (held, cut) = oneshot::channel::<()>();
+        let stuck = tokio::spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        let clock: Arc<dyn Clock> = Arc::clone(&hands) as _;
+        let tasks = vec![tokio::spawn(async {}), stuck];
+        let ending = tokio::spawn(async move { end(tasks, &clock).await });
+        hands.advance(TASKS_MAX - Duration::from_millis(1)).await;
+        assert!(!ending.is_finished(), "it may end yet");
+        hands.advance(Duration::from_millis(1)).await;
+        ending.await.unwrap();
+        assert!(cut.await.is_err(), "what it held is given back");
     }
 }

@@ -511,17 +511,7 @@ impl Machines for Registry {
         if *self.shared.drain.borrow() {
             return Err(draining(machine));
         }
-        let document = match self.shared.vault.machine(machine).await {
-            Ok(Some(document)) => document,
-            Ok(None) => return Err(OpenError::Unknown { machine: machine.clone() }),
-            Err(error) => return Err(unreadable(machine, error)),
-        };
-        let shown = certificate.to_string();
-        let issued = document.certificates.iter().find(|entry| entry.fingerprint == shown);
-        if issued.is_none_or(|entry| entry.revoked) {
-            let (machine, certificate) = (machine.clone(), *certificate);
-            return Err(OpenError::Revoked { machine, certificate });
-        }
+        let document = self.shared.spoken_for(machine, certificate).await?;
         let served = tokio::select! {
             served = self.serving(machine, &document) => served?,
             () = self.shared.clock.sleep(OPEN_MAX) => {
@@ -533,6 +523,32 @@ impl Machines for Registry {
         };
         served.follow(&document.policy);
         Ok(Arc::clone(&served.link))
+    }
+
+    async fn knows(&self, machine: &MachineId, certificate: &Fingerprint) -> Result<(), OpenError> {
+        self.shared.spoken_for(machine, certificate).await.map(drop)
+    }
+}
+
+impl Shared {
+    /// The document of a machine for which this certificate speaks.
+    async fn spoken_for(
+        &self,
+        machine: &MachineId,
+        certificate: &Fingerprint,
+    ) -> Result<MachineDocument, OpenError> {
+        let document = match self.vault.machine(machine).await {
+            Ok(Some(document)) => document,
+            Ok(None) => return Err(OpenError::Unknown { machine: machine.clone() }),
+            Err(error) => return Err(unreadable(machine, error)),
+        };
+        let shown = certificate.to_string();
+        let issued = document.certificates.iter().find(|entry| entry.fingerprint == shown);
+        if issued.is_none_or(|entry| entry.revoked) {
+            let (machine, certificate) = (machine.clone(), *certificate);
+            return Err(OpenError::Revoked { machine, certificate });
+        }
+        Ok(document)
     }
 }
 

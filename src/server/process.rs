@@ -46,6 +46,8 @@ const APPENDS_QUEUED: usize = 1024;
 const PORT_TRIES: u32 = 16;
 /// How long the others may take to be told that this server leaves, and its lease to be given back.
 const TELL_MAX: Duration = Duration::from_secs(2);
+/// How often the certificate of a live session is looked at again: one read of its machine's document.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(3600);
 /// How long publishing what is left may take when the server drains.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -180,9 +182,7 @@ impl ProcessServer {
         }
         drop(self.recycling); // a log that is late is open yet, and what is kept is let go from here on
         self.drained.send_replace(true);
-        for task in self.tasks {
-            drop(task.await);
-        }
+        closing::end(self.tasks, &clock).await;
         within(&clock, TELL_MAX, self.peers.release()).await;
         if late {
             return result; // its threads wait for room still, and end with the process
@@ -304,6 +304,7 @@ impl Building {
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             machines: Arc::clone(registry) as Arc<dyn ingest::Machines>,
+            certificates_every: CERTIFICATES_EVERY,
             operator: operator::router(registry),
             drain: self.drain.subscribe(),
         })
@@ -406,19 +407,16 @@ impl Building {
     ) -> Result<Task<()>, ServerError> {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|source| ServerError::Listen { address, source })?;
-        let router = observe::endpoint::router(Observed {
+        let observed = Observed {
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             tuning: self.tuning.clone(),
             door: Door::Loopback,
-        });
+        };
+        let head_timeout = self.settings.limits.handshake_timeout;
         let mut drain = self.drain.subscribe();
         let stop = async move { drop(drain.wait_for(|drain| *drain).await) };
-        Ok(tokio::spawn(async move {
-            if let Err(error) = observe::endpoint::serve(listener, router, stop).await {
-                tracing::error!(%error, "the metrics listener ended");
-            }
-        }))
+        Ok(tokio::spawn(observe::endpoint::serve(listener, observed, head_timeout, stop)))
     }
 
     fn pressure(&self) -> Pressures {

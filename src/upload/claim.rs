@@ -6,6 +6,7 @@
 
 use super::context::{Patience, UploadContext};
 use super::error::UploadError;
+use super::publish::present;
 use super::truncate::owned;
 use crate::format::manifest::Manifest;
 use crate::model::{Generation, ServerId};
@@ -71,7 +72,8 @@ pub async fn claim(context: &UploadContext, owner: &ServerId) -> Result<Claim, U
 }
 
 /// Makes `to` the owner of a machine that `generation` owns. Whoever calls has published everything
-/// that is durable here, or another one would have to send it again. Waits as [`look`] does.
+/// that is durable here, or another one would have to send it again. Waits as [`look`] does. What an
+/// attempt did whose answer was lost is found, and is as good.
 ///
 /// # Errors
 /// [`UploadError::Fenced`] when another generation owns the machine. Else as there.
@@ -83,8 +85,15 @@ pub async fn give_up(
     let mut patience = Patience::new(context);
     loop {
         let attempt = async {
-            let present = owned(context, generation).await?;
-            write_next(context, to, Some(present)).await
+            match owned(context, generation).await {
+                Ok(present) => write_next(context, to, Some(present)).await,
+                Err(UploadError::Fenced { theirs, their_owner, .. })
+                    if theirs == following(generation) && their_owner == *to =>
+                {
+                    present(context).await
+                }
+                Err(error) => Err(error),
+            }
         };
         match context.ask(attempt).await {
             Err(error) if error.class() == Class::Retry => patience.wait(&error).await,
@@ -122,6 +131,10 @@ async fn write_next(
     Ok(Claim { manifest, etag })
 }
 
+fn following(generation: Generation) -> Generation {
+    Generation(generation.0.saturating_add(1))
+}
+
 /// The manifest that makes `owner` the owner. The same server claims anew, too: what an earlier life
 /// of it still has in flight is fenced like a stranger's.
 fn next(context: &UploadContext, owner: &ServerId, present: Option<&Manifest>) -> Manifest {
@@ -129,7 +142,7 @@ fn next(context: &UploadContext, owner: &ServerId, present: Option<&Manifest>) -
         return Manifest::first(context.log.machine().clone(), owner.clone());
     };
     let mut manifest = present.clone();
-    manifest.generation = Generation(manifest.generation.0.saturating_add(1));
+    manifest.generation = following(manifest.generation);
     manifest.version = manifest.version.saturating_add(1);
     if manifest.owner != *owner {
         manifest.owner = owner.clone();

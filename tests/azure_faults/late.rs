@@ -48,8 +48,17 @@ impl Late {
 
     /// The request after `skip` others is carried out when [`Self::deliver`] is called.
     fn hold(&self, skip: u64) {
+        self.plan(skip, Fault::Late(NEVER));
+    }
+
+    fn plan(&self, skip: u64, fault: Fault) {
         let at = self.proxy.counts(&self.container).0 + skip;
-        self.proxy.plan(&self.container, HashMap::from([(at, Fault::Late(NEVER))]));
+        self.proxy.plan(&self.container, HashMap::from([(at, fault)]));
+    }
+
+    async fn take(&self, lease: LeaseId) {
+        self.store.break_lease(&self.name).await.unwrap();
+        self.store.acquire_lease(&self.name, lease, 60).await.unwrap();
     }
 
     async fn deliver(&self) {
@@ -68,17 +77,18 @@ fn ambiguous<T: std::fmt::Debug>(told: Result<T, StoreError>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_page_write_is_refused_under_a_new_lease_and_only_there() {
     let Some(late) = Late::new().await else { return };
-    for (new_lease, lands) in [(false, true), (true, false)] {
-        late.hold(0);
+    let (reset, gateway) = (Fault::Late(NEVER), Fault::Gateway(NEVER));
+    for (held, new_lease) in [(reset, false), (reset, true), (gateway, false), (gateway, true)] {
+        late.plan(0, held);
         ambiguous(late.store.write_pages(&late.name, &page(2), &guard(1)).await);
         let guard = guard(if new_lease { 2 } else { 1 });
         if new_lease {
-            late.store.break_lease(&late.name).await.unwrap();
-            late.store.acquire_lease(&late.name, guard.lease, 60).await.unwrap();
+            late.take(guard.lease).await;
         }
         late.store.write_pages(&late.name, &page(3), &guard).await.unwrap();
         late.deliver().await;
-        assert_eq!(late.first_byte().await, if lands { 2 } else { 3 });
+        assert_eq!(late.first_byte().await, if new_lease { 3 } else { 2 }, "{held:?}");
+        late.take(self::guard(1).lease).await;
     }
 }
 

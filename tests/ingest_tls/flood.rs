@@ -8,7 +8,7 @@ use holdfast::model::Epoch;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
-use crate::agent::{Agent, hello, write};
+use crate::agent::{Agent, hello, request, write};
 use crate::bounded;
 use crate::pki::connect;
 use crate::server::{Server, limits};
@@ -62,6 +62,30 @@ async fn a_stranger_has_the_handshakes_time_and_no_more() {
         let mut idle = connect(&connector, server.port).await.unwrap();
         ended(&mut silent).await;
         ended(&mut idle).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_machines_connections_do_not_take_the_places_of_others() {
+    bounded(async {
+        let few = holdfast::settings::LimitSettings { connections_max: 16, ..limits() };
+        let server = Server::start(few).await;
+        let pair = server.ca.machine("web-1");
+        let mut held = Vec::new();
+        for _ in 0..40 {
+            let (answer, stream) = request(&server, &pair, "GET /healthz HTTP/1.1").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            held.push(stream);
+        }
+        let mut bytes = Vec::new();
+        held[0].read_to_end(&mut bytes).await.ok(); // to its end: a newer one took its place
+        let mut agent = Agent::tracking(&server, &server.ca.machine("web-2"), "web-2").await;
+        agent.durable(3).await;
+        // The agent of the same machine is the newest.
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        agent.durable(3).await;
+        drop(held);
     })
     .await;
 }

@@ -117,6 +117,24 @@ async fn a_revoked_certificate_is_refused_at_its_next_connection() {
 }
 
 #[tokio::test]
+async fn a_revoked_certificate_ends_its_live_session() {
+    bounded(async {
+        use sha2::Digest;
+        let server = Server::start(limits()).await;
+        let (pair, good) = (server.ca.machine("web-1"), server.ca.machine("web-2"));
+        let mut agent = Agent::tracking(&server, &pair, "web-1").await;
+        let mut other = Agent::tracking(&server, &good, "web-2").await;
+        agent.durable(3).await;
+        let digest = sha2::Sha256::digest(pair.certificate.der());
+        server.log.revoked.lock().unwrap().push(hex::encode(digest));
+        assert_eq!(agent.refused().await.code, Refusal::Identity);
+        let sequence = other.record(write(0, 512)).await;
+        other.durable(sequence).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn tls_1_2_is_refused() {
     bounded(async {
         let server = Server::start(limits()).await;

@@ -94,13 +94,18 @@ impl Machines for Log {
         machine: &MachineId,
         certificate: &Fingerprint,
     ) -> Result<Arc<MachineLink>, OpenError> {
-        let (machine, certificate) = (machine.clone(), *certificate);
+        self.knows(machine, certificate).await?;
+        let links = self.links.lock().unwrap();
+        let link = links.get(machine).cloned();
+        link.ok_or(OpenError::Unknown { machine: machine.clone() })
+    }
+
+    async fn knows(&self, machine: &MachineId, certificate: &Fingerprint) -> Result<(), OpenError> {
         if self.revoked.lock().unwrap().contains(&certificate.to_string()) {
+            let (machine, certificate) = (machine.clone(), *certificate);
             return Err(OpenError::Revoked { machine, certificate });
         }
-        let links = self.links.lock().unwrap();
-        let link = links.get(&machine).cloned();
-        link.ok_or(OpenError::Unknown { machine })
+        Ok(())
     }
 }
 
@@ -175,6 +180,7 @@ impl Server {
             clock,
             metrics: Arc::clone(&metrics),
             machines: Arc::clone(&log) as Arc<dyn Machines>,
+            certificates_every: Duration::from_millis(100),
             operator,
             drain: drain.subscribe(),
         });

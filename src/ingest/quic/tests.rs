@@ -60,6 +60,10 @@ impl Machines for Nobody {
     ) -> Result<Arc<MachineLink>, OpenError> {
         Err(OpenError::Unknown { machine: machine.clone() })
     }
+
+    async fn knows(&self, _: &MachineId, _: &Fingerprint) -> Result<(), OpenError> {
+        Ok(())
+    }
 }
 
 fn settings() -> ServerSettings {
@@ -107,6 +111,7 @@ async fn an_endpoint_that_dies_says_so() {
         clock: System::clock(),
         metrics: Arc::new(Metrics::default()),
         machines: Arc::new(Nobody),
+        certificates_every: Duration::from_secs(3600),
         operator: axum::Router::new(),
         drain: drain.subscribe(),
     });

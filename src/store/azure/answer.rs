@@ -51,7 +51,7 @@ impl Asked<'_> {
             }
             _ => return self.lost(error),
         };
-        if Self::is_foreign(status, &headers) {
+        if self.is_foreign(status, &headers) {
             // Not chained: the body, a page for a browser, would be the message.
             return self.lost(genuine::foreign(status));
         }
@@ -70,10 +70,16 @@ impl Asked<'_> {
         }
     }
 
-    /// Azure numbers every answer. What comes without says nothing about an object; a refusal or a
-    /// "busy" is believed all the same, as it lets the caller wait.
-    fn is_foreign(status: u16, headers: &Headers) -> bool {
-        !genuine::is_numbered(headers) && !matches!(status, 401 | 403 | 429 | 503)
+    /// Azure numbers every answer. What comes without says nothing about an object; a refusal is
+    /// believed all the same, and of a read a "busy", as it lets the caller wait. A gateway that says
+    /// "busy" to a change may have passed it on: it may still arrive.
+    fn is_foreign(self, status: u16, headers: &Headers) -> bool {
+        let believed = match status {
+            401 | 403 => true,
+            429 | 503 => self.effect == Effect::Reads,
+            _ => false,
+        };
+        !believed && !genuine::is_numbered(headers)
     }
 
     fn names(self) -> (String, String) {
@@ -119,7 +125,7 @@ impl Asked<'_> {
                 format!("this machine's clock is {skew} s off Azure's; set it (NTP)")
             }
             (_, "AuthenticationFailed" | "InvalidAuthenticationInfo") => format!(
-                "Azure does not accept the credential ({status} {code}); check key, signature or token that the store's address names (they are read once), then restart"
+                "Azure does not accept the credential ({status} {code}); check the key, signature or token that the store's address names; a file that is written anew is read within 5 s, anything else needs a restart"
             ),
             (_, "AccountIsDisabled") => "the account is disabled; enable it".to_owned(),
             _ => format!(

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::hostile::Hostile;
 use super::rig::{Rig, server};
+use crate::store::faulty::{Fault, Faulty, Op, Rule};
 use crate::store::{Class, Store};
-use crate::upload::{UploadError, claim};
+use crate::upload::{UploadError, claim, give_up};
 
 const RECORDS: u64 = 45;
 
@@ -82,6 +83,25 @@ async fn two_lives_of_one_server_do_not_share_a_generation() {
     let one = one.await.unwrap();
     assert_eq!(other.manifest.generation.0, 2);
     assert_eq!(one.manifest.generation.0, 3);
+}
+
+/// The answer to the compare-and-swap is lost, and so is the look at what it did.
+#[tokio::test]
+async fn a_machine_that_was_given_up_without_an_answer_is_given_up() {
+    let rig = Rig::new(3);
+    let ours = claim(&rig.plain(), &server("ps-a")).await.unwrap().manifest.generation;
+    let faulty = Arc::new(Faulty::new(Arc::clone(&rig.memory) as Arc<dyn Store>));
+    faulty.add(Rule::on(Op::Put, Fault::AnswerLost).named("/manifest").times(1));
+    faulty.add(Rule::on(Op::Read, Fault::Unreachable).named("/manifest").after(1).times(1));
+    let context = rig.context(Arc::clone(&faulty) as Arc<dyn Store>, 1);
+    let given = give_up(&context, ours, &server("ps-b")).await.unwrap();
+    assert_eq!(given.manifest, rig.manifest().await);
+    assert_eq!((given.manifest.generation.0, given.manifest.owner), (2, server("ps-b")));
+    assert_eq!(faulty.calls(Op::Put, "/manifest"), 1);
+    // Another's is another's.
+    claim(&rig.plain(), &server("ps-c")).await.unwrap();
+    let late = give_up(&context, ours, &server("ps-b")).await;
+    assert!(matches!(late, Err(UploadError::Fenced { .. })), "{late:?}");
 }
 
 /// What an owner may take up again from its own log is told by this number alone.

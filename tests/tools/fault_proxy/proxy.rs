@@ -117,6 +117,9 @@ impl Proxy {
                     client.write_all(&refusal(500, "InternalError")).await?;
                 }
                 Some(Fault::Busy) => client.write_all(&refusal(503, "ServerBusy")).await?,
+                Some(Fault::Gateway(_)) => {
+                    client.write_all(b"HTTP/1.1 503 busy\r\nContent-Length: 0\r\n\r\n").await?;
+                }
                 Some(Fault::ResetBefore | Fault::Late(_)) => return reset(client),
                 Some(Fault::ResetAfter) => {
                     forward(&request, &mut server, &mut answer).await?;
@@ -149,7 +152,7 @@ impl Proxy {
         }
         let fault = found.plan.remove(&number);
         found.fired += u64::from(fault.is_some());
-        if let Some(Fault::Again(after) | Fault::Late(after)) = fault {
+        if let Some(Fault::Again(after) | Fault::Late(after) | Fault::Gateway(after)) = fault {
             found.late.push((number.saturating_add(after), request.clone()));
         }
         (fault, due)

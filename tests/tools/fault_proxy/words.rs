@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     Again(u64),
     /// The connection is reset at once, and the request delivered after so many further ones.
     Late(u64),
+    /// 503 of a gateway that has passed the request on: it is delivered after so many further ones.
+    Gateway(u64),
 }
 
 /// What the proxy is told on its standard input.
