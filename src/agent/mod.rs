@@ -25,6 +25,8 @@ mod error;
 mod guest_agent;
 mod keeping;
 mod life;
+#[cfg(test)]
+mod lives_tests;
 mod locks;
 mod medium;
 mod observed;

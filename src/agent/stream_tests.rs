@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::attach::Unwelcome;
-use super::bitmap::{self, Identity};
+use super::bitmap::{self, Identity, Teller};
 use super::buffer::cost;
 use super::catchup::{self, Place};
 use super::clearing::Round;
@@ -117,6 +117,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             disk_bytes: DISK_BYTES,
             chunk_bytes: CHUNK as u32,
             disks_crc: 7,
+            teller: Teller::Agent,
         };
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
