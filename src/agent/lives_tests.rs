@@ -1,12 +1,19 @@
 //! What one life of an agent leaves to the next, in its state directory.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use tokio::io::AsyncWriteExt;
+
+use super::dial::{Connection, Dial, Way};
+use super::error::AgentError;
 use super::opening;
+use super::run::Agent;
 use super::stream::Stream;
-use crate::clock::System;
-use crate::format::wire::Welcome;
+use crate::clock::{Clock, System};
+use crate::format::wire::{FromServer, Refusal, Refuse, Welcome, encode_from_server};
 use crate::model::{Epoch, Generation, Sequence};
 use crate::settings::{
     AgentDisk, AgentMode, AgentSettings, Capture, Congestion, ScanSettings, TransportChoice,
@@ -103,4 +110,43 @@ fn a_disk_that_is_captured_in_another_way_begins_a_new_epoch() {
         let found = next_life(after);
         assert_eq!(found, expected, "{before:?} then {after:?}");
     }
+}
+
+/// A server that says that somebody else writes this stream.
+struct Refusing;
+
+#[async_trait]
+impl Dial for Refusing {
+    async fn dial(&self, _: &str, _: Way) -> Result<Connection, AgentError> {
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        let text = "somebody else writes it".to_owned();
+        let refuse = FromServer::Refuse(Refuse { code: Refusal::Foreign, text });
+        let frame = encode_from_server(&refuse);
+        theirs.write_all(&frame.header).await.unwrap();
+        for fragment in frame.payload.fragments() {
+            theirs.write_all(fragment).await.unwrap();
+        }
+        tokio::spawn(async move { tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await });
+        Ok(Connection::over(ours))
+    }
+}
+
+/// The next life has given out nothing yet, so it could not notice.
+#[test]
+fn the_life_after_a_foreign_stream_begins_a_new_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path(), nbd(directory.path()));
+    published(&settings);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (clock, entropy) = (System::clock(), System::entropy());
+        let agent =
+            Agent::start_with(settings.clone(), clock, entropy, Arc::new(Refusing)).unwrap();
+        while !agent.shared().connection_state().halted {
+            System.sleep(Duration::from_millis(5)).await;
+        }
+        agent.stop_within(Duration::ZERO).await;
+    });
+    drop(runtime); // and every task, with the files that they held
+    assert_eq!(next_life(&settings), (Epoch(2), DISK_BYTES));
 }
