@@ -367,6 +367,24 @@ fn after_a_failed_sync_no_bit_is_cleared() {
 }
 
 #[test]
+fn a_bitmap_that_cannot_be_written_keeps_no_bit_of_another_disk() {
+    let machine = ordered(1 << 20);
+    machine.write(0, 0, &[1; 512]).unwrap();
+    machine.write(1, 0, &[1; 512]).unwrap();
+    machine.publish_all();
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Waits);
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+    assert!(machine.stream.clear_step().is_err());
+    let set = |disk: usize| machine.stream.disks[disk].bitmap.set_bytes();
+    assert_eq!(set(1), 0);
+    machine.write(1, CHUNK, &[1; 512]).unwrap();
+    machine.publish_all();
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Waits, "another round");
+    assert!(machine.stream.clear_step().is_err());
+    assert_eq!(set(1), 0);
+}
+
+#[test]
 fn a_failed_sync_that_a_round_of_clearing_met_is_the_workloads_answer_too() {
     let machine = ordered(1 << 20);
     machine.write(0, 0, &[7; 512]).unwrap();
