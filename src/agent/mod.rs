@@ -37,6 +37,7 @@ mod outgoing;
 mod pulse;
 mod quiesce;
 mod readings;
+mod replies;
 mod route;
 mod run;
 mod session;
