@@ -91,6 +91,16 @@ impl Stream {
         self.to_tell.notify_one();
     }
 
+    /// Somebody else writes the stream. Only this life knows what it gave out itself; the next one would
+    /// take the other's records for its own, so it finds no epoch to continue. Blocks.
+    ///
+    /// # Errors
+    /// When a bitmap file cannot be written; the others are.
+    pub(super) fn forget_epoch(&self) -> std::io::Result<()> {
+        let forgotten: Vec<_> = self.disks.iter().map(|disk| disk.bitmap.forget_epoch()).collect();
+        forgotten.into_iter().collect()
+    }
+
     /// Bitmap mode at a position that the server named; nothing is held any more.
     fn restart(&self, core: &mut Core, at: Sequence, why: &str) {
         if core.mode != TrackingMode::Bitmap {

@@ -23,7 +23,7 @@ impl Stream {
     /// Begins a round, or ends it when its part of the stream is published. Blocks on fdatasync.
     ///
     /// # Errors
-    /// When a bitmap file cannot be written.
+    /// When a bitmap file cannot be written; what can be cleared on other disks is.
     pub(super) fn clear_step(&self) -> io::Result<Round> {
         let _alone = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
         let (through, witnessed) = {
@@ -46,18 +46,22 @@ impl Stream {
         if witnessed < through {
             return Ok(Round::Waits);
         }
-        let mut cleared = 0;
+        let (mut cleared, mut broken) = (0, None);
         for disk in &self.disks {
             if !disk.bitmap.clearable() {
                 continue;
             }
             match disk.sync() {
-                Ok(()) => cleared += disk.bitmap.finish_clearing(witnessed)?,
+                // One disk's file is no reason to keep the bits of the others.
+                Ok(()) => match disk.bitmap.finish_clearing(witnessed) {
+                    Ok(bytes) => cleared += bytes,
+                    Err(error) => broken = broken.or(Some(error)),
+                },
                 Err(error) => tracing::error!(disk = %disk.name, %error, "the source disk did not \
                     sync; no bit of its bitmap is cleared until the agent restarts"),
             }
         }
         self.lock().round = None;
-        Ok(Round::Cleared(cleared))
+        broken.map_or(Ok(Round::Cleared(cleared)), Err)
     }
 }

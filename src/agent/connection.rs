@@ -30,12 +30,15 @@ enum Next {
     Slowly,
     /// Never: only bitmaps are kept until the agent is restarted.
     Halt,
+    /// The same, and the next life begins a new epoch.
+    Disown,
 }
 
 /// The one answer to each refusal.
 fn next(code: Refusal) -> Next {
     match code {
-        Refusal::Version | Refusal::Foreign => Next::Halt,
+        Refusal::Version => Next::Halt,
+        Refusal::Foreign => Next::Disown,
         Refusal::Identity | Refusal::Superseded => Next::Slowly,
         Refusal::Protocol | Refusal::NotOwner | Refusal::Busy => Next::Retry,
     }
@@ -53,7 +56,7 @@ fn answer(server: &str, outcome: Result<End, AgentError>) -> Option<(Next, Strin
             let why = format!("{server} sent us to {}: {reason}", addresses.join(", "));
             (Next::Follow(addresses), why)
         }
-        Ok(End::Foreign(why)) => (Next::Halt, format!("{server}: {why}")),
+        Ok(End::Foreign(why)) => (Next::Disown, format!("{server}: {why}")),
         Err(error) => (Next::Retry, error_chain(&error)),
     })
 }
@@ -78,7 +81,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 let pause = PAUSE_SLOW.mul_f64(0.5 + fraction(shared.entropy.as_ref()));
                 (None, Some(pause))
             }
-            Next::Halt => {
+            Next::Halt | Next::Disown => {
+                if next == Next::Disown {
+                    disown(&shared).await;
+                }
                 tracing::error!(
                     why,
                     "replication stopped; the workload goes on, changes are kept in the bitmap"
@@ -96,6 +102,19 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.left.notified() => return,
         }
     }
+}
+
+/// Before anything is said: an operator who reads of it restarts the agent.
+async fn disown(shared: &Shared) {
+    let stream = Arc::clone(&shared.stream);
+    let forgotten = tokio::task::spawn_blocking(move || stream.forget_epoch()).await;
+    let Err(error) = forgotten.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped))) else {
+        return;
+    };
+    let directory = shared.settings.state_directory.display();
+    tracing::error!(%error, %directory,
+        "the bitmaps could not be told that somebody else writes the stream: remove the *.bitmap files \
+         there before the agent is restarted");
 }
 
 /// Connects, by the other way when the first one does not get through, and serves the connection.
@@ -150,7 +169,7 @@ mod tests {
     fn every_refusal_has_its_answer() {
         for (code, expected) in [
             (Refusal::Version, Next::Halt),
-            (Refusal::Foreign, Next::Halt),
+            (Refusal::Foreign, Next::Disown),
             (Refusal::Identity, Next::Slowly),
             (Refusal::Superseded, Next::Slowly),
             (Refusal::Protocol, Next::Retry),
@@ -167,5 +186,11 @@ mod tests {
         let (next, why) = answer("a:1", Ok(End::Redirected(redirect))).unwrap();
         assert_eq!(next, Next::Follow(vec!["b:1".into()]));
         assert_eq!(why, "a:1 sent us to b:1: ps-1 drains");
+    }
+
+    #[test]
+    fn a_stream_that_somebody_else_writes_is_disowned_whoever_noticed() {
+        let (next, why) = answer("a:1", Ok(End::Foreign("another agent".into()))).unwrap();
+        assert_eq!((next, why.as_str()), (Next::Disown, "a:1: another agent"));
     }
 }

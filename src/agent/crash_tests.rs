@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::bitmap::{self, Bitmap, Identity};
+use super::bitmap::{self, Bitmap, Identity, Teller};
 use super::catchup::{self, Place};
 use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
@@ -244,6 +244,7 @@ pub(super) fn identity() -> Identity {
         disk_bytes: DISK_BYTES,
         chunk_bytes: CHUNK as u32,
         disks_crc: 7,
+        teller: Teller::Agent,
     }
 }
 

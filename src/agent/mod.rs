@@ -25,6 +25,8 @@ mod error;
 mod guest_agent;
 mod keeping;
 mod life;
+#[cfg(test)]
+mod lives_tests;
 mod locks;
 mod medium;
 mod observed;
@@ -35,6 +37,7 @@ mod outgoing;
 mod pulse;
 mod quiesce;
 mod readings;
+mod replies;
 mod route;
 mod run;
 mod session;

@@ -104,6 +104,29 @@ fn a_read_that_order_was_lost_under_is_not_placed() {
     assert_eq!(machine.dirty(), CHUNK, "still to be read");
 }
 
+/// The catch-up looks whether it may read, and order is lost before it begins to.
+#[test]
+fn a_read_that_began_in_bitmap_mode_does_not_cover_a_write() {
+    let machine = Arc::new(ordered(8 << 20));
+    let mut image = vec![0; DISK_BYTES as usize];
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DISK, 0..CHUNK, "not seen").unwrap();
+    assert!(machine.stream.may_repair(CHUNK));
+    machine.stream.give_up_order("test");
+    let shared = Arc::clone(&machine);
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        behind_its_back(&shared, 0, &[5; 512]);
+        let sent = shared.stream.lock().sent;
+        shared.stream.acked(sent, sent).unwrap();
+        shared.stream.resume(u64::MAX, 0);
+        assert_eq!(shared.mode(), TrackingMode::CatchingUp);
+    }));
+    machine.repair();
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
+    replayed(&mut image, &machine.take());
+    assert!(image == *machine.sources[0].bytes.lock().unwrap());
+}
+
 #[test]
 fn nothing_is_called_ordered_while_an_observer_withholds_it() {
     let machine = ordered(8 << 20);

@@ -14,7 +14,7 @@ use crate::format::bytes::Writer;
 use crate::model::{DISKS_MAX, DiskIndex, Epoch, MachineKey, Sequence, WRITE_BYTES_MAX};
 use crate::settings::{AgentDisk, AgentSettings};
 
-use super::bitmap::{self, Found, Identity};
+use super::bitmap::{self, Found, Identity, Teller};
 use super::capture::{self, Scanned};
 use super::disk::Disk;
 use super::error::AgentError;
@@ -55,6 +55,7 @@ pub(super) fn open(
             disk_bytes: size_bytes,
             chunk_bytes: settings.bitmap_chunk_bytes,
             disks_crc,
+            teller: Teller::from(&disk.capture),
         };
         let path = directory.join(format!("{}.bitmap", disk.name));
         let (bitmap, found) = bitmap::open(&path, &identity)

@@ -1,20 +1,20 @@
 //! One connection: Hello, Welcome, then records one way and watermarks the other.
 //!
-//! Owns: credit, progress, answers to bookmark requests, how long silence may last. Does not own:
-//! reconnecting ([`super::connection`]), what a watermark means ([`super::stream`]).
+//! Owns: credit, progress, how long silence may last. Does not own: reconnecting
+//! ([`super::connection`]), what a watermark means ([`super::stream`]), what is answered to a bookmark's
+//! request ([`super::replies`]).
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::wire::{
-    BookmarkOutcome, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer,
-    HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX, Progress, Redirect, Refuse, VERSION, Welcome,
-    decode_from_server, encode_from_agent,
+    BookmarkRequest, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello, PAYLOAD_BYTES_MAX,
+    Progress, Redirect, Refuse, VERSION, Welcome, decode_from_server, encode_from_agent,
 };
 use crate::model::{Bookmark, BookmarkId, BookmarkKind, Change, Epoch, Record, Sequence};
 
@@ -25,8 +25,9 @@ use super::error::AgentError;
 use super::outgoing::Outgoing;
 use super::pulse::Pulse;
 use super::quiesce::NO_HOOK;
+use super::replies::Replies;
 use super::run::Shared;
-use super::stream::{Placed, Stream};
+use super::stream::Stream;
 
 /// Time for the server to answer the Hello, in timeouts: it may have to take the machine over first.
 const WELCOME_TIMEOUTS: u32 = 3;
@@ -49,32 +50,6 @@ pub(super) enum End {
     Foreign(String),
     /// The agent left in order.
     Left,
-}
-
-/// A bookmark that somebody waits to hear of.
-#[derive(Debug)]
-struct Asked {
-    id: BookmarkId,
-    placed: Placed,
-}
-
-/// Bookmarks that the server asked for on this connection.
-#[derive(Debug, Default)]
-struct Replies {
-    asked: Mutex<Vec<Asked>>,
-    refused: Mutex<Vec<BookmarkReply>>,
-}
-
-impl Replies {
-    fn placed(&self, id: BookmarkId, placed: Result<Placed, String>) {
-        match placed {
-            Ok(placed) => lock(&self.asked).push(Asked { id, placed }),
-            Err(why) => {
-                let outcome = BookmarkOutcome::Refused(why);
-                lock(&self.refused).push(BookmarkReply { id, outcome });
-            }
-        }
-    }
 }
 
 struct Session<'a> {
@@ -246,6 +221,10 @@ impl Session<'_> {
     /// Places a requested bookmark; the answer follows its record.
     fn ask(&self, request: BookmarkRequest) {
         let BookmarkRequest { id, kind, name } = request;
+        if !self.replies.open(id) {
+            self.shared.stream.to_send.notify_one();
+            return;
+        }
         let (stream, clock) = (Arc::clone(&self.shared.stream), Arc::clone(&self.shared.clock));
         let replies = Arc::clone(&self.replies);
         let told = Arc::clone(&stream);
@@ -298,10 +277,12 @@ impl Session<'_> {
             self.credit_spent.fetch_add(spent, Ordering::AcqRel);
             bandwidth.spend(spent);
             let idle = records.is_empty();
+            self.replies.sent(&records);
             for record in records {
                 outgoing.send(encode_from_agent(&FromAgent::Record(record))).await.map_err(lost)?;
             }
-            for reply in self.answers() {
+            let losses = self.shared.stream.lock().losses;
+            for reply in self.replies.answers(losses) {
                 outgoing
                     .send(encode_from_agent(&FromAgent::Bookmark(reply)))
                     .await
@@ -327,32 +308,6 @@ impl Session<'_> {
                 },
             }
         }
-    }
-
-    /// Answers to the bookmarks whose records were sent, and to those that will never be.
-    fn answers(&self) -> Vec<BookmarkReply> {
-        let mut replies = std::mem::take(&mut *lock(&self.replies.refused));
-        let mut asked = lock(&self.replies.asked);
-        if asked.is_empty() {
-            return replies;
-        }
-        let (sent, losses) = {
-            let core = self.shared.stream.lock();
-            (core.sent, core.losses)
-        };
-        asked.retain(|one| {
-            let outcome = if one.placed.losses != losses {
-                BookmarkOutcome::Refused("order was lost before the bookmark was sent".to_owned())
-            } else if one.placed.sequence <= sent {
-                BookmarkOutcome::Placed(one.placed.sequence)
-            } else {
-                return true;
-            };
-            let id = one.id;
-            replies.push(BookmarkReply { id, outcome });
-            false
-        });
-        replies
     }
 
     /// How the agent is, and how far it was told that its stream is published.
@@ -407,10 +362,6 @@ pub(super) fn new_bookmark(shared: &Shared, kind: BookmarkKind, name: &str) -> B
         time: shared.clock.wall(),
         name: name.to_owned(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -207,12 +207,16 @@ impl Stream {
         range: &Range<u64>,
         change: Change,
     ) -> bool {
-        if core.mode == TrackingMode::Bitmap {
-            self.disk(disk).bitmap.lost(range.clone());
-            return false;
-        }
-        if !core.make_room(cost(change.payload_bytes())) {
-            self.lose(core, "the resend buffer is full: the server takes less than is written");
+        let bitmap = core.mode == TrackingMode::Bitmap;
+        if bitmap || !core.make_room(cost(change.payload_bytes())) {
+            if !bitmap {
+                let why = "the resend buffer is full: the server takes less than is written";
+                self.lose(core, why);
+            }
+            // A read may have begun after order was lost, and be placed when a catch-up runs again.
+            if let Some(reading) = &mut core.reading {
+                reading.spoiled(disk, range);
+            }
             self.disk(disk).bitmap.lost(range.clone());
             return false;
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::attach::Unwelcome;
-use super::bitmap::{self, Identity};
+use super::bitmap::{self, Identity, Teller};
 use super::buffer::cost;
 use super::catchup::{self, Place};
 use super::clearing::Round;
@@ -117,6 +117,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             disk_bytes: DISK_BYTES,
             chunk_bytes: CHUNK as u32,
             disks_crc: 7,
+            teller: Teller::Agent,
         };
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
@@ -363,6 +364,24 @@ fn after_a_failed_sync_no_bit_is_cleared() {
         machine.stream.clear_step().unwrap();
     }
     assert_eq!(machine.stream.disks[0].bitmap.set_bytes(), CHUNK);
+}
+
+#[test]
+fn a_bitmap_that_cannot_be_written_keeps_no_bit_of_another_disk() {
+    let machine = ordered(1 << 20);
+    machine.write(0, 0, &[1; 512]).unwrap();
+    machine.write(1, 0, &[1; 512]).unwrap();
+    machine.publish_all();
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Waits);
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+    assert!(machine.stream.clear_step().is_err());
+    let set = |disk: usize| machine.stream.disks[disk].bitmap.set_bytes();
+    assert_eq!(set(1), 0);
+    machine.write(1, CHUNK, &[1; 512]).unwrap();
+    machine.publish_all();
+    assert_eq!(machine.stream.clear_step().unwrap(), Round::Waits, "another round");
+    assert!(machine.stream.clear_step().is_err());
+    assert_eq!(set(1), 0);
 }
 
 #[test]

@@ -1,8 +1,51 @@
 //! What a bitmap must be about to be believed.
 
 use crate::model::{DiskName, Epoch, MachineKey, Sequence};
+use crate::settings::Capture;
 
 use super::layout::Header;
+
+/// Who tells of a disk's writes. Whoever changes it loses what only the teller before could have told
+/// of: nobody else reads the bits in the kernel or in QEMU, or compares with a scan's hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::agent) enum Teller {
+    /// The agent itself: nothing is written but through it (NBD, FUSE).
+    Agent = 1,
+    /// The program in the kernel.
+    Kernel = 2,
+    /// A guest's QEMU.
+    Guest = 3,
+    /// Nobody: a scan compares.
+    Scan = 4,
+}
+
+impl Teller {
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        [Self::Agent, Self::Kernel, Self::Guest, Self::Scan]
+            .into_iter()
+            .find(|teller| *teller as u8 == code)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "nbd or fuse",
+            Self::Kernel => "ebpf",
+            Self::Guest => "mirror",
+            Self::Scan => "scan",
+        }
+    }
+}
+
+impl From<&Capture> for Teller {
+    fn from(capture: &Capture) -> Self {
+        match capture {
+            Capture::Nbd { .. } | Capture::Fuse { .. } => Self::Agent,
+            Capture::Ebpf => Self::Kernel,
+            Capture::Mirror { .. } => Self::Guest,
+            Capture::Scan(_) => Self::Scan,
+        }
+    }
+}
 
 /// What a bitmap must be about to be believed.
 #[derive(Clone, Debug)]
@@ -17,6 +60,8 @@ pub(in crate::agent) struct Identity {
     pub(in crate::agent) chunk_bytes: u32,
     /// CRC-32 over all disks of the machine.
     pub(in crate::agent) disks_crc: u32,
+    /// Who tells of its writes.
+    pub(in crate::agent) teller: Teller,
 }
 
 impl Identity {
@@ -38,6 +83,7 @@ impl Identity {
             disk_bytes: self.disk_bytes,
             chunk_bytes: self.chunk_bytes,
             disks_crc: self.disks_crc,
+            teller: self.teller,
             epoch,
             witnessed,
             clean,
@@ -57,6 +103,9 @@ impl Identity {
             Some(format!("a bit stood for {was} bytes and stands for {is} now"))
         } else if header.disks_crc != self.disks_crc {
             Some("the machine has other disks now".to_owned())
+        } else if header.teller != self.teller {
+            let (was, is) = (header.teller.as_str(), self.teller.as_str());
+            Some(format!("the disk was captured by {was} and is captured by {is} now"))
         } else {
             None
         }

@@ -257,6 +257,14 @@ impl Bitmap {
         })
     }
 
+    /// The epoch cannot be continued by any later life.
+    ///
+    /// # Errors
+    /// When the bitmap file cannot be written.
+    pub(in crate::agent) fn forget_epoch(&self) -> io::Result<()> {
+        self.write_header(|header| header.epoch = Epoch(0))
+    }
+
     /// Says that the agent stopped in order, or (`false`) that it runs.
     ///
     /// # Errors

@@ -4,11 +4,12 @@ use crate::format::bytes::{FormatError, Reader, Writer};
 use crate::model::{DiskName, Epoch, MachineKey, Sequence};
 
 use super::super::bits::PAGE_WORDS;
+use super::identity::Teller;
 
 /// First bytes of a header.
 const MAGIC: [u8; 8] = *b"HFBITMAP";
 /// Version of the layout.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes of a header; two of them stand at the start of the file, each in a sector of its own.
 pub(super) const HEADER_BYTES: usize = 512;
 /// Bytes of a page: one sector, so that a power cut leaves the old page or the new one.
@@ -33,6 +34,8 @@ pub(super) struct Header {
     pub(super) chunk_bytes: u32,
     /// CRC-32 over all disks of the machine (index, name, size): another set is another epoch.
     pub(super) disks_crc: u32,
+    /// Who told of its writes.
+    pub(super) teller: Teller,
     /// The epoch it tracks.
     pub(super) epoch: Epoch,
     /// Highest published sequence that was ever told before a bit was cleared.
@@ -50,7 +53,7 @@ impl Header {
         writer.put(&MAGIC).u16(VERSION).u16(0);
         writer.put(&self.machine.0).text(self.disk.as_str());
         writer.u64(self.disk_bytes).u32(self.chunk_bytes);
-        writer.u32(self.disks_crc).u32(self.epoch.0);
+        writer.u32(self.disks_crc).u8(self.teller as u8).u32(self.epoch.0);
         writer.u64(self.witnessed.0).u8(u8::from(self.clean));
         writer.u64(self.turn);
         let mut bytes = writer.0;
@@ -88,6 +91,11 @@ impl Header {
             disk_bytes: reader.u64("disk bytes")?,
             chunk_bytes: reader.u32("chunk bytes")?,
             disks_crc: reader.u32("disks crc")?,
+            teller: {
+                let code = reader.u8("teller")?;
+                Teller::from_code(code)
+                    .ok_or_else(|| FormatError::value("teller", code, "1 to 4"))?
+            },
             epoch: Epoch(reader.u32("epoch")?),
             witnessed: Sequence(reader.u64("witnessed")?),
             clean: match reader.u8("clean")? {
@@ -139,6 +147,7 @@ mod tests {
             disk_bytes: 1 << 30,
             chunk_bytes: 65536,
             disks_crc: 0xdead_beef,
+            teller: Teller::Guest,
             epoch: Epoch(3),
             witnessed: Sequence(99),
             clean: true,
@@ -146,7 +155,7 @@ mod tests {
         };
         let bytes = header.encode();
         assert_eq!(bytes.len(), HEADER_BYTES);
-        assert_eq!(hex::encode(&bytes[..12]), "48464249544d415001000000");
+        assert_eq!(hex::encode(&bytes[..12]), "48464249544d415002000000");
         assert_eq!(Header::decode(&bytes).unwrap(), header);
         let mut words = [0; PAGE_WORDS];
         words[62] = 1 << 63;

@@ -12,7 +12,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
-pub(super) use identity::Identity;
+pub(super) use identity::{Identity, Teller};
 pub(super) use intents::Bitmap;
 pub(super) use open::{Found, open};
 #[cfg(test)]

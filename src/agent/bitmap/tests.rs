@@ -14,6 +14,7 @@ fn identity() -> Identity {
         disk_bytes: 600 << 20,
         chunk_bytes: 65536,
         disks_crc: 7,
+        teller: Teller::Agent,
     }
 }
 
@@ -80,7 +81,7 @@ fn a_damaged_page_sets_all_its_bits_and_a_damaged_header_falls_back() {
 }
 
 #[test]
-fn another_disk_or_size_or_set_of_disks_is_not_believed() {
+fn another_disk_size_set_of_disks_or_capture_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("root.bitmap");
     for change in [
@@ -89,6 +90,7 @@ fn another_disk_or_size_or_set_of_disks_is_not_believed() {
         |identity: &mut Identity| identity.disks_crc += 1,
         |identity: &mut Identity| identity.chunk_bytes *= 2,
         |identity: &mut Identity| identity.disk = "data".parse().unwrap(),
+        |identity: &mut Identity| identity.teller = Teller::Scan,
     ] {
         std::fs::write(&path, blank(&identity())).unwrap();
         assert!(matches!(reopen(&path, &identity()).1, Found::Kept { .. }));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use super::hashes::{Hash, Hashes, blank};
-use crate::agent::bitmap::Identity;
+use crate::agent::bitmap::{Identity, Teller};
 use crate::agent::crash_tests::{Fragile, Power};
 use crate::clock::System;
 use crate::model::MachineKey;
@@ -19,6 +19,7 @@ fn identity() -> Identity {
         disk_bytes: CHUNKS * 65536 - 512,
         chunk_bytes: 65536,
         disks_crc: 1,
+        teller: Teller::Scan,
     }
 }
 

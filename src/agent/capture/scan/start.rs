@@ -10,7 +10,7 @@ use crate::clock::{Clock, Entropy};
 use crate::model::{DISK_BYTES_MAX, DiskIndex, DiskName, MachineKey, SECTOR_BYTES};
 use crate::settings::{AgentDisk, AgentSettings, ScanSettings};
 
-use super::super::super::bitmap::Identity;
+use super::super::super::bitmap::{Identity, Teller};
 use super::super::super::error::AgentError;
 use super::super::super::medium::Medium;
 use super::super::super::stream::Stream;
@@ -61,6 +61,7 @@ impl Scanned {
             disk_bytes: bytes,
             chunk_bytes: agent.bitmap_chunk_bytes,
             disks_crc: 0, // other disks change nothing about what is known of this one
+            teller: Teller::Scan,
         };
         let path = agent.state_directory.join(format!("{}.hashes", disk.name));
         let opened = Hashes::open(&path, &identity, entropy);
