@@ -13,13 +13,16 @@ mod bodies;
 mod checkpoint;
 mod due;
 mod error;
+mod pins;
 pub mod plan;
 mod retain;
 pub mod retention;
 mod seed;
+mod witness;
 mod write;
 
 pub use applier::{Applier, ApplierContext, Step};
 pub use bodies::Bodies;
 pub use checkpoint::{Applied, RecoveryPoint};
 pub use error::ApplyError;
+pub use pins::PinsSeen;

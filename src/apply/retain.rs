@@ -17,15 +17,12 @@ use super::retention::{self, Decision};
 use super::seed;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
-use crate::model::{DiskSpec, Epoch, ObjectName, Timestamp};
+use crate::model::{DiskSpec, Epoch, ObjectName};
 use crate::store::{SnapshotInfo, StoreError};
 use crate::vault::{PinDocument, Policy, VaultError};
 
 /// How often others may change the document between decision and swap.
 const TRIES: u32 = 16;
-/// A pin that ended longer ago is removed: its recovery was killed, for it renews its pin three
-/// times in its life.
-const DEAD_PIN_S: i64 = 600;
 
 impl Applier {
     /// Drops the snapshots that the policy no longer keeps and says how much of the log may go.
@@ -73,18 +70,12 @@ impl Applier {
         let machine = self.context.log.machine();
         let vault = &self.context.vault;
         let failed = |source| ApplyError::Points { machine: machine.clone(), source };
-        let now = self.context.clock.wall();
-        let (running, ended): (Vec<_>, Vec<_>) = vault
-            .pins(machine)
-            .await
-            .map_err(failed)?
-            .into_iter()
-            .partition(|(_, pin)| pin.expires > now);
-        let dead = |expires: Timestamp| expires.plus_seconds(DEAD_PIN_S) <= now;
-        for (id, _) in ended.iter().filter(|(_, pin)| dead(pin.expires)) {
+        let pins = vault.pins(machine).await.map_err(failed)?;
+        let pins = self.context.pins.sort(pins, self.context.clock.monotonic());
+        for id in &pins.dead {
             vault.remove_pin(machine, id).await.map_err(failed)?;
         }
-        Ok(running.into_iter().map(|(_, pin)| pin).collect())
+        Ok(pins.running)
     }
 
     /// Of an epoch without points; called again until the manifest has forgotten the epoch.
@@ -108,8 +99,9 @@ impl Applier {
         Ok(())
     }
 
-    /// Snapshots that no point names: given up by retention, or left by a crash between making
-    /// and recording (then the next run makes its own again).
+    /// Snapshots of appliers that no point names: given up by retention, or left by a crash between
+    /// making and recording (then the next run makes its own again). Others are somebody else's: ours
+    /// get their label with the same request that makes them.
     async fn delete_unnamed_snapshots(
         &mut self,
         manifest: &Manifest,
@@ -122,11 +114,19 @@ impl Applier {
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(source) => return Err(self.store_failed(source)),
             };
-            if there.iter().all(|snapshot| self.is_named(epoch.epoch, spec, snapshot)) {
+            let left = |snapshot: &SnapshotInfo| {
+                seed::made_by(&snapshot.label).is_some()
+                    && !self.is_named(epoch.epoch, spec, snapshot)
+            };
+            if !there.iter().any(left) {
                 continue;
             }
             // The record of one of them may still be on its way: this makes it fail.
             self.checkpoint.confirm().await?;
+            // Nothing is unnamed because the document was set back: the snapshots say that it was.
+            if let Err(error) = self.check_snapshots(&object, epoch.epoch, &there).await {
+                return Err(self.judge(error).await?);
+            }
             for snapshot in &there {
                 if !self.is_named(epoch.epoch, spec, snapshot) && self.may_delete(snapshot) {
                     self.delete_snapshot(&object, snapshot).await?;
@@ -144,9 +144,11 @@ impl Applier {
         disks.any(|disk| disk.index == spec.index.0 && disk.snapshot == snapshot.id)
     }
 
-    /// A newer applier's snapshot may be named by now, in a document that we have not seen.
+    /// Not somebody else's, and not a newer applier's: that may be named by now, in a document that we
+    /// have not seen.
     fn may_delete(&self, snapshot: &SnapshotInfo) -> bool {
-        seed::made_by(&snapshot.label).is_none_or(|maker| maker <= self.checkpoint.generation())
+        seed::made_by(&snapshot.label)
+            .is_some_and(|by| by.generation <= self.checkpoint.generation())
     }
 
     async fn delete_snapshot(
@@ -160,7 +162,7 @@ impl Applier {
         }
     }
 
-    fn store_failed(&self, source: StoreError) -> ApplyError {
+    pub(super) fn store_failed(&self, source: StoreError) -> ApplyError {
         ApplyError::Store { machine: self.context.log.machine().clone(), source }
     }
 }

@@ -2,10 +2,11 @@
 //! appliers and recoveries over it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast::apply::{Applier, ApplierContext, ApplyError, Bodies};
+use holdfast::apply::{Applier, ApplierContext, ApplyError, Bodies, PinsSeen};
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, Entropy, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -35,32 +36,43 @@ pub(crate) struct Site {
     pub(crate) log: Arc<LogStore>,
     pub(crate) clock: Arc<Hand>,
     pub(crate) drawn: Arc<Drawn>,
-    key: KeyEncryptionKey,
+    pins: PinsSeen,
+    pub(crate) key: Arc<KeyEncryptionKey>,
     pub(crate) at: BTreeMap<u64, Disks>,
 }
 
-/// A clock that moves when it is told to, and wakes who waited for that.
-pub(crate) struct Hand(watch::Sender<Duration>);
+/// A clock that moves when it is told to, and wakes who waited for that. Its wall clock can be set
+/// apart from that.
+pub(crate) struct Hand {
+    now: watch::Sender<Duration>,
+    wrong_by: AtomicI64,
+}
 
 impl Hand {
     pub(crate) fn advance(&self, seconds: u64) {
-        self.0.send_modify(|now| *now += Duration::from_secs(seconds));
+        self.now.send_modify(|now| *now += Duration::from_secs(seconds));
+    }
+
+    /// Sets the wall clock alone: seconds.
+    pub(crate) fn set_wrong_by(&self, seconds: i64) {
+        self.wrong_by.store(seconds, Ordering::Relaxed);
     }
 }
 
 #[async_trait::async_trait]
 impl Clock for Hand {
     fn wall(&self) -> Timestamp {
-        Timestamp(self.0.borrow().as_micros() as i64)
+        let right = Timestamp(self.now.borrow().as_micros() as i64);
+        right.plus_seconds(self.wrong_by.load(Ordering::Relaxed))
     }
 
     fn monotonic(&self) -> Duration {
-        *self.0.borrow()
+        *self.now.borrow()
     }
 
     async fn sleep(&self, duration: Duration) {
         let until = self.monotonic() + duration;
-        self.0.subscribe().wait_for(|now| *now >= until).await.unwrap();
+        self.now.subscribe().wait_for(|now| *now >= until).await.unwrap();
     }
 }
 
@@ -96,15 +108,16 @@ pub(crate) fn policy() -> Policy {
     Policy { snapshot_interval_s: 60, ..Policy::default() }
 }
 
-fn beginning() -> Vec<Change> {
+/// How epoch `epoch` begins.
+pub(crate) fn beginning(epoch: u32) -> Vec<Change> {
     vec![
-        Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: specs() }),
+        Change::EpochBegin(EpochBegin { epoch: Epoch(epoch), disks: specs() }),
         Change::CatchUpBegin(CatchUp::InitialReplication),
         Change::CatchUpEnd,
     ]
 }
 
-fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
+pub(crate) fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
     let time = Timestamp(second * 1_000_000);
     let kind = BookmarkKind::CrashConsistent;
     Change::Bookmark(Bookmark { id: BookmarkId(id), kind, time, name })
@@ -112,7 +125,7 @@ fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
 
 /// A random stream.
 pub(crate) fn history(random: &mut StdRng) -> History {
-    let mut changes = beginning();
+    let mut changes = beginning(1);
     let mut disks: Disks = [vec![0; DISK_BYTES as usize], vec![0; DISK_BYTES as usize]];
     let mut at = BTreeMap::new();
     for second in 0..random.random_range(4..14) {
@@ -144,7 +157,7 @@ pub(crate) fn history(random: &mut StdRng) -> History {
 /// Both disks are written all over in every round, then comes a bookmark; a round a minute. The
 /// bookmark of round `n` (from 0) is at sequence [`at_round`].
 pub(crate) fn rounds(count: u8, ids: impl Fn(u8) -> [u8; 16]) -> History {
-    let mut changes = beginning();
+    let mut changes = beginning(1);
     let mut at = BTreeMap::new();
     for round in 0..count {
         let content = [vec![round * 2 + 1; 64 << 10], vec![round * 2 + 2; 64 << 10]];
@@ -171,11 +184,12 @@ pub(crate) fn at_round(round: u8) -> u64 {
 
 impl Site {
     pub(crate) async fn of((changes, at): History) -> Self {
-        let clock = Arc::new(Hand(watch::Sender::new(Duration::from_secs(4_000_000_000))));
+        let now = watch::Sender::new(Duration::from_secs(4_000_000_000));
+        let clock = Arc::new(Hand { now, wrong_by: AtomicI64::new(0) });
         let inner: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
         let faulty = Arc::new(Faulty::new(inner));
         let store: Arc<dyn Store> = Arc::clone(&faulty) as _;
-        let key = KeyEncryptionKey::of([7; 32].into());
+        let key = Arc::new(KeyEncryptionKey::of([7; 32].into()));
         let vault = Vault::new(Arc::clone(&store), key.derive("holdfast vault 1"));
         let (data_key, wrapped) = key.make_data_key(&machine(), 1, &System, Timestamp(0));
         let document = MachineDocument {
@@ -188,10 +202,9 @@ impl Site {
         vault.create_machine(&document).await.unwrap();
         let log = Arc::new(LogStore::new(store, machine(), KeyRing::of(machine(), data_key)));
         let drawn = Arc::new(Drawn::default());
-        let site = Self { faulty, vault, log, clock, drawn, key, at };
-        let records = changes.into_iter().enumerate();
-        let record = |(n, change)| Record { sequence: Sequence(n as u64 + 1), change };
-        site.publish(records.map(record).collect()).await;
+        let pins = PinsSeen::default();
+        let site = Self { faulty, vault, log, clock, drawn, pins, key, at };
+        site.publish(changes).await;
         site
     }
 
@@ -213,15 +226,18 @@ impl Site {
         }
     }
 
-    async fn publish(&self, records: Vec<Record>) {
+    /// Publishes what comes next.
+    pub(crate) async fn publish(&self, changes: Vec<Change>) {
         let context = self.upload_context();
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();
+        let after = claimed.manifest.published.0;
         let settings = BatchSettings { bytes_max: 64 << 10, age_max: Duration::from_secs(1) };
         let key = MachineKey::of(&machine());
         let mut batcher = Batcher::new(key, StreamState::after(&claimed.manifest), settings);
         let (to, mut sealed) = tokio::sync::mpsc::channel(1024);
-        let mut previous = None;
-        for record in records {
+        let mut previous = claimed.manifest.last_delta;
+        for (n, change) in changes.into_iter().enumerate() {
+            let record = Record { sequence: Sequence(after + n as u64 + 1), change };
             batcher.push(Durable::never_written(key, record), System.monotonic()).unwrap();
         }
         batcher.drain();
@@ -254,6 +270,7 @@ impl Site {
             metrics: Arc::new(Metrics::default()),
             streams: 3,
             bodies: Bodies::default(),
+            pins: self.pins.clone(),
         })
         .await
     }
