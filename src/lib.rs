@@ -25,6 +25,7 @@ pub mod format;
 pub mod ingest;
 pub mod model;
 pub mod nbd;
+pub mod notify;
 pub mod observe;
 pub mod places;
 pub mod recover;

@@ -14,6 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("budget", &[]),
     ("places", &[]),
     ("heap", &[]),
+    ("notify", &[]),
     ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
@@ -53,7 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
     // Nothing but the page and words: it runs beside any server.
     ("top", &["model", "clock", "observe", "control"]),
-    ("agent", &["model", "clock", "format", "settings", "observe", "store", "nbd"]),
+    ("agent", &["model", "clock", "notify", "format", "settings", "observe", "store", "nbd"]),
     (
         "control",
         &[

@@ -274,6 +274,7 @@ impl Life {
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover: Arc::default(),
         });
         let disks = vec![Arc::clone(&disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));

@@ -7,6 +7,7 @@
 
 mod attach;
 mod bandwidth;
+mod beats;
 mod bitmap;
 mod bits;
 mod buffer;
@@ -45,6 +46,10 @@ mod stream;
 mod stream_tests;
 mod syncs;
 mod tls;
+mod turnover;
+mod watchdog;
+#[cfg(test)]
+mod watchdog_tests;
 mod welcome;
 
 pub use capture::mirror::GuestDevice;

@@ -15,6 +15,7 @@ use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
 use super::syncs::Syncs;
+use super::turnover::{Awaited, Turnover};
 use crate::format::wire::Welcome;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, Epoch, Generation, MachineKey,
@@ -88,7 +89,7 @@ pub(super) struct Machine {
     pub(super) sources: Vec<Arc<Memory>>,
     /// What the bitmaps' files hold.
     pub(super) bits: Vec<Arc<Memory>>,
-    exports: Vec<Captured>,
+    pub(super) exports: Vec<Captured>,
     pub(super) stream: Arc<Stream>,
 }
 
@@ -122,14 +123,17 @@ fn machine(buffer_bytes: u64) -> Machine {
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
         sources.push(Arc::clone(&source));
         files.push(Arc::clone(&bits));
+        let turnover = Arc::new(Turnover::default());
+        let awaited = |medium| Box::new(Awaited::new(Box::new(medium), &turnover));
         Arc::new(Disk {
             index: DiskIndex(index),
             name,
             size_bytes: DISK_BYTES,
-            source: Box::new(source),
-            bitmap: bitmap::load(Box::new(bits), &identity).unwrap().0.unwrap(),
+            source: awaited(source),
+            bitmap: bitmap::load(awaited(bits), &identity).unwrap().0.unwrap(),
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover,
         })
     };
     let disks: Vec<_> = (0..2).map(disk).collect();

@@ -110,6 +110,7 @@ impl Life {
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover: Arc::default(),
         };
         let disks = vec![Arc::new(disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));
