@@ -36,6 +36,7 @@ mod outgoing;
 mod pulse;
 mod quiesce;
 mod readings;
+mod resumption;
 mod route;
 mod run;
 mod session;

@@ -65,6 +65,7 @@ async fn whoever_waits_for_a_disk_does_not_hang_and_whoever_waits_for_us_does() 
     });
     *machine.sources[0].hook.lock().unwrap() = Some(hook);
     std::thread::scope(|scope| {
+        let answer = answer; // gone with a failure, so that nobody waits for it
         scope.spawn(|| write(0).unwrap());
         begins.recv().unwrap();
         assert_eq!(looks(&mut watch, &machine, &beats), None, "the disk has not answered");
@@ -75,6 +76,7 @@ async fn whoever_waits_for_a_disk_does_not_hang_and_whoever_waits_for_us_does() 
     });
     let held = machine.stream.disks[0].locks.hold(0..512);
     std::thread::scope(|scope| {
+        let held = held;
         scope.spawn(|| write(0).unwrap());
         waiting(2);
         let hung = looks(&mut watch, &machine, &beats);
