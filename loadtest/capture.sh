@@ -3,8 +3,11 @@
 # each of several rounds; medians in one table, or as JSON.
 #
 #   loadtest/capture.sh [--rounds N] [--seconds S] [--size MIB] [--modes LIST] [--directory DIR]
-#                       [--memory] [--share] [--binary FILE] [--json]
+#                       [--rates LIST] [--memory] [--share] [--binary FILE] [--json]
 #
+# With --rates, what a disk has a workload do that is no faster than that: each of LIST is so many 4 KiB random
+# writes a second (10k), or MB/s of 1 MiB writes in sequence (200m); fio is held to it, and how much of it is
+# reached, how long a write takes, and the agent's CPU at that rate is told. "10k 20k 40k 200m 400m" is a good one.
 # Modes: bare, ebpf, alone (ebpf without a process server), fuse, nbd; default all. The device lies on a file
 # in DIR (default $TMPDIR or /tmp), with --memory in /dev/shm. The agent has a process server with a directory
 # store on the same cores. As it stands for another machine, cache and store are in /dev/shm (about 2 GiB), and of the cores
@@ -14,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rounds=3 seconds=3 size=256 modes='bare ebpf alone fuse nbd' directory=${TMPDIR:-/tmp}
-memory='' share='' binary=target/release/holdfast json=''
+memory='' share='' rates='' binary=target/release/holdfast json=''
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) rounds=$2; shift 2 ;;
@@ -22,11 +25,12 @@ while [ $# -gt 0 ]; do
     --size) size=$2; shift 2 ;;
     --modes) modes=$2; shift 2 ;;
     --directory) directory=$2; shift 2 ;;
+    --rates) rates=$2; shift 2 ;;
     --memory) memory=1; shift ;;
     --share) share=1; shift ;;
     --binary) binary=$2; shift 2 ;;
     --json) json=1; shift ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
 [ -x "$binary" ] || { echo "$binary is missing: cargo build --release --workspace" >&2; exit 1; }
@@ -100,6 +104,8 @@ load() {
     flushed) job=(--rw=randwrite --bs=4k --iodepth=1 --fsync=1) ;;
     random) job=(--rw=randwrite --bs=4k --iodepth=32) ;;
     sequence) job=(--rw=write --bs=1m --iodepth=4) ;;
+    *k) job=(--rw=randwrite --bs=4k --iodepth=32 --rate_iops="${2%k}000" --rate_process=poisson) ;;
+    *m) job=(--rw=write --bs=1m --iodepth=4 --rate="${2%m}000000") ;;
   esac
   fio --name=load "${target[@]}" "${job[@]}" --size="${size}m" --time_based --runtime="$seconds" --randrepeat=0 --output-format=json 2>>"$work/fio.log"
 }
@@ -114,8 +120,8 @@ run() {
   # What fio's engine for NBD may say before its JSON is left out.
   sed -n '/^{/,$p' "$work/out" | jq -c --arg mode "$2" --arg job "$3" --argjson round "$1" --argjson losses "$losses" \
     --argjson cpu "$(awk -v a="$before" -v b="$after" 'BEGIN { printf "%.3f", b - a }')" \
-    '.jobs[0].write | { $round, $mode, $job, iops, mb_per_s: (.bw_bytes / 1e6), p99_us: (.clat_ns.percentile["99.000000"] / 1000),
-      bytes: .io_bytes, agent_cpu_s: $cpu, order_lost: $losses }' >>"$work/runs"
+    '.jobs[0].write | { $round, $mode, $job, iops, mb_per_s: (.bw_bytes / 1e6), p50_us: (.clat_ns.percentile["50.000000"] / 1000),
+      p99_us: (.clat_ns.percentile["99.000000"] / 1000), runtime_s: (.runtime / 1000), bytes: .io_bytes, agent_cpu_s: $cpu, order_lost: $losses }' >>"$work/runs"
 }
 
 # A site of its own for each round, so that nothing piles up.
@@ -151,6 +157,10 @@ close_site() {
   for mode in $modes; do rm -rf "${work:?}/$mode" "${states:?}/$mode"; done
 }
 
+jobs=${rates:-flushed random sequence}
+for job in $rates; do
+  [[ $job =~ ^[1-9][0-9]*[km]$ ]] || { echo "--rates: $job is neither like 10k (writes of 4 KiB a second) nor like 200m (MB/s)" >&2; exit 2; }
+done
 for round in $(seq "$rounds"); do
   open_site
   for mode in $modes; do
@@ -161,20 +171,23 @@ for round in $(seq "$rounds"); do
       "${as[@]}" "$hold" agent --config "$work/$mode/agent.toml" >"$work/$mode.log" 2>&1 &
       agent=$!
     fi
-    for job in flushed random sequence; do run "$round" "$mode" "$job"; done
+    for job in $jobs; do run "$round" "$mode" "$job"; done
     if [ "$mode" != bare ]; then end "$agent" KILL; agent=''; release; fi
     ! mountpoint -q "$work/fuse/mount" || umount -l "$work/fuse/mount"
   done
   close_site
 done
 
-jq -s --arg modes "$modes" --argjson seconds "$seconds" --argjson size "$size" --arg version "$("$hold" --version)" '
+jq -s --arg modes "$modes" --arg jobs "$jobs" --argjson seconds "$seconds" --argjson size "$size" --arg version "$("$hold" --version)" '
   def median: sort | if length % 2 == 1 then .[length / 2 | floor] else (.[length / 2 - 1] + .[length / 2]) / 2 end;
   { $version, seconds_a_run: $seconds, disk_mib: $size, runs: .,
-    figures: [ ($modes | split(" "))[] as $mode | ("flushed", "random", "sequence") as $job
+    figures: [ ($modes | split(" "))[] as $mode | ($jobs | split(" "))[] as $job
       | [ .[] | select(.mode == $mode and .job == $job) ] as $those
       | [ .[] | select(.mode == "bare" and .job == $job) ] as $bare
-      | { $mode, $job, iops: ([$those[].iops] | median), mb_per_s: ([$those[].mb_per_s] | median), p99_us: ([$those[].p99_us] | median),
+      | { $mode, $job, iops: ([$those[].iops] | median), mb_per_s: ([$those[].mb_per_s] | median), p50_us: ([$those[].p50_us] | median), p99_us: ([$those[].p99_us] | median),
+          to_rate: (if $job | test("^[0-9]+k$") then ([$those[].iops] | median) / ($job[:-1] | tonumber * 1000)
+            elif $job | test("^[0-9]+m$") then ([$those[].mb_per_s] | median) / ($job[:-1] | tonumber) else null end),
+          agent_cpu_cores: ([$those[] | .agent_cpu_s / .runtime_s] | median),
           to_bare: (if $bare == [] then null else
             [ $those[] as $one | $one.iops / ($bare[] | select(.round == $one.round).iops) ] | median end),
           agent_cpu_s_per_gib: ([$those[] | .agent_cpu_s / (.bytes / 1073741824)] | median),
@@ -182,12 +195,26 @@ jq -s --arg modes "$modes" --argjson seconds "$seconds" --argjson size "$size" -
 if [ -n "$json" ]; then cat "$work/figures"; exit; fi
 
 printf 'medians of %s rounds of %s s, a disk of %s MiB, %s cores\n' "$rounds" "$seconds" "$size" "$(nproc)"
-for job in flushed random sequence; do
+for job in $jobs; do
+  case $job in
+    *k) printf '\n4 KiB random writes, at most %s a second\n' "${job%k}000" ;;
+    *m) printf '\n1 MiB writes in sequence, at most %s MB/s\n' "${job%m}" ;;
+  esac
   case $job in
     flushed) printf '\n4 KiB random writes, one at a time, each flushed\n' ;;
     random) printf '\n4 KiB random writes, 32 at a time\n' ;;
     sequence) printf '\n1 MiB writes in sequence, 4 at a time\n' ;;
   esac
+  if [ -n "$rates" ]; then
+    printf '%-7s %9s %8s %8s %9s %9s %11s %10s  %s\n' '' IOPS MB/s 'to rate' 'p50 µs' 'p99 µs' 'agent cores' 's/GiB' 'order kept'
+    jq -r --arg job "$job" '.figures[] | select(.job == $job) |
+      [ .mode, (.iops | round), (.mb_per_s | round), (.to_rate * 100 | round / 100), (.p50_us | round), (.p99_us | round),
+        (if .mode == "bare" then "-" else .agent_cpu_cores * 100 | round / 100 end),
+        (if .mode == "bare" then "-" else .agent_cpu_s_per_gib * 100 | round / 100 end),
+        (if .mode == "bare" or .mode == "alone" then "-" else "\(.order_kept) of \(.runs)" end) ] | @tsv' "$work/figures" |
+      awk -F'\t' '{ printf "%-7s %9s %8s %8s %9s %9s %11s %10s  %s\n", $1, $2, $3, $4, $5, $6, $7, $8, $9 }'
+    continue
+  fi
   printf '%-7s %9s %8s %8s %9s %10s  %s\n' '' IOPS MB/s 'to bare' 'p99 µs' 'agent s/GiB' 'order kept'
   jq -r --arg job "$job" '.figures[] | select(.job == $job) |
     [ .mode, (.iops | round), (.mb_per_s | round), (.to_bare // 0 | . * 100 | round / 100), (.p99_us | round),

@@ -26,6 +26,7 @@ pub mod format;
 pub mod ingest;
 pub mod model;
 pub mod nbd;
+pub mod notify;
 pub mod observe;
 pub mod places;
 pub mod recover;

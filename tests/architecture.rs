@@ -15,6 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("bounded_http", &["clock"]),
     ("places", &[]),
     ("heap", &[]),
+    ("notify", &[]),
     ("turns", &["model"]),
     ("format", &["model"]),
     ("store", &["model", "clock", "settings", "observe"]),
@@ -54,7 +55,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("recover", &["model", "clock", "format", "store", "vault", "seal", "cloud_log", "nbd"]),
     // Nothing but the page and words: it runs beside any server.
     ("top", &["model", "clock", "observe", "control"]),
-    ("agent", &["model", "clock", "format", "settings", "observe", "store", "nbd"]),
+    ("agent", &["model", "clock", "notify", "format", "settings", "observe", "store", "nbd"]),
     (
         "control",
         &[

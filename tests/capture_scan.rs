@@ -109,6 +109,10 @@ fn what_changed_between_passes_is_sent_and_nothing_else() {
     // The last write lies on a border.
     assert_eq!(scanned.status("caught_up_bytes"), DISK_BYTES + 4 * CHUNK);
     assert!(scanned.why().contains("as of"), "{}", scanned.why());
+    eventually("how old points are", 20, || {
+        let disk = &scanned.status("disks")[0];
+        (disk["rpo_s"].as_f64()? >= 0.0 && disk["rpo_s_max"].as_f64()? > 0.0).then_some(())
+    });
     // Its hashes are in the file before it ends, so the next life sends what changed meanwhile.
     eventually("all is published", 60, || (scanned.status("unsettled_bytes") == 0).then_some(()));
     agent.stop();

@@ -52,6 +52,24 @@ fn units_are_understood_and_confined() {
     }
 }
 
+/// The manager waits for what the program tells, and for what it does not tell it waits no longer than a guest's
+/// disk controller (30 s) does, be the agent in whatever call.
+#[test]
+fn an_agent_that_hangs_is_killed_before_a_guest_gives_up() {
+    for unit in UNITS {
+        assert!(
+            file(&format!("deploy/systemd/{unit}.service")).contains("\nType=notify\n"),
+            "{unit}"
+        );
+    }
+    let agent = file("deploy/systemd/holdfast-agent.service");
+    let value = |key: &str| agent.lines().find_map(|line| line.strip_prefix(key));
+    let seconds = |text: &str| text.strip_suffix('s').unwrap().parse::<u64>().unwrap();
+    assert!((10..=20).contains(&seconds(value("WatchdogSec=").unwrap())));
+    assert_eq!(value("WatchdogSignal="), Some("SIGKILL"), "a core would hold what is on the disks");
+    assert_eq!((value("Restart="), value("RestartSec=")), (Some("always"), Some("1s")));
+}
+
 /// What gives a unit a mount namespace of its own (systemd.exec(5)), and what says that it does not.
 const NAMESPACED: &[(&str, &str)] = &[
     ("ProtectSystem", "no"),

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -275,6 +276,7 @@ impl Life {
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover: Arc::default(),
         });
         let disks = vec![Arc::clone(&disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));
@@ -293,7 +295,7 @@ impl Life {
     fn connect(&self, server: &mut Server) {
         self.stream.detach();
         if self.stream.attach(&server.welcome()).is_ok() {
-            self.stream.resume(u64::MAX, 0);
+            self.stream.resume(Duration::MAX, u64::MAX, 0);
         }
     }
 
@@ -351,7 +353,7 @@ impl Life {
     fn acknowledge(&self, server: &Server) {
         let (durable, published) = (Sequence(server.durable), Sequence(server.published));
         self.stream.acked(durable, published).unwrap();
-        self.stream.resume(u64::MAX, 0);
+        self.stream.resume(Duration::MAX, u64::MAX, 0);
     }
 }
 

@@ -17,6 +17,7 @@ use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
 use super::syncs::Syncs;
+use super::turnover::Turnover;
 
 /// Most extents in one answer about allocation.
 const STATUS_EXTENTS_MAX: usize = 1024;
@@ -37,6 +38,8 @@ pub(super) struct Disk {
     pub(super) locks: RangeLocks,
     /// Every sync of the source, the workload's and our own.
     pub(super) syncs: Syncs,
+    /// Who waits for whom.
+    pub(super) turnover: Arc<Turnover>,
 }
 
 impl Disk {
@@ -72,6 +75,7 @@ impl Captured {
         }
         let Disk { index, bitmap, locks, .. } = &*self.disk;
         let range = offset..offset + length;
+        let asked = self.disk.turnover.asked();
         let held = locks.hold(range.clone());
         if self.stream.closed() {
             return Err(io::Error::other("the agent has stopped"));
@@ -87,6 +91,7 @@ impl Captured {
         drop(held);
         synced?;
         if let (AgentMode::Sync, Some(placed)) = (self.mode, placed) {
+            drop(asked); // for the server now; `keeping::tell` bounds that wait
             self.stream.wait_durable(placed);
         }
         Ok(())

@@ -1,20 +1,23 @@
 //! An agent as a process: signals end it, and a request has it begin anew with changed settings.
 //!
 //! Owns: what follows on what. Does not own: starting and stopping ([`super::run`]), how it is asked
-//! ([`super::control`]).
+//! ([`super::control`]), what the service manager is told of its health ([`super::watchdog`]).
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::{Clock, System};
+use crate::notify::{self, Notify};
 use crate::settings::AgentSettings;
 use crate::store::Class;
 
 use super::control::Control;
 use super::error::AgentError;
 use super::run::{Agent, Stopped};
+use super::watchdog::Watchdog;
 
 /// How the status begins to say that changed settings could not be used.
 pub const NOT_TAKEN: &str = "the changed settings cannot be used, so it runs as before";
@@ -60,12 +63,19 @@ pub async fn run(
     let mut signals = Signals::listen(&settings.state_directory)?;
     let mut settings = settings;
     let mut agent = Agent::start(settings.clone(), System::clock(), System::entropy())?;
+    let watchdog = Watchdog::new(Notify::of_environment());
+    watchdog.watches(&agent);
+    tokio::spawn(Arc::clone(&watchdog).run());
     loop {
         let control = Control::listen(&settings.state_directory);
+        watchdog.tell(notify::READY);
         let next = tokio::select! {
             next = control.asked(&changed) => Some(next),
             () = signals.any() => None,
         };
+        if next.is_none() {
+            watchdog.tell(notify::STOPPING);
+        }
         tracing::info!(
             again = next.is_some(),
             "stopping: waiting until everything is published (a second signal ends the wait)"
@@ -77,6 +87,7 @@ pub async fn run(
         drop(control);
         let Some(next) = next else { return Ok(stopped) };
         (agent, settings) = again(next, settings).await?;
+        watchdog.watches(&agent);
     }
 }
 

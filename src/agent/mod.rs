@@ -7,6 +7,7 @@
 
 mod attach;
 mod bandwidth;
+mod beats;
 mod bitmap;
 mod bits;
 mod buffer;
@@ -38,6 +39,7 @@ mod pulse;
 mod quiesce;
 mod readings;
 mod replies;
+mod resumption;
 mod route;
 mod run;
 mod session;
@@ -48,6 +50,10 @@ mod stream;
 mod stream_tests;
 mod syncs;
 mod tls;
+mod turnover;
+mod watchdog;
+#[cfg(test)]
+mod watchdog_tests;
 mod welcome;
 
 pub use capture::mirror::GuestDevice;

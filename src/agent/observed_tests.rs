@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::capture::{CaptureMode, Observer};
 use super::clearing::Round;
@@ -97,7 +98,7 @@ fn a_read_that_order_was_lost_under_is_not_placed() {
         behind_its_back(&shared, 0, &[5; 512]);
         let sent = shared.stream.lock().sent;
         shared.stream.acked(sent, sent).unwrap();
-        shared.stream.resume(u64::MAX, 0);
+        shared.stream.resume(Duration::MAX, u64::MAX, 0);
     }));
     let step = super::catchup::step(&machine.stream, Default::default(), 512 << 10);
     assert!(matches!(step, Ok(super::catchup::Step::Wait(_))));

@@ -21,6 +21,7 @@ use super::error::AgentError;
 use super::locks::RangeLocks;
 use super::stream::Stream;
 use super::syncs::Syncs;
+use super::turnover::{Awaited, Turnover};
 
 /// Smallest resend buffer.
 const BUFFER_BYTES_MIN: u64 = 64 << 10;
@@ -58,17 +59,19 @@ pub(super) fn open(
             teller: Teller::from(&disk.capture),
         };
         let path = directory.join(format!("{}.bitmap", disk.name));
-        let (bitmap, found) = bitmap::open(&path, &identity)
+        let turnover = Arc::new(Turnover::default());
+        let (bitmap, found) = bitmap::open(&path, &identity, &turnover)
             .map_err(|source| AgentError::io(&path, "open the bitmap", source))?;
         past.add(&path, &found, bitmap.history());
         disks.push(Arc::new(Disk {
             index: DiskIndex(index as u16),
             name: disk.name.clone(),
             size_bytes,
-            source: medium,
+            source: Box::new(Awaited::new(medium, &turnover)),
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover,
         }));
     }
     let clean = past.clean && past.resync.is_none();

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use crate::model::{BookmarkId, BookmarkKind, DiskName, Incarnation, Sequence, Tr
 use crate::nbd::Export;
 use crate::settings::{AgentDisk, AgentSettings};
 
+use super::beats::Beats;
 use super::capture::{self, Captures};
 use super::clearing::Round;
 use super::dial::{Dial, Network, Way, Ways};
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) quiesce: Option<Arc<Quiesce>>,
     pub(super) ways: Ways,
     pub(super) incarnation: Incarnation,
+    pub(super) beats: Beats,
     /// Wakes whoever pauses between connections when the agent leaves.
     pub(super) left: Notify,
     /// The policy asks for bookmarks in another interval.
@@ -75,6 +77,14 @@ pub(super) struct ConnectionState {
 impl Shared {
     fn connection(&self) -> MutexGuard<'_, ConnectionState> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        tokio::spawn(self.beats.of(name, &self.clock, work))
     }
 
     pub(super) fn leaving(&self) -> bool {
@@ -192,6 +202,7 @@ impl Agent {
             ways: Ways::new(settings.transport),
             incarnation: Incarnation(random16(entropy.as_ref())),
             entropy,
+            beats: Beats::default(),
             left: Notify::new(),
             mark_changed: Notify::new(),
             mark_interval_ms: AtomicU64::new(MARK_INTERVAL_MS),
@@ -205,12 +216,21 @@ impl Agent {
         agent.captures = capture::start(&agent, scanned)?;
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
-        agent.tasks.push(tokio::spawn(catchup::run(stream, clock)));
-        agent.tasks.push(tokio::spawn(keeping::mark(Arc::clone(shared))));
-        agent.tasks.push(tokio::spawn(keeping::clear(Arc::clone(shared))));
-        agent.tasks.push(tokio::spawn(keeping::tell(Arc::clone(shared))));
-        agent.replication = Some(tokio::spawn(connection::run(Arc::clone(shared))));
+        let tasks = [
+            shared.spawn("catch-up", catchup::run(stream, clock)),
+            shared.spawn("bookmarks", keeping::mark(Arc::clone(shared))),
+            shared.spawn("clearing", keeping::clear(Arc::clone(shared))),
+            shared.spawn("status", keeping::tell(Arc::clone(shared))),
+        ];
+        let replication = shared.spawn("stream", connection::run(Arc::clone(shared)));
+        agent.tasks.extend(tasks);
+        agent.replication = Some(replication);
         Ok(agent)
+    }
+
+    /// What a watchdog looks at; gone when nothing of this agent lives any more.
+    pub(super) fn watched(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     pub(super) fn disks(&self) -> &[AgentDisk] {

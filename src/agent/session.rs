@@ -192,7 +192,8 @@ impl Session<'_> {
     /// Leaves bitmap mode once the server has room for the largest record.
     fn resume(&self) {
         let largest = HEADER_BYTES as u64 + u64::from(PAYLOAD_BYTES_MAX);
-        self.shared.stream.resume(self.credit(), largest);
+        let now = self.shared.clock.monotonic();
+        self.shared.stream.resume(now, self.credit(), largest);
     }
 
     async fn receive_all<R: AsyncRead + Unpin>(&self, reader: &mut R) -> Result<End, AgentError> {

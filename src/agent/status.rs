@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::model::{DiskIndex, DiskName, MachineId, Timestamp, TrackingMode};
 use crate::settings::AgentMode;
 
-use super::capture::CaptureMode;
+use super::capture::{Age, CaptureMode};
 use super::dial::Way;
 use super::run::{ConnectionState, Shared};
 
@@ -90,6 +91,10 @@ pub struct DiskStatus {
     pub capture: &'static str,
     /// Why not better, or what there is to say.
     pub capture_why: String,
+    /// Where a point shows an older state than that of its bookmark (a scan): how old the newest one is now.
+    pub rpo_s: Option<f64>,
+    /// How old the one before was when that took its place, as measured: interval and duration of a scan.
+    pub rpo_s_max: Option<f64>,
 }
 
 fn words(mode: TrackingMode) -> &'static str {
@@ -111,6 +116,9 @@ impl AgentStatus {
         let observed = observers.iter().flat_map(|observer| observer.modes());
         let mut observed: BTreeMap<DiskIndex, (CaptureMode, String)> =
             observed.map(|(disk, mode, why)| (disk, (mode, why))).collect();
+        let ages: BTreeMap<DiskIndex, Age> =
+            observers.iter().flat_map(|observer| observer.ages()).collect();
+        let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
         let core = shared.stream.lock();
         let mut captured = |disk| {
             let inline = (CaptureMode::Ordered, "in the way of every write".to_owned());
@@ -118,7 +126,10 @@ impl AgentStatus {
         };
         let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
             .map(|disk| (disk, captured(disk.index)))
-            .map(|(disk, (mode, why))| DiskStatus {
+            .map(|(disk, (mode, why))| (disk, mode, why, ages.get(&disk.index).copied()))
+            .map(|(disk, mode, why, age)| DiskStatus {
+                rpo_s: seconds(age.and_then(|age| age.now)),
+                rpo_s_max: seconds(age.and_then(|age| age.max)),
                 capture: mode.as_str(),
                 capture_why: why,
                 name: disk.name.clone(),

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -20,6 +21,7 @@ use super::buffer::{Buffer, cost};
 use super::capture::Observer;
 use super::disk::Disk;
 use super::readings::Reading;
+use super::resumption::Resumption;
 
 /// The machine's stream. Called from several threads at once.
 pub(super) struct Stream {
@@ -85,6 +87,8 @@ pub(super) struct Core {
     pub(super) reading: Option<Reading>,
     /// A bookmark that is not sent yet, nor anything behind it: observers have not confirmed it.
     pub(super) unconfirmed: Option<Sequence>,
+    /// When the next catch-up may begin, after the load was too much.
+    resumption: Resumption,
 }
 
 /// Where a change was placed: its last sequence, and the count of losses then.
@@ -130,6 +134,7 @@ impl Stream {
             withheld: BTreeMap::new(),
             reading: None,
             unconfirmed: None,
+            resumption: Resumption::default(),
         };
         Self {
             disks,
@@ -210,8 +215,7 @@ impl Stream {
         let bitmap = core.mode == TrackingMode::Bitmap;
         if bitmap || !core.make_room(cost(change.payload_bytes())) {
             if !bitmap {
-                let why = "the resend buffer is full: the server takes less than is written";
-                self.lose(core, why);
+                self.overloaded(core);
             }
             // A read may have begun after order was lost, and be placed when a catch-up runs again.
             if let Some(reading) = &mut core.reading {
@@ -406,11 +410,13 @@ impl Stream {
         core.waiters -= 1;
     }
 
-    /// Leaves bitmap mode if the connection can take records.
-    pub(super) fn resume(&self, credit: u64, credit_needed: u64) {
+    /// Leaves bitmap mode if the connection can take records, and if the load that was too much for it
+    /// may be another by now.
+    pub(super) fn resume(&self, now: Duration, credit: u64, credit_needed: u64) {
         let mut core = self.lock();
         let drained = core.durable >= core.sent;
-        if core.mode != TrackingMode::Bitmap
+        let mode = core.mode;
+        if !core.resumption.may_begin(now, mode)
             || !core.connected
             || !drained
             || credit < credit_needed
@@ -447,6 +453,11 @@ impl Stream {
         }
     }
 
+    fn overloaded(&self, core: &mut Core) {
+        core.resumption.overloaded();
+        self.lose(core, "the resend buffer is full: the server takes less than is written");
+    }
+
     /// Throws the buffer away. What it held and the server does not have is dirty from now on; its
     /// sequences were never seen by the server and are given again.
     pub(super) fn lose(&self, core: &mut Core, why: &str) {
@@ -476,7 +487,7 @@ impl Stream {
             false => CatchUp::Dirty,
         };
         if !core.make_room(cost(0)) {
-            self.lose(core, "the resend buffer is full");
+            self.overloaded(core);
             return;
         }
         core.push(Change::CatchUpBegin(kind));

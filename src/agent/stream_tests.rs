@@ -15,6 +15,7 @@ use super::locks::RangeLocks;
 use super::medium::Medium;
 use super::stream::Stream;
 use super::syncs::Syncs;
+use super::turnover::{Awaited, Turnover};
 use crate::format::wire::Welcome;
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, Epoch, Generation, MachineKey,
@@ -88,7 +89,7 @@ pub(super) struct Machine {
     pub(super) sources: Vec<Arc<Memory>>,
     /// What the bitmaps' files hold.
     pub(super) bits: Vec<Arc<Memory>>,
-    exports: Vec<Captured>,
+    pub(super) exports: Vec<Captured>,
     pub(super) stream: Arc<Stream>,
 }
 
@@ -123,14 +124,17 @@ fn machine(buffer_bytes: u64) -> Machine {
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
         sources.push(Arc::clone(&source));
         files.push(Arc::clone(&bits));
+        let turnover = Arc::new(Turnover::default());
+        let awaited = |medium| Box::new(Awaited::new(Box::new(medium), &turnover));
         Arc::new(Disk {
             index: DiskIndex(index),
             name,
             size_bytes: DISK_BYTES,
-            source: Box::new(source),
-            bitmap: bitmap::load(Box::new(bits), &identity).unwrap().0.unwrap(),
+            source: awaited(source),
+            bitmap: bitmap::load(awaited(bits), &identity).unwrap().0.unwrap(),
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover,
         })
     };
     let disks: Vec<_> = (0..2).map(disk).collect();
@@ -162,7 +166,7 @@ impl Machine {
     fn connect(&self, welcome: Welcome) -> Result<(), Unwelcome> {
         self.stream.detach();
         self.stream.attach(&welcome)?;
-        self.stream.resume(u64::MAX, 0);
+        self.stream.resume(Duration::MAX, u64::MAX, 0);
         Ok(())
     }
 
@@ -259,12 +263,12 @@ fn a_full_buffer_falls_to_the_bitmap_and_the_way_back_is_a_catch_up() {
     assert_eq!(machine.dirty(), 4 * CHUNK, "all that was held, and the write that found no room");
     assert_eq!(machine.stream.lock().last, before.next(), "only what was sent keeps its sequence");
     assert!(machine.bookmark().unwrap_err().contains("full"));
-    machine.stream.resume(u64::MAX, 0);
+    machine.stream.resume(Duration::ZERO, u64::MAX, 0);
     assert_eq!(machine.mode(), TrackingMode::Bitmap, "what was sent is not durable yet");
     machine.stream.acked(before.next(), before).unwrap();
-    machine.stream.resume(99, 100);
+    machine.stream.resume(Duration::ZERO, 99, 100);
     assert_eq!(machine.mode(), TrackingMode::Bitmap, "no credit, no way back");
-    machine.stream.resume(100, 100);
+    machine.stream.resume(Duration::ZERO, 100, 100);
     assert_eq!(machine.mode(), TrackingMode::CatchingUp);
     let records = machine.take();
     assert_eq!(records[0].sequence, before.next().next());
@@ -276,6 +280,61 @@ fn a_full_buffer_falls_to_the_bitmap_and_the_way_back_is_a_catch_up() {
         machine.publish_all();
     }
     assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
+}
+
+/// Attempts to catch up in so many seconds of a load that is always too much, from `start` on.
+fn attempts(machine: &Machine, start: u64, seconds: u64) -> Vec<u64> {
+    let mut attempts = Vec::new();
+    for now in start..start + seconds {
+        // What the server takes is little, but all of it.
+        machine.publish_all();
+        machine.stream.resume(Duration::from_secs(now), u64::MAX, 0);
+        if machine.mode() != TrackingMode::Bitmap {
+            attempts.push(now - start);
+            while machine.mode() != TrackingMode::Bitmap {
+                machine.write(0, 0, &vec![1; CHUNK as usize]).unwrap();
+            }
+        }
+    }
+    attempts
+}
+
+#[test]
+fn a_load_that_is_too_much_is_caught_up_with_ever_less_often_until_order_lasts() {
+    let machine = ordered(3 * cost(CHUNK));
+    let resume = |now| machine.stream.resume(Duration::from_secs(now), u64::MAX, 0);
+    // Ordered at the first second; then the load. Each loss is seen a second later.
+    assert_eq!(attempts(&machine, 0, 22), [0, 1, 3, 6, 11, 16, 21]);
+    // A machine that goes quiet at any moment is caught up with 4 s later at most.
+    machine.publish_all();
+    resume(22);
+    resume(25);
+    assert_eq!(machine.mode(), TrackingMode::Bitmap);
+    resume(26);
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    machine.repair();
+    machine.publish_all();
+    assert_eq!(machine.mode(), TrackingMode::Ordered);
+    // Order for less than a point's time is no success; for longer it is.
+    resume(27);
+    assert_eq!(attempts(&machine, 30, 7), [0, 5]);
+    machine.publish_all();
+    resume(40);
+    machine.repair();
+    machine.publish_all();
+    resume(41);
+    assert_eq!(machine.mode(), TrackingMode::Ordered);
+    assert_eq!(attempts(&machine, 50, 12), [0, 1, 3, 6, 11], "as the first time");
+}
+
+#[test]
+fn order_that_was_lost_to_a_server_is_taken_up_at_once() {
+    let machine = ordered(1 << 20);
+    for now in 0..10 {
+        machine.stream.give_up_order("the server is gone");
+        machine.stream.resume(Duration::from_secs(now), u64::MAX, 0);
+        assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    }
 }
 
 #[test]
@@ -497,6 +556,6 @@ fn a_catch_up_read_does_not_bring_back_what_was_overwritten() {
     let machine = ordered(1 << 20);
     machine.stream.give_up_order("test");
     machine.write(0, 0, &[1; 512]).unwrap();
-    machine.stream.resume(u64::MAX, 0);
+    machine.stream.resume(Duration::MAX, u64::MAX, 0);
     overtaken(&machine, || machine.repair());
 }

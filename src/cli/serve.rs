@@ -4,6 +4,7 @@ use super::output::print;
 use super::site::ConfigArgs;
 use super::{Failure, stopped};
 use crate::clock::System;
+use crate::notify::{self, Notify};
 use crate::server::ProcessServer;
 use crate::settings::load_tuning;
 use crate::turns::behind_acks;
@@ -30,10 +31,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let addresses = server.addresses();
         let (data, metrics) = (addresses.data, addresses.metrics);
         print(&format!("serving on {data}; metrics on http://{metrics}/metrics"))?;
+        let notify = Notify::of_environment();
+        notify.tell(notify::READY);
         tokio::select! {
             asked = stopped() => asked?,
             error = server.failed() => return Err(error.into()),
         }
+        notify.tell(notify::STOPPING);
         tracing::info!("draining");
         Ok(server.drain().await?)
     })

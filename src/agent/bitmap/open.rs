@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::super::bits::{Bits, PAGE_WORDS};
 use super::super::medium::Medium;
 use super::super::source::FileMedium;
+use super::super::turnover::{Awaited, Turnover};
 use super::layout::{self, Header};
 use super::{Bitmap, Identity};
 
@@ -25,9 +27,14 @@ pub(in crate::agent) enum Found {
 }
 
 /// Opens the bitmap at `path`, or makes one with all bits set.
-pub(in crate::agent) fn open(path: &Path, identity: &Identity) -> io::Result<(Bitmap, Found)> {
+pub(in crate::agent) fn open(
+    path: &Path,
+    identity: &Identity,
+    turnover: &Arc<Turnover>,
+) -> io::Result<(Bitmap, Found)> {
+    let awaited = |medium| Box::new(Awaited::new(Box::new(medium), turnover));
     let why = match FileMedium::open(path) {
-        Ok(medium) => match load(Box::new(medium), identity)? {
+        Ok(medium) => match load(awaited(medium), identity)? {
             (Some(bitmap), kept) => return Ok((bitmap, kept)),
             (None, found) => found,
         },
@@ -37,7 +44,7 @@ pub(in crate::agent) fn open(path: &Path, identity: &Identity) -> io::Result<(Bi
         Err(error) => return Err(error),
     };
     create(path, identity)?;
-    match load(Box::new(FileMedium::open(path)?), identity)? {
+    match load(awaited(FileMedium::open(path)?), identity)? {
         (Some(bitmap), _) => Ok((bitmap, why)),
         (None, _) => Err(io::Error::other("the bitmap just written does not read back")),
     }

@@ -19,7 +19,7 @@ fn identity() -> Identity {
 }
 
 fn reopen(path: &std::path::Path, identity: &Identity) -> (Bitmap, Found) {
-    open(path, identity).unwrap()
+    open(path, identity, &Arc::default()).unwrap()
 }
 
 fn kept(found: &Found) -> (u32, bool) {

@@ -13,6 +13,8 @@ mod fuse;
 pub(super) mod mirror;
 mod scan;
 
+use std::time::Duration;
+
 use crate::model::DiskIndex;
 
 pub(super) use captures::{Captures, Opening, open, start};
@@ -40,6 +42,15 @@ impl CaptureMode {
     }
 }
 
+/// How old what a point of a disk shows is, where that is not the moment of its bookmark.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Age {
+    /// Of the newest state that a point can show.
+    pub(super) now: Option<Duration>,
+    /// As old as the state before was when the newest one took its place.
+    pub(super) max: Option<Duration>,
+}
+
 /// Somebody who sees writes that were made without asking the agent. It tells the stream of them with
 /// [`super::stream::Stream::observed`] and [`super::stream::Stream::unordered`].
 pub(super) trait Observer: Send + Sync {
@@ -59,6 +70,10 @@ pub(super) trait Observer: Send + Sync {
     }
     /// How well each of its disks is known now, and why not better.
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)>;
+    /// How old the states of its disks are that points show. Nothing to say: as old as their bookmarks.
+    fn ages(&self) -> Vec<(DiskIndex, Age)> {
+        Vec::new()
+    }
     /// Ends it in order: what was seen is in the stream when this returns, and nothing follows.
     fn stop(&self);
 }

@@ -35,9 +35,14 @@ impl Naps {
     /// Rests until the program wakes us, or it is time to look; longer each time that nothing came.
     pub(super) fn rest(&mut self, came: bool) {
         self.ms = if came { SHORT_MS } else { (2 * self.ms).min(LONG_MS) };
-        let time = Timespec { tv_sec: 0, tv_nsec: self.ms * 1_000_000 };
-        let mut events = [MaybeUninit::uninit(); 1];
         // Whatever ends it, a signal too: the ring is looked at.
-        let _ended = epoll::wait(&self.epoll, &mut events, Some(&time));
+        let _woken = self.woken_within(&Timespec { tv_sec: 0, tv_nsec: self.ms * 1_000_000 });
+    }
+
+    /// Whether the program woke us, before that time was over or since the last rest.
+    pub(super) fn woken_within(&self, time: &Timespec) -> bool {
+        let mut events = [MaybeUninit::uninit(); 1];
+        let woken = epoll::wait(&self.epoll, &mut events, Some(time));
+        woken.is_ok_and(|(woken, _)| !woken.is_empty())
     }
 }

@@ -189,3 +189,15 @@ fn a_program_that_sees_nothing_is_not_taken_for_one_that_sees_places() {
     let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, places);
     assert_eq!(proven, Ok(Proven::Places("asked for".to_owned())));
 }
+
+#[test]
+fn a_marker_wakes_the_reader_from_however_long_a_rest() {
+    let Some((kernel, rings)) = loaded() else { return };
+    let naps = Naps::new(&rings.events).unwrap();
+    let seconds = |tv_sec| rustix::event::Timespec { tv_sec, tv_nsec: 0 };
+    assert!(!naps.woken_within(&seconds(0)), "the ring is empty");
+    assert!(kernel.mark(1).unwrap());
+    // Far longer than the program's wake-up takes, and than any rest of the reader.
+    assert!(naps.woken_within(&seconds(60)), "a bookmark waits until the reader looks by itself");
+    assert!(!naps.woken_within(&seconds(0)), "by edge: that it lies there wakes nobody");
+}

@@ -120,7 +120,7 @@ impl Scan {
             Some(_) => self.watched.unless_read(None, || self.release()),
             None => changed == 0 && self.watched.unless_read(Some(shown.reads), || self.release()),
         };
-        self.report.lock().ended(changed, quiet.then_some(shown.at));
+        self.report.lock().ended(changed, quiet.then_some(shown.at), self.clock.monotonic());
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::agent::capture::Age;
+
 /// A report that the scan writes and status reads.
 #[derive(Debug)]
 pub(super) struct Shared(Mutex<Report>);
@@ -28,6 +30,8 @@ pub(super) struct Report {
     now: Now,
     /// The disk's state that a point shows, as a moment of the monotonic clock.
     as_of: Option<Duration>,
+    /// How old the state before was when that one took its place.
+    age_max: Option<Duration>,
     /// What the last whole pass found, bytes.
     changed: u64,
     trouble: Option<String>,
@@ -47,8 +51,8 @@ enum Now {
 
 impl Report {
     fn new(snapshots: bool) -> Self {
-        let (now, as_of, trouble) = (Now::Rests, None, None);
-        Self { snapshots, passes: 0, now, as_of, changed: 0, trouble }
+        let (now, as_of, age_max, trouble) = (Now::Rests, None, None, None);
+        Self { snapshots, passes: 0, now, as_of, age_max, changed: 0, trouble }
     }
 
     /// A catch-up is waited for.
@@ -61,11 +65,16 @@ impl Report {
         self.now = Now::Reads { done, all, changed };
     }
 
-    /// A pass is over; with `at`, what is in the stream is the disk as it was then.
-    pub(super) fn ended(&mut self, changed: u64, at: Option<Duration>) {
+    /// A pass is over `now`; with `at`, what is in the stream is the disk as it was then. Between two
+    /// such passes lie the rest that the settings want and what else there was to do, so a state gets
+    /// as old as from its begin to the end of the next.
+    pub(super) fn ended(&mut self, changed: u64, at: Option<Duration>, now: Duration) {
         self.passes += 1;
         (self.now, self.changed, self.trouble) = (Now::Rests, changed, None);
-        self.as_of = at.or(self.as_of);
+        if at.is_some() {
+            self.age_max = self.as_of.map(|before| now.saturating_sub(before));
+            self.as_of = at;
+        }
     }
 
     /// A pass was given up.
@@ -73,15 +82,20 @@ impl Report {
         (self.now, self.trouble) = (Now::Rests, Some(why));
     }
 
-    /// Age of the newest state of the disk that a point can show.
-    fn age(&self, now: Duration) -> Option<Duration> {
-        self.as_of.map(|at| now.saturating_sub(at))
+    pub(super) fn age(&self, now: Duration) -> Age {
+        Age { now: self.as_of.map(|at| now.saturating_sub(at)), max: self.age_max }
     }
 
     /// All of it.
     pub(super) fn words(&self, now: Duration) -> String {
-        let points = match self.age(now) {
-            Some(age) => format!("a point shows the disk as of {} s ago", age.as_secs()),
+        let Age { now, max } = self.age(now);
+        let at_most = max.map(|max| format!(", the one before got {} s old", max.as_secs()));
+        let points = match now {
+            Some(age) => format!(
+                "a point shows the disk as of {} s ago{}",
+                age.as_secs(),
+                at_most.unwrap_or_default()
+            ),
             None => "no point is possible yet".to_owned(),
         };
         let last = match (self.passes, self.snapshots, self.changed) {
@@ -105,5 +119,33 @@ impl Report {
         let trouble =
             self.trouble.as_ref().map(|why| format!("; the last pass was given up: {why}"));
         format!("{points}{last}{doing}{}", trouble.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_gets_as_old_as_from_its_begin_to_the_end_of_the_next() {
+        let s = Duration::from_secs;
+        let mut report = Report::new(true);
+        assert_eq!(report.age(s(9)), Age::default());
+        // 10 s of reading, 60 s of rest, 12 s of reading.
+        report.ended(0, Some(s(100)), s(110));
+        assert_eq!(report.age(s(115)), Age { now: Some(s(15)), max: None });
+        report.ended(4096, Some(s(170)), s(182));
+        let age = Age { now: Some(s(12)), max: Some(s(60 + 10 + 12)) };
+        assert_eq!(report.age(s(182)), age);
+        // A pass that gives no state makes the next one's older.
+        report.ended(0, None, s(250));
+        assert_eq!(report.age(s(250)), Age { now: Some(s(80)), ..age });
+        report.ended(0, Some(s(310)), s(320));
+        assert_eq!(report.age(s(321)), Age { now: Some(s(11)), max: Some(s(150)) });
+        let words = report.words(s(321));
+        assert!(
+            words
+                .starts_with("a point shows the disk as of 11 s ago, the one before got 150 s old")
+        );
     }
 }

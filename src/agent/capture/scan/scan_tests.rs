@@ -5,6 +5,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -110,6 +111,7 @@ impl Life {
             bitmap,
             locks: RangeLocks::default(),
             syncs: Syncs::default(),
+            turnover: Arc::default(),
         };
         let disks = vec![Arc::new(disk)];
         let stream = Arc::new(Stream::new(disks, 64 << 10, epoch, witnessed, clean, None));
@@ -122,14 +124,14 @@ impl Life {
     fn connect(&self, server: &mut Server) {
         self.stream.detach();
         if self.stream.attach(&server.welcome()).is_ok() {
-            self.stream.resume(u64::MAX, 0);
+            self.stream.resume(Duration::MAX, u64::MAX, 0);
         }
     }
 
     fn acknowledge(&self, server: &Server) {
         let (durable, published) = (Sequence(server.durable), Sequence(server.published));
         self.stream.acked(durable, published).unwrap();
-        self.stream.resume(u64::MAX, 0);
+        self.stream.resume(Duration::MAX, u64::MAX, 0);
     }
 
     fn compare(&self, chunks: std::ops::Range<u64>) {

@@ -14,7 +14,7 @@ use super::super::super::bitmap::{Identity, Teller};
 use super::super::super::error::AgentError;
 use super::super::super::medium::Medium;
 use super::super::super::stream::Stream;
-use super::super::{CaptureMode, Observer};
+use super::super::{Age, CaptureMode, Observer};
 use super::device::Device;
 use super::hashes::Hashes;
 use super::pass::Scan;
@@ -149,6 +149,10 @@ impl Observer for Watcher {
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
         let words = self.report.lock().words(self.clock.monotonic());
         vec![(self.index, CaptureMode::Bitmap, words)]
+    }
+
+    fn ages(&self) -> Vec<(DiskIndex, Age)> {
+        vec![(self.index, self.report.lock().age(self.clock.monotonic()))]
     }
 
     fn stop(&self) {
