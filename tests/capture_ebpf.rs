@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,6 +27,44 @@ fn the_program_is_built_from_its_source() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let same = fs::read(folder.join("capture.bpf.o")).unwrap() == fs::read(fresh.path()).unwrap();
     assert!(same, "capture.bpf.o is not what build.sh makes of capture.bpf.c");
+}
+
+/// Who calls whom in the program, deepest calls only; a loop's body is called by it.
+const CALLS: [&[&str]; 6] = [
+    &["issue", "see_zeroes", "zero_bio", "set_dirty", "set_word"],
+    &["issue", "see_zeroes", "zero_bio", "tell"],
+    &["issue", "see_write", "copy_piece"],
+    &["issue", "see_write", "tell"],
+    &["complete", "tell"],
+    &["find", "look"],
+];
+/// Of all frames of a call together; kernels before 6.8 round each up to 32 bytes (check_max_stack_depth).
+const STACK_BYTES_MAX: usize = 512;
+const FRAME_BYTES: usize = 32;
+
+#[test]
+fn no_call_of_the_program_needs_more_stack_than_an_older_kernel_gives() {
+    if !have(&["clang-14"]) {
+        return;
+    }
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let script = "src/agent/capture/ebpf/program/build.sh";
+    let built = run(script, &[text(object.path()), "-Wframe-larger-than=0"]);
+    let said = String::from_utf8_lossy(&built.stderr).into_owned();
+    let frame = |line: &str| {
+        let (bytes, rest) = line.split_once("stack frame size (")?.1.split_once(')')?;
+        Some((rest.split('\'').nth(1)?.to_owned(), bytes.parse().ok()?))
+    };
+    let frames: BTreeMap<String, usize> = said.lines().filter_map(frame).collect();
+    assert!(frames.len() > 5, "the compiler tells no frames: {said}");
+    for function in frames.keys() {
+        assert!(CALLS.concat().contains(&function.as_str()), "who calls {function}?");
+    }
+    for call in CALLS {
+        let bytes = |name: &&str| frames.get(*name).copied().unwrap_or(0).max(1);
+        let all: usize = call.iter().map(|one| bytes(one).next_multiple_of(FRAME_BYTES)).sum();
+        assert!(all <= STACK_BYTES_MAX, "{call:?} take {all} bytes: {frames:?}");
+    }
 }
 
 #[test]

@@ -316,7 +316,8 @@ static __attribute__((noinline)) void see_zeroes(struct request *request, struct
 	loop(STEPS_MAX, zero_bio, &zeroes, 0);
 }
 
-ALWAYS void see_write(struct request *request, u64 *counted, u64 *controlled, struct head *head)
+// With a frame of its own: inlined, it makes that of `issue` too large for the deepest calls from there.
+static __attribute__((noinline)) void see_write(struct request *request, u64 *counted, u64 *controlled, struct head *head)
 {
 	struct walk walk = {
 		.id = head->id, .start = head->start, .length = head->length, .disk = head->disk,
