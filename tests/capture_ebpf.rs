@@ -213,6 +213,35 @@ fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
     drop((apply, server));
 }
 
+#[test]
+fn an_agent_stops_in_order_while_its_disks_are_written() {
+    let Some(machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let agent = machine.start();
+    machine.ordered();
+    let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let device = machine.loops[0].direct();
+            for slot in (0..512_u64).cycle().take_while(|_| !ended.load(Ordering::Acquire)) {
+                device.write(slot * 4096, &[slot as u8 | 1; 4096]).unwrap();
+                done.fetch_add(1, Ordering::Release);
+            }
+        });
+        let _end = End(&ended);
+        eventually("writes", 60, || (done.load(Ordering::Acquire) > 100).then_some(()));
+        let stopped = agent.stop();
+        assert!(stopped.success(), "{stopped}: {}", machine.log());
+    });
+    let log = machine.log();
+    assert!(log.contains("stopped=Clean") && !log.contains("ERROR"), "{log}");
+    let agent = machine.start();
+    machine.same("last");
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
+
 /// How often the thread that reads the ring has given up its CPU to wait for something.
 fn rests(agent: &Process) -> u64 {
     let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
