@@ -41,7 +41,6 @@ make_system() {
   echo guest >"$made/root/etc/hostname"
   printf '127.0.0.1 localhost guest\n10.0.2.2 %s\n' "$(hostname)" >"$made/root/etc/hosts"
   mkdir -p "$made/root/var/log/journal" # as Debian has it
-  install -m 755 tests/guest/records "$made/root/usr/local/bin/records"
   cp "$made"/root/boot/vmlinuz-* "$made/vmlinuz"
   cp "$made"/root/boot/initrd.img-* "$made/initrd"
   truncate -s 2G "$made/disk"
