@@ -38,7 +38,7 @@ const CALLS: [&[&str]; 6] = [
     &["complete", "tell"],
     &["find", "look"],
 ];
-/// Of all frames of a call together; kernels before 6.8 round each up to 32 bytes (check_max_stack_depth).
+/// Of all frames of a call together; older kernels (6.1) round each up to 32 bytes (check_max_stack_depth).
 const STACK_BYTES_MAX: usize = 512;
 const FRAME_BYTES: usize = 32;
 

@@ -43,10 +43,10 @@ make_system() {
   mkdir -p "$made/root/var/log/journal" # as Debian has it
   cp "$made"/root/boot/vmlinuz-* "$made/vmlinuz"
   cp "$made"/root/boot/initrd.img-* "$made/initrd"
-  truncate -s 2G "$made/disk"
+  truncate -s 1280M "$made/disk"
   echo 'label: gpt
 start=2048, type=linux' | sfdisk -q "$made/disk"
-  mkfs.ext4 -q -E offset=1048576 -d "$made/root" "$made/disk" 2000M
+  mkfs.ext4 -q -E offset=1048576 -d "$made/root" "$made/disk" 1200M
   rm -rf "$made/root"
   touch "$made/complete"
 }
@@ -63,7 +63,7 @@ boot() {
   rm -f "$work/ssh"
   qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -display none \
     -kernel "$made/vmlinuz" -initrd "$made/initrd" \
-    -append "root=/dev/vda1 rw console=ttyS0 net.ifnames=0 quiet $*" \
+    -append "root=/dev/vda1 rw console=ttyS0 net.ifnames=0 quiet no_timer_check $*" \
     -drive "file=$disk,format=raw,if=virtio,cache=writeback" "${drives[@]}" \
     -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$ssh_port-:22" \
     -serial "file:$work/console" -serial "file:$work/acks" &

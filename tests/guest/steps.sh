@@ -26,7 +26,7 @@ enrol() {
   local machine=$1 capture=$2 folder=$3 disks=() disk
   shift 3
   for disk; do disks+=(--disk "$disk"); done
-  site enroll "$machine" --out "$work/$machine" "${disks[@]}" >/dev/null
+  site enroll "$machine" --out "$work/$machine" "${disks[@]}" >/dev/null || fail "$machine was not enrolled"
   sed -i -e "s/capture = \"nbd\"/capture = \"$capture\"/" -e "s|^# state_directory.*|state_directory = \"/run/${folder##*/}\"|" "$work/$machine/agent.toml"
   ! [ -e "$work/more" ] || { cat "$work/more" >>"$work/$machine/agent.toml"; rm "$work/more"; }
   guest "mkdir -p $folder"
