@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,6 +27,44 @@ fn the_program_is_built_from_its_source() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let same = fs::read(folder.join("capture.bpf.o")).unwrap() == fs::read(fresh.path()).unwrap();
     assert!(same, "capture.bpf.o is not what build.sh makes of capture.bpf.c");
+}
+
+/// Who calls whom in the program, deepest calls only; a loop's body is called by it.
+const CALLS: [&[&str]; 6] = [
+    &["issue", "see_zeroes", "zero_bio", "set_dirty", "set_word"],
+    &["issue", "see_zeroes", "zero_bio", "tell"],
+    &["issue", "see_write", "copy_piece"],
+    &["issue", "see_write", "tell"],
+    &["complete", "tell"],
+    &["find", "look"],
+];
+/// Of all frames of a call together; older kernels (6.1) round each up to 32 bytes (check_max_stack_depth).
+const STACK_BYTES_MAX: usize = 512;
+const FRAME_BYTES: usize = 32;
+
+#[test]
+fn no_call_of_the_program_needs_more_stack_than_an_older_kernel_gives() {
+    if !have(&["clang-14"]) {
+        return;
+    }
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let script = "src/agent/capture/ebpf/program/build.sh";
+    let built = run(script, &[text(object.path()), "-Wframe-larger-than=0"]);
+    let said = String::from_utf8_lossy(&built.stderr).into_owned();
+    let frame = |line: &str| {
+        let (bytes, rest) = line.split_once("stack frame size (")?.1.split_once(')')?;
+        Some((rest.split('\'').nth(1)?.to_owned(), bytes.parse().ok()?))
+    };
+    let frames: BTreeMap<String, usize> = said.lines().filter_map(frame).collect();
+    assert!(frames.len() > 5, "the compiler tells no frames: {said}");
+    for function in frames.keys() {
+        assert!(CALLS.concat().contains(&function.as_str()), "who calls {function}?");
+    }
+    for call in CALLS {
+        let bytes = |name: &&str| frames.get(*name).copied().unwrap_or(0).max(1);
+        let all: usize = call.iter().map(|one| bytes(one).next_multiple_of(FRAME_BYTES)).sum();
+        assert!(all <= STACK_BYTES_MAX, "{call:?} take {all} bytes: {frames:?}");
+    }
 }
 
 #[test]
@@ -170,6 +209,35 @@ fn what_is_written_while_no_agent_runs_is_read_again_and_nothing_else() {
     }
     let epochs = machine.log().matches("a new epoch begins").count();
     assert_eq!(epochs, 1, "only the first start resyncs: {}", machine.log());
+    assert!(agent.stop().success());
+    drop((apply, server));
+}
+
+#[test]
+fn an_agent_stops_in_order_while_its_disks_are_written() {
+    let Some(machine) = Machine::new(64 << 20, DISK_BYTES) else { return };
+    let server = machine.site.serve();
+    let apply = machine.site.apply();
+    let agent = machine.start();
+    machine.ordered();
+    let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let device = machine.loops[0].direct();
+            for slot in (0..512_u64).cycle().take_while(|_| !ended.load(Ordering::Acquire)) {
+                device.write(slot * 4096, &[slot as u8 | 1; 4096]).unwrap();
+                done.fetch_add(1, Ordering::Release);
+            }
+        });
+        let _end = End(&ended);
+        eventually("writes", 60, || (done.load(Ordering::Acquire) > 100).then_some(()));
+        let stopped = agent.stop();
+        assert!(stopped.success(), "{stopped}: {}", machine.log());
+    });
+    let log = machine.log();
+    assert!(log.contains("stopped=Clean") && !log.contains("ERROR"), "{log}");
+    let agent = machine.start();
+    machine.same("last");
     assert!(agent.stop().success());
     drop((apply, server));
 }

@@ -1,16 +1,17 @@
 //! `capture = "mirror"` with a Debian guest that writes to its root disk: protected by one command while
 //! it writes, its agent killed and its QEMU killed. The recovered disk boots, and holds every record that
-//! was synced and acknowledged before the point.
+//! was synced and acknowledged before the point. And `capture = "ebpf"` on that guest's kernel, which is
+//! older than those that tests run on: its verifier allows less.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use support::ext4::{clean_without_journal, needs_recovery};
 use support::guest::{Guest, Parts};
-use support::{AgentSite, Process, Site, eventually, pause, text};
+use support::{AgentSite, Process, Site, eventually, have, pause, run, text};
 
 const DISK_BYTES: u64 = 40 << 20;
 
@@ -150,4 +151,33 @@ fn a_guest_that_its_own_agent_froze_needs_no_journal() {
     );
     assert!(!needs_recovery(&frozen));
     clean_without_journal(&frozen);
+}
+
+#[test]
+fn the_program_is_proven_on_the_kernel_of_debian_12() {
+    let Some(parts) = Parts::find() else { return };
+    if !have(&["losetup", "strip"]) {
+        return;
+    }
+    let site = Site::new();
+    let agent = AgentSite { directory: site.path("agent-vm-1") };
+    let out = text(&agent.directory);
+    site.holdfast(&["enroll", "vm-1", "--out", out, "--disk", "root=/dev/vda"]);
+    agent.set("state_directory", "/run/state");
+    agent.set("ebpf.ring_bytes", 4 << 20);
+    let settings = std::fs::read_to_string(agent.config()).unwrap();
+    let settings = settings.replace("capture = \"nbd\"", "capture = \"ebpf\"");
+    let folder = site.directory.path();
+    std::fs::create_dir_all(folder.join("root/agent")).unwrap();
+    for file in std::fs::read_dir(&agent.directory).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), folder.join("root/agent").join(file.file_name())).unwrap();
+    }
+    std::fs::write(folder.join("root/agent/agent.toml"), settings).unwrap();
+    let (program, disk) = (folder.join("holdfast"), site.path("prove.img"));
+    run("strip", &["-o", text(&program), env!("CARGO_BIN_EXE_holdfast")]);
+    let losetup = run("sh", &["-c", "command -v losetup"]).stdout;
+    let losetup = String::from_utf8(losetup).unwrap();
+    parts.make_disk_with(folder, &disk, 160 << 20, &[&program, Path::new(losetup.trim())]);
+    let said = parts.boot(folder, &disk, "prove").proved();
+    assert!(said.contains("eBPF capture mode=\"ordered\""), "{said}");
 }

@@ -150,8 +150,10 @@ fn a_package_has_files_that_exist() {
     let package = &manifest["package"]["metadata"]["deb"];
     let assets = package["assets"].as_array().unwrap();
     assert!(assets.len() > 5);
+    let mut places = BTreeSet::new();
     for asset in assets {
-        let source = asset[0].as_str().unwrap();
+        let (source, folder) = (asset[0].as_str().unwrap(), asset[1].as_str().unwrap());
+        assert!(places.insert((source, folder)), "{source} twice in {folder}");
         if !source.starts_with("target/") {
             file(source);
         }

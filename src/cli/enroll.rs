@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "AGENTDIR")]
     out: PathBuf,
     /// A disk: file or block device. With SIZE (such as 10G) a sparse file is made when PATH does
-    /// not exist
+    /// not exist. A device (below /dev) is one of the machine, and need not be here
     #[arg(long = "disk", value_name = "NAME=PATH[:SIZE]")]
     disks: Vec<DiskArg>,
     #[command(flatten)]
@@ -159,6 +159,12 @@ fn prepare_disk(path: &Path, size_bytes: Option<u64>) -> Result<(), DiskError> {
             let file: File = options.write(true).create_new(true).open(path).map_err(failed)?;
             file.set_len(size).map_err(failed)
         }
+        // A device of the machine; that may be another one than where it is enrolled.
+        (Err(error), None)
+            if error.kind() == std::io::ErrorKind::NotFound && path.starts_with("/dev") =>
+        {
+            Ok(())
+        }
         (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(DiskError::Absent(path.to_owned()))
         }
@@ -214,5 +220,12 @@ mod tests {
         assert!(matches!(disk("Root=/x"), Err(DiskError::Name(_))));
         assert!(matches!(disk("a=/x:1000"), Err(DiskError::Size(1000, _))));
         assert!(matches!(disk("a=:1M"), Err(DiskError::Form(_))));
+    }
+
+    #[test]
+    fn a_device_need_not_be_where_its_machine_is_enrolled() {
+        assert!(prepare_disk(Path::new("/dev/no-such-disk"), None).is_ok());
+        let absent = prepare_disk(Path::new("/no/such/disk"), None);
+        assert!(matches!(absent, Err(DiskError::Absent(_))), "{absent:?}");
     }
 }

@@ -2,7 +2,8 @@
 //! them below target/test-tools), its root file system on the disk that is to be protected.
 //!
 //! In role `write` it appends numbered records to a file, each synced before it is acknowledged on the
-//! console. In role `show` it prints what the file holds and switches itself off.
+//! console. In role `show` it prints what the file holds and switches itself off. In role `prove` it runs
+//! an agent of its own on its root disk until that has said how it captures.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,14 @@ use super::{eventually, have, run, skipped, text};
 /// What else a guest is made with.
 const TOOLS: [&str; 4] = ["qemu-system-x86_64", "mkfs.ext4", "ldd", "curl"];
 /// In the order in which they are loaded.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "virtio/virtio_ring.ko",
     "virtio/virtio.ko",
     "virtio/virtio_pci_legacy_dev.ko",
     "virtio/virtio_pci_modern_dev.ko",
     "virtio/virtio_pci.ko",
     "block/virtio_blk.ko",
+    "block/loop.ko",
     "char/virtio_console.ko",
 ];
 /// First QEMU that says whether a mirror is actively synced.
@@ -45,6 +47,17 @@ $B mount -t tmpfs run /run
 if $B grep -q role=show /proc/cmdline; then
   $B cat /records
   echo "holds $($B wc -l < /records)"
+  exec $B poweroff -f
+fi
+if $B grep -q role=prove /proc/cmdline; then
+  $B mkdir /run/state
+  PATH=/usr/sbin /usr/sbin/holdfast agent --config /agent/agent.toml >/run/log 2>&1 &
+  for turn in $($B seq 600); do
+    $B grep -q 'eBPF' /run/log && break
+    $B kill -0 $! 2>/dev/null || break
+    $B usleep 200000
+  done
+  $B cat /run/log
   exec $B poweroff -f
 fi
 agent() {
@@ -97,21 +110,28 @@ impl Parts {
 
     /// An ext4 that a guest has as its root.
     pub fn make_disk(&self, folder: &Path, image: &Path, bytes: u64) {
+        self.make_disk_with(folder, image, bytes, &[]);
+    }
+
+    /// The same with programs more.
+    pub fn make_disk_with(&self, folder: &Path, image: &Path, bytes: u64, programs: &[&Path]) {
         let root = folder.join("root");
         for name in ["proc", "sys", "dev", "run", "tmp", "bin", "sbin", "usr/sbin"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
         fs::copy(self.busybox(), root.join("bin/busybox")).unwrap();
         script(&root.join("sbin/init"), INIT);
-        let agent = self.0.join("usr/sbin/qemu-ga");
-        fs::copy(&agent, root.join("usr/sbin/qemu-ga")).unwrap();
-        let needed = run("ldd", &[&agent]).stdout;
-        let needed = String::from_utf8_lossy(&needed).into_owned();
-        assert!(!needed.contains("not found"), "libraries of qemu-ga: {needed}");
-        for library in needed.split_whitespace().filter(|word| word.starts_with('/')) {
-            let target = root.join(library.trim_start_matches('/'));
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::copy(library, target).unwrap();
+        for program in [&[self.0.join("usr/sbin/qemu-ga").as_path()], programs].concat() {
+            let name = program.file_name().unwrap();
+            fs::copy(program, root.join("usr/sbin").join(name)).unwrap();
+            let needed = run("ldd", &[program]).stdout;
+            let needed = String::from_utf8_lossy(&needed).into_owned();
+            assert!(!needed.contains("not found"), "libraries of {name:?}: {needed}");
+            for library in needed.split_whitespace().filter(|word| word.starts_with('/')) {
+                let target = root.join(library.trim_start_matches('/'));
+                fs::create_dir_all(target.parent().unwrap()).unwrap();
+                fs::copy(library, target).unwrap();
+            }
         }
         let kib = format!("{}k", bytes >> 10);
         run("mkfs.ext4", &["-q", "-d", text(&root), text(image), &kib]);
@@ -151,7 +171,7 @@ impl Parts {
             .args(["-accel", "tcg", "-cpu", "qemu64", "-m", "192", "-no-reboot"])
             .args(["-nodefaults", "-display", "none", "-nic", "none"])
             .args(["-kernel", text(&self.kernel()), "-initrd", text(&initramfs)])
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 role={role}")])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 no_timer_check role={role}")])
             .args(["-drive", &format!("file={},format=raw,if=none,id=hd0", text(disk))])
             .args(["-device", "virtio-blk-pci,drive=hd0,id=vda"])
             .args(["-device", "virtio-serial-pci", "-chardev", &port])
@@ -232,6 +252,14 @@ impl Guest {
         let expected: Vec<_> = (1..=held).map(|n| format!("record {n} of the guest")).collect();
         assert_eq!(records, expected);
         held
+    }
+
+    /// What a guest in role `prove` said until it was off.
+    pub fn proved(mut self) -> String {
+        let ended = eventually("the guest is off", 180, || self.child.try_wait().unwrap());
+        let said = self.said();
+        assert!(ended.success(), "{ended}: {said}");
+        said
     }
 
     /// SIGKILL, and waits for the end.

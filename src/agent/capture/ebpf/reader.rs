@@ -106,9 +106,11 @@ impl Reader {
     /// Until the observer stops, or the kernel does not answer.
     pub(super) fn run(mut self) {
         let outcome = loop {
-            let stopping = self.shared.stopping.load(Ordering::Acquire) || self.stream.closed();
+            // Whoever stops it has waited for what is to be told; what comes behind that is in the bits.
+            if self.shared.stopping.load(Ordering::Acquire) || self.stream.closed() {
+                break Ok(());
+            }
             match self.turn().and_then(|()| self.weigh()).and_then(|()| self.pass()) {
-                Ok(Pass { read: 0, .. }) if stopping => break Ok(()),
                 Ok(Pass { read, emptied: true }) => self.naps.rest(read > 0),
                 Ok(Pass { emptied: false, .. }) => {}
                 Err(why) => break Err(why),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::clock::{Clock, Entropy};
-use crate::model::DiskIndex;
+use crate::model::{DiskIndex, TrackingMode};
 use crate::settings::{AgentDisk, AgentSettings};
 
 use crate::agent::capture::{CaptureMode, Observer};
@@ -39,6 +39,7 @@ pub(in crate::agent::capture) fn open(
 /// The observer of all disks that are captured this way.
 struct Ebpf {
     shared: Arc<Shared>,
+    stream: Arc<Stream>,
     disks: usize,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
@@ -105,12 +106,12 @@ pub(in crate::agent::capture) fn start(
     let naps = Naps::new(&rings.events);
     let naps = naps.map_err(|error| refuse(format!("wait for the ring: {error}")))?;
     let (shared_too, stream) = (Arc::clone(&shared), Arc::clone(stream));
-    let reader = Reader::new(shared_too, stream, rings, naps, tracked, chunk_bytes);
+    let reader = Reader::new(shared_too, Arc::clone(&stream), rings, naps, tracked, chunk_bytes);
     let thread = std::thread::Builder::new()
         .name("ebpf-reader".to_owned())
         .spawn(move || reader.run())
         .map_err(|source| AgentError::io(directory, "start a thread", source))?;
-    Ok(Arc::new(Ebpf { shared, disks, reader: Mutex::new(Some(thread)) }))
+    Ok(Arc::new(Ebpf { shared, stream, disks, reader: Mutex::new(Some(thread)) }))
 }
 
 /// The disks in the order of the stream, each on its device.
@@ -241,15 +242,32 @@ impl Observer for Ebpf {
         (0..self.disks).map(|disk| (DiskIndex(disk as u16), mode, why.clone())).collect()
     }
 
-    /// The pinned program goes on setting bits: the next life reads them.
+    /// The pinned program goes on setting bits: the next life reads them. So the stream ends with what was
+    /// told in order, however much is written: a record without payload would have it lose its order.
     fn stop(&self) {
-        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.copy(false)) {
+        if let Err(why) = self.shared.settle() {
             tracing::warn!(why, "eBPF capture did not stop in order");
         }
+        self.end_catch_up();
         self.shared.stopping.store(true, Ordering::Release);
         let thread = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the reader of the eBPF rings ended in a panic");
+        }
+        self.end_catch_up();
+        if let Err(why) = self.shared.kernel.copy(false) {
+            tracing::warn!(why, "writes are copied on, for nobody");
+        }
+    }
+}
+
+impl Ebpf {
+    /// Without its reader no catch-up can end: nobody shall wait for one.
+    fn end_catch_up(&self) {
+        if self.stream.lock().mode != TrackingMode::Ordered {
+            for disk in 0..self.disks {
+                self.stream.withhold(DiskIndex(disk as u16), "the agent stops");
+            }
         }
     }
 }
