@@ -22,7 +22,7 @@ use super::facts::{Facts, Possible};
 use super::kernel::{Kernel, Rings, Watched};
 use super::medium::DiskGate;
 use super::naps::Naps;
-use super::pins::{Note, Pins};
+use super::pins::{Note, Pins, whole};
 use super::proof::Proven;
 use super::reader::{Reader, Tracked, runs};
 use super::shared::Shared;
@@ -93,9 +93,10 @@ pub(in crate::agent::capture) fn start(
         disks: parts,
     };
     let pins = Pins::new(settings.machine.as_str(), directory);
-    resume(stream, &kernel, &pins, note, &tracked).map_err(refuse)?;
     let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
     shared.landed_unseen(&watched).map_err(refuse)?;
+    // Behind it: which of these failed the old program alone knows, by its bits.
+    resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)?;
     for disk in &stream.disks {
         let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
         disk.source.guard(Arc::new(gate));
@@ -185,14 +186,18 @@ fn proven(
 
 /// Takes over what an earlier life of this boot left collecting; the new program sees everything
 /// already. Without that nobody knows what was written since: a new epoch.
-fn resume(
+pub(super) fn resume(
     stream: &Stream,
     kernel: &Kernel,
     pins: &Pins,
     mut note: Note,
     tracked: &[Tracked],
 ) -> Result<(), String> {
-    let bits = pins.earlier(&note).and_then(|folder| kernel::pinned_dirty(&folder));
+    let bits = pins.earlier(&note).and_then(|folder| {
+        let (missed, handled) = kernel::pinned_misses(&folder)?;
+        whole(missed, handled)?;
+        kernel::pinned_dirty(&folder)
+    });
     match bits {
         Ok(bits) => {
             let chunk_bytes = u64::from(note.chunk_bytes);
@@ -243,13 +248,16 @@ impl Observer for Ebpf {
 
     /// The pinned program goes on setting bits: the next life reads them.
     fn stop(&self) {
-        if let Err(why) = self.shared.settle().and_then(|()| self.shared.kernel.copy(false)) {
-            tracing::warn!(why, "eBPF capture did not stop in order");
-        }
+        let settled = self.shared.settle();
         self.shared.stopping.store(true, Ordering::Release);
         let thread = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the reader of the eBPF rings ended in a panic");
+        }
+        // Behind the reader's end: what it told without its bytes would have to be read again, and nobody
+        // reads any more.
+        if let Err(why) = settled.and(self.shared.kernel.copy(false)) {
+            tracing::warn!(why, "eBPF capture did not stop in order");
         }
     }
 }
