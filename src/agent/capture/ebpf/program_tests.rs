@@ -83,7 +83,7 @@ fn scsi_debug() -> PathBuf {
     Path::new("/dev").join(Path::new(&block).file_name().unwrap())
 }
 
-/// Run where scsi_debug is loaded, with a delay of some seconds (`ndelay=3000000000`).
+/// Run where scsi_debug is loaded and answers after some seconds (its `delay` below /sys/bus/pseudo, in jiffies).
 #[test]
 #[ignore = "takes a kernel with scsi_debug, and sg_raw; docs/capture.md, eBPF, Tried"]
 fn a_command_past_the_block_layer_flies_until_it_has_landed() {
