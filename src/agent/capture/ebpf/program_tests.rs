@@ -106,7 +106,8 @@ fn a_command_past_the_block_layer_flies_until_it_has_landed() {
         assert!(written.try_wait().unwrap().is_none(), "it was not told");
     };
     assert_eq!(told, format!("Some(PassedBy(0, 0..{bytes}))"));
-    let flights: Vec<_> = kernel.flights().unwrap().iter().map(|one| (one.start, one.end)).collect();
+    let flights: Vec<_> =
+        kernel.flights().unwrap().iter().map(|one| (one.start, one.end)).collect();
     assert_eq!(flights, [(0, bytes)]);
     assert!(written.wait().unwrap().success());
     assert_eq!(kernel.flights().unwrap(), []);
