@@ -78,7 +78,7 @@ fn a_request_of_any_size_has_all_its_bits() {
 
 /// The disk that scsi_debug made.
 fn scsi_debug() -> PathBuf {
-    let adapter = "/sys/bus/pseudo/drivers/scsi_debug/adapter0";
+    let adapter = "/sys/bus/pseudo/drivers/scsi_debug/adapter0/";
     let block = done("find", &[adapter, "-path", "*/block/*", "-name", "sd*"]);
     Path::new("/dev").join(Path::new(&block).file_name().unwrap())
 }
