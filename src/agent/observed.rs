@@ -98,6 +98,12 @@ impl Stream {
         self.to_tell.notify_one();
     }
 
+    /// The observer has stopped in order: what it told is whole, so an order stands and can be published.
+    /// A catch-up never ends any more, whether it runs or begins later: nobody answers its reads.
+    pub(super) fn leave(&self, disk: DiskIndex, why: &str) {
+        self.lock().withheld.insert(disk, why.to_owned());
+    }
+
     /// The observer knows again everything that changes, from here on.
     pub(super) fn release(&self, disk: DiskIndex) {
         self.lock().withheld.remove(&disk);

@@ -29,6 +29,9 @@ const WAKES_PER_RING: u32 = 8;
 const DIRTY: &str = "dirty";
 const ISSUE: &str = "issue";
 const COMPLETE: &str = "complete";
+/// The program itself beside its link, to be asked how often it was left out.
+const PROGRAM: &str = "issue-program";
+const CONTROL: &str = "control";
 /// Where they are attached, in this order.
 const POINTS: [(&str, &str); 2] = [(COMPLETE, "block_rq_complete"), (ISSUE, "block_rq_issue")];
 
@@ -38,6 +41,8 @@ const WITH_DATA: usize = 1;
 const PAGES_AT: usize = 2;
 const STRUCTS_AT: usize = 3;
 const PROBED_DEVICE: usize = 4;
+/// Of no use to the program: runs that it was left out of, and that are in the bitmap file.
+const HANDLED: usize = 5;
 
 type Page = [u64; PAGE_WORDS];
 type Eight = [u64; 8];
@@ -61,6 +66,7 @@ pub(super) struct Flight {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) id: u64,
+    first_chunk: u64,
 }
 
 impl Flight {
@@ -103,11 +109,10 @@ pub(super) struct Kernel {
 }
 
 struct Maps {
-    control: Array<MapData, Eight>,
     counts: Array<MapData, Eight>,
     probed: Array<MapData, Eight>,
     watched: HashMap<MapData, u32, Ranges>,
-    flying: HashMap<MapData, u64, [u64; 4]>,
+    flying: HashMap<MapData, u64, [u64; 5]>,
 }
 
 /// Both rings, for the one who reads them.
@@ -136,6 +141,10 @@ fn words(error: &dyn std::error::Error) -> String {
 
 fn said<E: std::error::Error>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {}", words(&error))
+}
+
+fn no_map(name: &str) -> String {
+    format!("the program has no map {name}")
 }
 
 impl Kernel {
@@ -170,12 +179,9 @@ impl Kernel {
             let program: &mut RawTracePoint = program(&mut programs, name)?;
             program.load().map_err(said("load the program"))?;
         }
-        let mut take = |name: &'static str| {
-            programs.take_map(name).ok_or_else(|| format!("the program has no map {name}"))
-        };
+        let mut take = |name: &'static str| programs.take_map(name).ok_or_else(|| no_map(name));
         let wrong = "a map of the program";
         let maps = Maps {
-            control: Array::try_from(take("control")?).map_err(said(wrong))?,
             counts: Array::try_from(take("counts")?).map_err(said(wrong))?,
             probed: Array::try_from(take("probed")?).map_err(said(wrong))?,
             watched: HashMap::try_from(take("watched")?).map_err(said(wrong))?,
@@ -208,9 +214,13 @@ impl Kernel {
 
     /// The program and its bits outlive this process; `folder` is on a BPF file system.
     pub(super) fn pin(&self, folder: &Path) -> Result<(), String> {
-        let programs = lock(&self.programs);
-        let dirty = programs.map(DIRTY).ok_or("the program has no dirty map")?;
-        dirty.pin(folder.join(DIRTY)).map_err(said("pin the map"))?;
+        let mut programs = lock(&self.programs);
+        for name in [DIRTY, CONTROL] {
+            let map = programs.map(name).ok_or_else(|| no_map(name))?;
+            map.pin(folder.join(name)).map_err(said("pin the map"))?;
+        }
+        let issue: &mut BtfTracePoint = program(&mut programs, ISSUE)?;
+        issue.pin(folder.join(PROGRAM)).map_err(said("pin the program"))?;
         drop(programs);
         let mut links = lock(&self.links);
         for (name, link) in std::mem::take(&mut *links) {
@@ -258,7 +268,9 @@ impl Kernel {
     }
 
     fn control(&self, change: impl FnOnce(&mut Eight)) -> Result<(), String> {
-        let map = &mut lock(&self.maps).control;
+        let mut programs = lock(&self.programs);
+        let map = programs.map_mut(CONTROL).ok_or_else(|| no_map(CONTROL))?;
+        let mut map = Array::<_, Eight>::try_from(map).map_err(said("read the control map"))?;
         let mut words = map.get(&0, 0).map_err(said("read the control map"))?;
         change(&mut words);
         map.set(0, words, 0).map_err(said("write the control map"))
@@ -327,7 +339,7 @@ impl Kernel {
 
     pub(super) fn counts(&self) -> Result<Counts, String> {
         let words = lock(&self.maps).counts.get(&0, 0).map_err(said("read the counts"))?;
-        let missed = self.missed(ISSUE)?;
+        let missed = missed(program(&mut lock(&self.programs), ISSUE)?)?;
         Ok(Counts {
             dropped: words[1],
             forgotten: words[2],
@@ -337,16 +349,9 @@ impl Kernel {
         })
     }
 
-    /// How often the kernel left the program out because it ran already on that CPU.
-    fn missed(&self, name: &'static str) -> Result<u64, String> {
-        let mut programs = lock(&self.programs);
-        let program: &mut BtfTracePoint = program(&mut programs, name)?;
-        let fd = program.fd().map_err(said("name the program"))?.as_fd().as_raw_fd();
-        let path = format!("/proc/self/fdinfo/{fd}");
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-        line.and_then(|count| count.trim().parse().ok())
-            .ok_or_else(|| format!("{path} does not tell recursion_misses"))
+    /// The bitmap file knows of that many runs that the program was left out of. The next life asks.
+    pub(super) fn handled(&self, missed: u64) -> Result<(), String> {
+        self.control(|words| words[HANDLED] = missed)
     }
 
     /// Writes that the devices have not answered.
@@ -355,8 +360,9 @@ impl Kernel {
         let mut flights = Vec::new();
         for found in maps.flying.iter() {
             // A walk beside changes may end early or see one twice; the caller looks again.
-            let (request, [disk, start, end, id]) = found.map_err(said("read the flights"))?;
-            flights.push(Flight { request, disk, start, end, id });
+            let (request, words) = found.map_err(said("read the flights"))?;
+            let [disk, start, end, id, first_chunk] = words;
+            flights.push(Flight { request, disk, start, end, id, first_chunk });
         }
         Ok(flights)
     }
@@ -364,7 +370,8 @@ impl Kernel {
     /// Whether that very flight is still in the air.
     pub(super) fn flies(&self, flight: &Flight) -> bool {
         let found = lock(&self.maps).flying.get(&flight.request, 0);
-        found.is_ok_and(|words| words == [flight.disk, flight.start, flight.end, flight.id])
+        let Flight { disk, start, end, id, first_chunk, .. } = *flight;
+        found.is_ok_and(|words| words == [disk, start, end, id, first_chunk])
     }
 
     /// Bits go to the other half of the dirty map from here on; returns which half is left.
@@ -380,7 +387,7 @@ impl Kernel {
     /// All bits of one half are cleared.
     pub(super) fn clear(&self, half: u32) -> Result<(), String> {
         let mut programs = lock(&self.programs);
-        let map = programs.map_mut(DIRTY).ok_or("the program has no dirty map")?;
+        let map = programs.map_mut(DIRTY).ok_or_else(|| no_map(DIRTY))?;
         let mut map = Array::<_, Page>::try_from(map).map_err(said("clear the dirty map"))?;
         for page in half * self.pages..(half + 1) * self.pages {
             map.set(page, [0; PAGE_WORDS], 0).map_err(said("clear the dirty map"))?;
@@ -391,7 +398,7 @@ impl Kernel {
     /// The bits of both halves.
     pub(super) fn dirty(&self) -> Result<Vec<u64>, String> {
         let programs = lock(&self.programs);
-        let map = programs.map(DIRTY).ok_or("the program has no dirty map")?;
+        let map = programs.map(DIRTY).ok_or_else(|| no_map(DIRTY))?;
         joined(&Array::try_from(map).map_err(said("read the dirty map"))?)
     }
 }
@@ -413,6 +420,27 @@ pub(super) fn pinned_dirty(folder: &Path) -> Result<Vec<u64>, String> {
     let data = MapData::from_pin(folder.join(DIRTY)).map_err(said("open the pinned map"))?;
     let map = Array::try_from(Map::Array(data)).map_err(said("open the pinned map"))?;
     joined(&map)
+}
+
+/// How often the kernel has left out the pinned program of an earlier life, and of how many of these the
+/// bitmap file knows.
+pub(super) fn pinned_misses(folder: &Path) -> Result<(u64, u64), String> {
+    let data = MapData::from_pin(folder.join(CONTROL)).map_err(said("open the pinned map"))?;
+    let map: Array<_, Eight> =
+        Array::try_from(Map::Array(data)).map_err(said("open the pinned map"))?;
+    let words = map.get(&0, 0).map_err(said("read the control map"))?;
+    let program = BtfTracePoint::from_pin(folder.join(PROGRAM));
+    Ok((missed(&program.map_err(said("open the pinned program"))?)?, words[HANDLED]))
+}
+
+/// How often the kernel left the program out because it ran already on that CPU.
+fn missed(program: &BtfTracePoint) -> Result<u64, String> {
+    let fd = program.fd().map_err(said("name the program"))?.as_fd().as_raw_fd();
+    let path = format!("/proc/self/fdinfo/{fd}");
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    line.and_then(|count| count.trim().parse().ok())
+        .ok_or_else(|| format!("{path} does not tell recursion_misses"))
 }
 
 /// One of the programs, by its name.

@@ -12,6 +12,8 @@ mod kernel;
 mod medium;
 mod naps;
 mod pins;
+#[cfg(test)]
+mod program_tests;
 mod proof;
 mod reader;
 #[cfg(test)]
@@ -19,6 +21,8 @@ mod reader_tests;
 mod record;
 mod shared;
 mod starting;
+#[cfg(test)]
+mod starting_tests;
 
 pub use pins::release;
 pub(super) use starting::{open, start};

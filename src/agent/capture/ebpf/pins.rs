@@ -32,6 +32,21 @@ pub(super) struct Note {
     pub(super) disks: Vec<(String, Part)>,
 }
 
+/// Whether bits are all there are: the kernel has left the program out `missed` times, and its life had the
+/// disks read again for `handled` of them.
+///
+/// # Errors
+/// In words, that something was written and no bit says where.
+pub(super) fn whole(missed: u64, handled: u64) -> Result<(), String> {
+    if missed == handled {
+        return Ok(());
+    }
+    Err(format!(
+        "the kernel left the program out ({missed} times in all, {handled} known to the last life): what was \
+         written then is not known"
+    ))
+}
+
 /// The folders of one machine.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -159,6 +174,13 @@ fn mounted() -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bits_are_whole_when_each_run_that_is_missing_was_known() {
+        assert!(whole(0, 0).is_ok() && whole(7, 7).is_ok());
+        assert!(whole(8, 7).unwrap_err().contains("8 times in all, 7 known"));
+        assert!(whole(7, 8).is_err(), "not the count of this program");
+    }
 
     #[test]
     fn only_the_same_boot_and_the_same_disks_are_believed() {

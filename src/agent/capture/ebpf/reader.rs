@@ -21,9 +21,9 @@ use super::naps::Naps;
 use super::record::{Assembly, Joined, Record, parse};
 use super::shared::Shared;
 
-/// How often the other half of the bits is used. A half is cleared a whole turn after everything that
-/// had set its bits was told, so that no run of the program that had begun is still between its bit
-/// and its record.
+/// How often the other half of the bits is used, and how much later a marker is put into the ring: no run
+/// of the program takes so long from its bit to its record, so all that set bits in the half that was left
+/// stands before that marker. When the marker was read, all of it is told, and the half is cleared.
 const TURN: Duration = Duration::from_secs(5);
 /// Time without anybody who takes what is copied until nothing is copied, and the same at the start,
 /// while a process server is looked for.
@@ -48,6 +48,14 @@ pub(super) struct Pass {
     emptied: bool,
 }
 
+/// The half of the bits that is not written any more.
+struct Left {
+    half: u32,
+    /// Behind everything that has set a bit in it; not yet in the ring at first.
+    marker: Option<u64>,
+    told: bool,
+}
+
 pub(super) struct Reader {
     pub(super) shared: Arc<Shared>,
     pub(super) stream: Arc<Stream>,
@@ -56,7 +64,7 @@ pub(super) struct Reader {
     pub(super) chunk_bytes: u64,
     /// What is as good as it gets: `Ordered`, or `Extents` where payloads cannot be copied.
     pub(super) best: (CaptureMode, String),
-    assembly: Assembly,
+    pub(super) assembly: Assembly,
     counts: Counts,
     batch: Batch,
     naps: Naps,
@@ -64,8 +72,7 @@ pub(super) struct Reader {
     copying: bool,
     wanted: bool,
     last_wanted: Duration,
-    /// The half that is not written any more, its marker, and whether that was seen.
-    left: Option<(u32, u64, bool)>,
+    left: Option<Left>,
     turned: Duration,
     /// The bitmap file could not be written: no bit of the kernel's is cleared any more.
     unwritten: Cell<bool>,
@@ -106,18 +113,41 @@ impl Reader {
     /// Until the observer stops, or the kernel does not answer.
     pub(super) fn run(mut self) {
         let outcome = loop {
-            // Whoever stops it has waited for what is to be told; what comes behind that is in the bits.
-            if self.shared.stopping.load(Ordering::Acquire) || self.stream.closed() {
-                break Ok(());
-            }
-            match self.turn().and_then(|()| self.weigh()).and_then(|()| self.pass()) {
-                Ok(Pass { read, emptied: true }) => self.naps.rest(read > 0),
-                Ok(Pass { emptied: false, .. }) => {}
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
                 Err(why) => break Err(why),
             }
         };
+        self.end(outcome);
+    }
+
+    /// One look at the ring, and the rest behind it; `false` when the observer stops. What stands in the
+    /// ring then is left there, however much: who stops in order has settled before, and what came later is
+    /// in the bits, for the next life.
+    pub(super) fn step(&mut self) -> Result<bool, String> {
+        if self.shared.stopping.load(Ordering::Acquire) || self.stream.closed() {
+            return Ok(false);
+        }
+        self.turn()?;
+        self.weigh()?;
+        let Pass { read, emptied } = self.pass()?;
+        if emptied {
+            self.naps.rest(read > 0);
+        }
+        Ok(true)
+    }
+
+    /// Nothing is told any more.
+    pub(super) fn end(&self, outcome: Result<(), String>) {
         match outcome {
-            Ok(()) => self.shared.end("the agent stops"),
+            Ok(()) => {
+                let why = "the agent stops";
+                for disk in 0..self.disks.len() {
+                    self.stream.leave(DiskIndex(disk as u16), why);
+                }
+                self.shared.end(why);
+            }
             Err(why) => {
                 tracing::error!(
                     why,
@@ -183,8 +213,8 @@ impl Reader {
         let seen = self.batch.take();
         self.tell(seen);
         if let Some(marker) = marker {
-            if let Some((_, awaited, seen)) = &mut self.left {
-                *seen |= marker >= *awaited;
+            if let Some(left) = &mut self.left {
+                left.told |= left.marker.is_some_and(|awaited| marker >= awaited);
             }
             self.shared.told(marker);
         }
@@ -238,6 +268,10 @@ impl Reader {
             lost.unknown(disk, range, why);
         }
         self.tell(lost.take());
+        if now.forgotten > was.forgotten {
+            // Of a request that was cut off not even this may be known: its pieces would wait for ever.
+            self.assembly.forget_all();
+        }
         if now.unflown > was.unflown {
             self.shared.blind();
         }
@@ -246,6 +280,9 @@ impl Reader {
             tracing::warn!(missed = now.missed - was.missed, why);
             for (index, disk) in self.disks.iter().enumerate() {
                 self.unordered(DiskIndex(index as u16), 0..disk.bytes, why);
+            }
+            if !self.unwritten.get() {
+                self.shared.kernel.handled(now.missed)?;
             }
             self.shared.set_mode(CaptureMode::Bitmap, why);
         } else if now.forgotten > was.forgotten {
@@ -288,25 +325,35 @@ impl Reader {
 
     /// Now and then: what is told already needs no bit in the kernel any more.
     pub(super) fn turn(&mut self) -> Result<(), String> {
-        let now = self.shared.clock.monotonic();
-        if now < self.turned + TURN || self.unwritten.get() {
+        if self.unwritten.get() {
             return Ok(());
         }
-        self.turned = now;
-        match self.left {
-            Some((half, _, true)) => {
+        let now = self.shared.clock.monotonic();
+        let due = now >= self.turned + TURN;
+        match &mut self.left {
+            Some(Left { half, told: true, .. }) => {
+                let half = *half;
                 self.look(false)?;
+                if self.unwritten.get() {
+                    return Ok(());
+                }
                 self.shared.kernel.clear(half)?;
                 self.left = None;
             }
-            Some((_, _, false)) => return Ok(()), // its marker is still on its way
+            Some(Left { marker: marker @ None, .. }) if due => {
+                let behind = self.shared.marker();
+                *marker = Some(behind);
+                // Where there is no room for it a later one says the same.
+                let _room = self.shared.kernel.mark(behind)?;
+            }
+            Some(_) => {} // runs that use it may not have ended, or its marker is on its way
+            None if due => {
+                let half = self.shared.kernel.turn()?;
+                self.left = Some(Left { half, marker: None, told: false });
+                self.turned = now;
+            }
             None => {}
         }
-        let half = self.shared.kernel.turn()?;
-        let marker = self.shared.marker();
-        // Where there is no room for the marker a later one says the same.
-        let _room = self.shared.kernel.mark(marker)?;
-        self.left = Some((half, marker, false));
         Ok(())
     }
 }

@@ -8,21 +8,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::device;
+use super::device::{self, Part};
 use super::facts::{Facts, Possible};
-use super::kernel::{Kernel, Rings, Watched};
+use super::kernel::{Kernel, RANGES_MAX, Rings, Watched};
 use super::medium::{self, DiskGate};
 use super::naps::Naps;
 use super::proof::{self, Aligned, Loop, Proven};
 use super::reader::{Reader, Tracked};
+use super::record::{Joined, Piece};
 use super::shared::Shared;
 use crate::agent::capture::CaptureMode;
 use crate::agent::medium::Medium;
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::{Clock, System};
-use crate::model::{Change, Record, Timestamp};
+use crate::model::{Change, Record, Timestamp, TrackingMode};
 
-const RING_BYTES: u32 = 256 << 10;
+pub(super) const RING_BYTES: u32 = 256 << 10;
 const CHUNKS: u64 = 2 * DISK_BYTES / CHUNK;
 
 /// Time as the test says it.
@@ -41,9 +42,13 @@ impl Clock for Hand {
 }
 
 /// The program in the kernel, not attached; `None`, loudly, where that cannot be.
-fn loaded() -> Option<(Kernel, Rings)> {
+pub(super) fn loaded() -> Option<(Kernel, Rings)> {
+    loaded_for(CHUNK, CHUNKS + proof::CHUNKS)
+}
+
+pub(super) fn loaded_for(chunk_bytes: u64, chunks: u64) -> Option<(Kernel, Rings)> {
     if Facts::read().judge() == Possible::Data {
-        return Some(Kernel::load(RING_BYTES, CHUNK as u32, CHUNKS + proof::CHUNKS).unwrap());
+        return Some(Kernel::load(RING_BYTES, chunk_bytes as u32, chunks).unwrap());
     }
     assert!(std::env::var_os("CI").is_none(), "CI never skips: {:?}", Facts::read());
     let line = format_args!("\nskipped: this kernel or user cannot load the eBPF program\n");
@@ -151,6 +156,68 @@ fn bits_that_the_bitmap_file_did_not_take_stay_in_the_kernel() {
         }
         assert_eq!(rig.dirty(), broken);
     }
+}
+
+#[test]
+fn a_half_is_not_cleared_while_a_record_of_it_stands_unread() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.time.0.fetch_add(6, Ordering::Relaxed);
+    rig.reader.turn().unwrap();
+    // A run that began before the turn, and ends behind all that stands in the ring now.
+    let shared = Arc::clone(&rig.reader.shared);
+    shared.kernel.turn().unwrap();
+    rig.write(3 * CHUNK, 512);
+    shared.kernel.turn().unwrap();
+    let before = rig.machine.stream.lock().last;
+    for _ in 0..3 {
+        rig.pass();
+        rig.time.0.fetch_add(6, Ordering::Relaxed);
+        rig.reader.turn().unwrap();
+        let told = rig.machine.stream.lock().last > before;
+        assert!(told || rig.dirty(), "neither told nor marked");
+    }
+    assert!(!rig.dirty(), "in the end it is cleared");
+}
+
+#[test]
+fn an_orderly_stop_ends_while_writes_go_on_and_leaves_order() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.write(3 * CHUNK, 512);
+    assert_eq!(rig.reader.step(), Ok(true));
+    rig.reader.shared.stopping.store(true, Ordering::Release);
+    let again = |rig: &mut Rig| {
+        rig.write(4 * CHUNK, 512);
+        rig.reader.step().unwrap()
+    };
+    let looks = (0..100).take_while(|_| again(&mut rig)).count();
+    assert_eq!(looks, 0, "each look finds another write");
+    rig.reader.end(Ok(()));
+    assert!(rig.reader.shared.settle().is_err_and(|why| why.contains("the agent stops")));
+    let core = rig.machine.stream.lock();
+    assert_eq!(core.mode, TrackingMode::Ordered, "what was told can be published");
+    assert_eq!(core.withheld.len(), 2, "and nobody waits for a catch-up");
+    drop(core);
+    assert!(rig.dirty(), "the next life knows of what came later");
+}
+
+#[test]
+fn pieces_whose_rest_nobody_may_remember_do_not_wait_for_it() {
+    let Some(mut rig) = Rig::new() else { return };
+    let piece = |at| Piece { id: u64::MAX, disk: 0, range: 0..1024, at, bytes: &[1; 512] };
+    assert_eq!(rig.reader.assembly.add(&piece(0)), Joined::Waits);
+    while rig.reader.shared.kernel.mark(1).unwrap() {}
+    // Of one write as many records as a device may have captured parts.
+    let Part { device, end, .. } = device::part(&rig.device.path).unwrap();
+    let part = Watched { device, start: 0, end, first_chunk: 0, disk: 0 };
+    rig.reader.shared.kernel.watch(&[part; RANGES_MAX]).unwrap();
+    let mut written = 0;
+    while rig.reader.shared.kernel.counts().unwrap().forgotten == 0 {
+        assert!(written < 100_000, "the second ring takes everything");
+        rig.write(3 * CHUNK, 512);
+        written += 1;
+    }
+    rig.pass();
+    assert_eq!(rig.reader.assembly.add(&piece(512)), Joined::Broken(0, 0..1024));
 }
 
 #[test]

@@ -126,6 +126,11 @@ impl Assembly {
         self.open.remove(&id);
     }
 
+    /// Nobody knows whose last pieces were lost. Of what comes later a piece is missing then.
+    pub(super) fn forget_all(&mut self) {
+        self.open = HashMap::new();
+    }
+
     /// Gives up what waits, when it is more than can be on its way: those ranges are unknown.
     pub(super) fn shed(&mut self) -> Vec<(u16, Range<u64>)> {
         if self.open.len() <= OPEN_MAX {
@@ -172,6 +177,9 @@ mod tests {
             let _first = add(&mut assembly, &records[first]);
             assert_eq!(add(&mut assembly, &records[second]), Joined::Broken(3, 4096..4108));
         }
+        let _first = add(&mut assembly, &records[0]);
+        assembly.forget_all();
+        assert_eq!(add(&mut assembly, &records[1]), Joined::Broken(3, 4096..4108));
         // Longer than its request, longer than its record, of no kind, cut short.
         assert_eq!(parse(&piece(8, b"ijklm")), None);
         assert_eq!(parse(&head(1, 0, 12)), None);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::clock::{Clock, Entropy};
-use crate::model::{DiskIndex, TrackingMode};
+use crate::model::DiskIndex;
 use crate::settings::{AgentDisk, AgentSettings};
 
 use crate::agent::capture::{CaptureMode, Observer};
@@ -22,7 +22,7 @@ use super::facts::{Facts, Possible};
 use super::kernel::{Kernel, Rings, Watched};
 use super::medium::DiskGate;
 use super::naps::Naps;
-use super::pins::{Note, Pins};
+use super::pins::{Note, Pins, whole};
 use super::proof::Proven;
 use super::reader::{Reader, Tracked, runs};
 use super::shared::Shared;
@@ -39,7 +39,6 @@ pub(in crate::agent::capture) fn open(
 /// The observer of all disks that are captured this way.
 struct Ebpf {
     shared: Arc<Shared>,
-    stream: Arc<Stream>,
     disks: usize,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
@@ -94,9 +93,10 @@ pub(in crate::agent::capture) fn start(
         disks: parts,
     };
     let pins = Pins::new(settings.machine.as_str(), directory);
-    resume(stream, &kernel, &pins, note, &tracked).map_err(refuse)?;
     let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
     shared.landed_unseen(&watched).map_err(refuse)?;
+    // Behind it: which of these failed the old program alone knows, by its bits.
+    resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)?;
     for disk in &stream.disks {
         let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
         disk.source.guard(Arc::new(gate));
@@ -106,12 +106,12 @@ pub(in crate::agent::capture) fn start(
     let naps = Naps::new(&rings.events);
     let naps = naps.map_err(|error| refuse(format!("wait for the ring: {error}")))?;
     let (shared_too, stream) = (Arc::clone(&shared), Arc::clone(stream));
-    let reader = Reader::new(shared_too, Arc::clone(&stream), rings, naps, tracked, chunk_bytes);
+    let reader = Reader::new(shared_too, stream, rings, naps, tracked, chunk_bytes);
     let thread = std::thread::Builder::new()
         .name("ebpf-reader".to_owned())
         .spawn(move || reader.run())
         .map_err(|source| AgentError::io(directory, "start a thread", source))?;
-    Ok(Arc::new(Ebpf { shared, stream, disks, reader: Mutex::new(Some(thread)) }))
+    Ok(Arc::new(Ebpf { shared, disks, reader: Mutex::new(Some(thread)) }))
 }
 
 /// The disks in the order of the stream, each on its device.
@@ -186,14 +186,18 @@ fn proven(
 
 /// Takes over what an earlier life of this boot left collecting; the new program sees everything
 /// already. Without that nobody knows what was written since: a new epoch.
-fn resume(
+pub(super) fn resume(
     stream: &Stream,
     kernel: &Kernel,
     pins: &Pins,
     mut note: Note,
     tracked: &[Tracked],
 ) -> Result<(), String> {
-    let bits = pins.earlier(&note).and_then(|folder| kernel::pinned_dirty(&folder));
+    let bits = pins.earlier(&note).and_then(|folder| {
+        let (missed, handled) = kernel::pinned_misses(&folder)?;
+        whole(missed, handled)?;
+        kernel::pinned_dirty(&folder)
+    });
     match bits {
         Ok(bits) => {
             let chunk_bytes = u64::from(note.chunk_bytes);
@@ -245,29 +249,16 @@ impl Observer for Ebpf {
     /// The pinned program goes on setting bits: the next life reads them. So the stream ends with what was
     /// told in order, however much is written: a record without payload would have it lose its order.
     fn stop(&self) {
-        if let Err(why) = self.shared.settle() {
-            tracing::warn!(why, "eBPF capture did not stop in order");
-        }
-        self.end_catch_up();
+        let settled = self.shared.settle();
         self.shared.stopping.store(true, Ordering::Release);
         let thread = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the reader of the eBPF rings ended in a panic");
         }
-        self.end_catch_up();
-        if let Err(why) = self.shared.kernel.copy(false) {
-            tracing::warn!(why, "writes are copied on, for nobody");
-        }
-    }
-}
-
-impl Ebpf {
-    /// Without its reader no catch-up can end: nobody shall wait for one.
-    fn end_catch_up(&self) {
-        if self.stream.lock().mode != TrackingMode::Ordered {
-            for disk in 0..self.disks {
-                self.stream.withhold(DiskIndex(disk as u16), "the agent stops");
-            }
+        // Behind the reader's end: what it told without its bytes would have to be read again, and nobody
+        // reads any more.
+        if let Err(why) = settled.and(self.shared.kernel.copy(false)) {
+            tracing::warn!(why, "eBPF capture did not stop in order");
         }
     }
 }

@@ -62,6 +62,10 @@ enum { NEXT_ID = 0, DROPPED = 1, FORGOTTEN = 2, UNFLOWN = 3, FAULTS = 4 };
 #define PIECE_MIDDLE 16384
 #define PIECE_LARGE 65536
 #define STEPS_MAX 32768
+// Most that one loop takes (BPF_MAX_LOOPS), and loops for all words of a whole disk: one of 8 TiB has a bit
+// for each 4 KiB at most.
+#define WORD_STEPS_MAX (1 << 23)
+#define WORD_LOOPS 4
 
 // Head of every record: little-endian, 48 bytes; the payload of a WRITE stands behind it.
 struct head {
@@ -80,7 +84,7 @@ struct range { u64 start, end, first_chunk, disk; }; // sectors of the device
 struct watched { u64 count; struct range range[RANGES]; };
 // Of one request, as many as captured ranges are touched, by its address and those behind it (a request is
 // aligned to more); the lowest bit of `id` says that there may be a next one.
-struct flight { u64 disk, start, end, id; };
+struct flight { u64 disk, start, end, id, first_chunk; };
 
 struct { KIND(type, 27); KIND(max_entries, 4096); } events SEC(".maps");
 struct { KIND(type, 27); KIND(max_entries, 262144); } extents SEC(".maps");
@@ -135,8 +139,15 @@ ONCE int set_dirty(u64 active, u64 first_chunk, u64 start, u64 end)
 		.end = first_chunk + ((end - 1) >> chunk_shift) + 1,
 		.base = (active & 1) * dirty_pages,
 	};
-	if (!set_word(0, &bits))
-		loop(STEPS_MAX, set_word, &bits, 0);
+	// Mostly one word: that is cheaper without a loop.
+	if (set_word(0, &bits))
+		return 0;
+	// Unrolled: Linux 6.1 refuses a loop that is entered behind the call in it.
+#pragma unroll
+	for (u32 at = 0; at < WORD_LOOPS; at++) {
+		if (bits.next < bits.end)
+			loop(WORD_STEPS_MAX, set_word, &bits, 0);
+	}
 	return 0;
 }
 
@@ -316,7 +327,8 @@ static __attribute__((noinline)) void see_zeroes(struct request *request, struct
 	loop(STEPS_MAX, zero_bio, &zeroes, 0);
 }
 
-// With a frame of its own: inlined, it makes that of `issue` too large for the deepest calls from there.
+// A frame of its own: inlined, it makes that of `issue` too large for the deepest calls from there. With all it calls
+// a program has 512 bytes of stack in Linux 6.1 (later ones give more).
 static __attribute__((noinline)) void see_write(struct request *request, u64 *counted, u64 *controlled, struct head *head)
 {
 	// Kernels before 6.7 verify the body of a loop as it runs the first time, and remove what does not run then. So
@@ -397,6 +409,7 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 	u64 active = controlled[ACTIVE], id = __sync_fetch_and_add(&counted[NEXT_ID], 1);
 	u64 end = sector + (bytes >> 9), pointer = (u64)request, several = found->count > 1;
 	int discards = op == OP_DISCARD || op == OP_SECURE_ERASE, many = discards && joins(request);
+	int passed_by = op == OP_DRV_OUT;
 	// As a number, which the verifier can count on from without following each sum by itself.
 	if (several)
 		probe_read(&pointer, sizeof(pointer), &context->args[0]);
@@ -406,22 +419,18 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 		struct range *range = &found->range[at];
 		struct head head = { .id = id, .disk = range->disk, .kind = UNKNOWN };
 		u64 start, until;
-		if (op == OP_DRV_OUT) {
-			u64 all = (range->end - range->start) << 9;
-			set_dirty(active, range->first_chunk, 0, all);
-			head.kind = PASSED_BY;
-			head.length = all;
-			tell(&head);
+		int inside = clip(range, sector, end, &start, &until);
+		if (passed_by || many) {
+			start = 0;
+			until = (range->end - range->start) << 9;
+		} else if (!inside) {
 			continue;
 		}
-		int inside = clip(range, sector, end, &start, &until);
-		if (!inside && !many)
-			continue;
 		if (!many)
 			set_dirty(active, range->first_chunk, start, until);
 		struct flight flight = {
-			.disk = range->disk, .start = many ? 0 : start,
-			.end = many ? ~0ULL : until, .id = id << 1 | several,
+			.disk = range->disk, .start = start, .end = until, .id = id << 1 | several,
+			.first_chunk = range->first_chunk,
 		};
 		if (map_update(&flying, &pointer, &flight, 0))
 			count(counted, UNFLOWN);
@@ -433,7 +442,10 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 		}
 		head.start = start;
 		head.length = until - start;
-		if (op == OP_WRITE_ZEROES || discards) {
+		if (passed_by) {
+			head.kind = PASSED_BY;
+			tell(&head);
+		} else if (op == OP_WRITE_ZEROES || discards) {
 			head.kind = ZERO;
 			tell(&head);
 		} else if (op == OP_WRITE && controlled[WITH_DATA] && sector >= range->start && end <= range->end) {
@@ -446,9 +458,11 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 }
 
 // What the device did with a request in one captured range.
-ALWAYS void land(u64 *counted, struct flight *found, u64 *pointer, u32 error, int whole)
+ALWAYS void land(u64 active, struct flight *found, u64 *pointer, u32 error, int whole)
 {
 	if (error & 0xff) {
+		// Its bit may be cleared by now: what it wrote is told already.
+		set_dirty(active, found->first_chunk, found->start, found->end);
 		struct head head = {
 			.start = found->start, .length = found->end - found->start,
 			.disk = found->disk, .kind = FAILED,
@@ -469,11 +483,12 @@ SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 	if (!gives(request->cmd_flags & 0xff))
 		return 0;
 	struct flight *found = map_lookup(&flying, &pointer);
-	u64 *counted = map_lookup(&counts, &key);
-	if (!found || !counted)
+	u64 *controlled = map_lookup(&control, &key);
+	if (!found || !controlled)
 		return 0;
+	u64 active = controlled[ACTIVE];
 	next = found->id & 1;
-	land(counted, found, &pointer, error, bytes >= request->__data_len);
+	land(active, found, &pointer, error, bytes >= request->__data_len);
 	if (!next || probe_read(&pointer, sizeof(pointer), &context->args[0]))
 		return 0;
 	for (u32 at = 1; at < RANGES; at++) {
@@ -481,7 +496,7 @@ SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 		found = map_lookup(&flying, &pointer);
 		if (!found)
 			break;
-		land(counted, found, &pointer, error, bytes >= request->__data_len);
+		land(active, found, &pointer, error, bytes >= request->__data_len);
 	}
 	return 0;
 }

@@ -1,0 +1,177 @@
+//! The bits and flights of the program in this machine's kernel, on loop devices. Takes root.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::device;
+use super::kernel::{Kernel, Watched};
+use super::proof::Aligned;
+use super::reader::{Tracked, runs};
+use super::reader_tests::{loaded, loaded_for};
+use super::record::parse;
+use crate::agent::capture::fuse;
+use crate::agent::stream_tests::CHUNK;
+use crate::clock::System;
+use crate::model::DiskIndex;
+use crate::nbd::{BlockStatus, Export};
+
+const SIZE_BYTES: u64 = 1 << 20;
+
+fn done(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A loop device that is watched.
+struct Device {
+    path: PathBuf,
+    disk: Tracked,
+}
+
+impl Device {
+    fn watched(kernel: &Kernel, file: &Path) -> Self {
+        let path = PathBuf::from(done("losetup", &["--find", "--show", file.to_str().unwrap()]));
+        let part = device::part(&path).unwrap();
+        let disk = Tracked { bytes: part.end * 512, first_chunk: 1 };
+        let (device, end) = (part.device, part.end);
+        kernel.watch(&[Watched { device, start: 0, end, first_chunk: 1, disk: 0 }]).unwrap();
+        kernel.attach().unwrap();
+        Self { path, disk }
+    }
+
+    fn direct(&self) -> File {
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        File::options().write(true).custom_flags(direct).open(&self.path).unwrap()
+    }
+
+    fn dirty(&self, kernel: &Kernel, chunk_bytes: u64) -> Vec<(DiskIndex, std::ops::Range<u64>)> {
+        runs(&kernel.dirty().unwrap(), std::slice::from_ref(&self.disk), chunk_bytes)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_request_of_any_size_has_all_its_bits() {
+    const BYTES: u64 = 3 << 30;
+    // With a bit for each sector a discard has as many as a command to a disk of 384 GiB has, at 64 KiB.
+    let Some((kernel, _rings)) = loaded_for(512, BYTES / 512 + 1) else { return };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(BYTES).unwrap();
+    let device = Device::watched(&kernel, file.path());
+    done("blkdiscard", &[device.path.to_str().unwrap()]);
+    assert_eq!(device.dirty(&kernel, 512), [(DiskIndex(0), 0..BYTES)]);
+}
+
+/// The disk that scsi_debug made.
+fn scsi_debug() -> PathBuf {
+    let adapter = "/sys/bus/pseudo/drivers/scsi_debug/adapter0/";
+    let block = done("find", &[adapter, "-path", "*/block/*", "-name", "sd*"]);
+    Path::new("/dev").join(Path::new(&block).file_name().unwrap())
+}
+
+/// Run where scsi_debug is loaded and answers after some seconds (its `delay` below /sys/bus/pseudo, in jiffies).
+#[test]
+#[ignore = "takes a kernel with scsi_debug, and sg_raw; docs/capture.md, eBPF, Tried"]
+fn a_command_past_the_block_layer_flies_until_it_has_landed() {
+    let (kernel, mut rings) = loaded().unwrap();
+    let path = scsi_debug();
+    let part = device::part(&path).unwrap();
+    let (device, bytes) = (part.device, part.end * 512);
+    kernel.watch(&[Watched { device, start: 0, end: part.end, first_chunk: 1, disk: 0 }]).unwrap();
+    kernel.attach().unwrap();
+    let block = tempfile::NamedTempFile::new().unwrap();
+    block.as_file().write_all_at(&[7; 512], 0).unwrap();
+    // WRITE (10) of the ninth sector.
+    let mut command = Command::new("sg_raw");
+    command.args(["-s", "512", "-i"]).args([block.path(), &path]);
+    let mut written = command.args("2a 00 00 00 00 08 00 00 01 00".split(' ')).spawn().unwrap();
+    let told = loop {
+        if let Some(item) = rings.events.next() {
+            break format!("{:?}", parse(&item));
+        }
+        assert!(written.try_wait().unwrap().is_none(), "it was not told");
+    };
+    assert_eq!(told, format!("Some(PassedBy(0, 0..{bytes}))"));
+    let flights: Vec<_> =
+        kernel.flights().unwrap().iter().map(|one| (one.start, one.end)).collect();
+    assert_eq!(flights, [(0, bytes)]);
+    assert!(written.wait().unwrap().success());
+    assert_eq!(kernel.flights().unwrap(), []);
+    let disk = [Tracked { bytes, first_chunk: 1 }];
+    assert_eq!(runs(&kernel.dirty().unwrap(), &disk, CHUNK), [(DiskIndex(0), 0..bytes)]);
+}
+
+/// A disk that holds a write back until the test says so, and fails it then.
+struct Failing {
+    came: Sender<()>,
+    go: Mutex<Receiver<()>>,
+}
+
+impl Export for Failing {
+    fn size_bytes(&self) -> u64 {
+        SIZE_BYTES
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, _: u64, target: &mut [u8]) -> io::Result<()> {
+        target.fill(0);
+        Ok(())
+    }
+    fn write(&self, _: u64, _: Bytes, _: bool) -> io::Result<()> {
+        let _ = self.came.send(());
+        let _ = self.go.lock().unwrap().recv();
+        Err(io::Error::other("as the test wants it"))
+    }
+    fn zero(&self, _: u64, _: u64, _: bool, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn block_status(&self, _: u64, length: u64) -> io::Result<Vec<BlockStatus>> {
+        Ok(vec![BlockStatus { length, hole: false, zero: false }])
+    }
+}
+
+#[test]
+fn a_write_that_fails_has_its_bit_again() {
+    let Some((kernel, _rings)) = loaded() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let ((came, comes), (goes, go)) = (channel(), channel());
+    let failing: Arc<dyn Export> = Arc::new(Failing { came, go: Mutex::new(go) });
+    let mounted = fuse::mount(folder.path(), &[("d".parse().unwrap(), failing)]).unwrap();
+    let device = Device::watched(&kernel, &folder.path().join("d.img"));
+    let file = device.direct();
+    let write = std::thread::spawn(move || {
+        file.write_all_at(Aligned::random(&System, 512).bytes(), 3 * CHUNK)
+    });
+    comes.recv_timeout(Duration::from_secs(60)).unwrap();
+    let flights = kernel.flights().unwrap();
+    assert_eq!(flights.len(), 1, "{flights:?}");
+    // Told long ago, so no half has its bit any more.
+    for _ in 0..2 {
+        kernel.clear(kernel.turn().unwrap()).unwrap();
+    }
+    assert_eq!(device.dirty(&kernel, CHUNK), []);
+    goes.send(()).unwrap();
+    assert!(write.join().unwrap().is_err());
+    assert_eq!(device.dirty(&kernel, CHUNK), [(DiskIndex(0), 3 * CHUNK..4 * CHUNK)]);
+    assert_eq!(kernel.flights().unwrap(), []);
+    drop(device);
+    mounted.stop();
+}
