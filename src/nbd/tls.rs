@@ -57,7 +57,8 @@ impl ServerTls {
 fn told(error: Error) -> io::Error {
     let cure = match &error {
         Error::NoCertificatesPresented => {
-            "it shows no certificate; give its tls-creds-x509 object a client-cert.pem and client-key.pem"
+            "it shows no certificate (GnuTLS shows none of another CA); give its tls-creds-x509 object a \
+             client-cert.pem and client-key.pem of the CA that the agent's settings name"
         }
         Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,

@@ -160,7 +160,7 @@ fn who_may_not_is_refused_with_the_cure_and_disturbs_nobody() {
     let mut client = private.qemu();
     let (ours, other) = (&private.authority, Authority::new());
     for (shown, cure) in [
-        (None, "no certificate; give its tls-creds-x509"),
+        (None, "shows no certificate (GnuTLS"),
         (Some(other.sign(QEMU)), "of another CA"),
         (Some(ours.sign("kvm-2.example")), "of another host"),
     ] {
