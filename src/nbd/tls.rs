@@ -62,9 +62,7 @@ fn told(error: Error) -> io::Error {
         }
         Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => {
-            "its certificate is of another CA; let the CA that the agent's settings name sign it"
-        }
+        ) => "its certificate is of another CA; let the CA that the agent's settings name sign it",
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => {

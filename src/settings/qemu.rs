@@ -72,7 +72,11 @@ pub(super) fn tls(c: &mut Check, raw: &RawMirror) -> MirrorTls {
             raw.ca_certificate.as_deref(),
             "qemu/ca-cert.pem",
         ),
-        certificate: c.path("mirror.certificate", raw.certificate.as_deref(), "qemu/server-cert.pem"),
+        certificate: c.path(
+            "mirror.certificate",
+            raw.certificate.as_deref(),
+            "qemu/server-cert.pem",
+        ),
         key: c.path("mirror.key", raw.key.as_deref(), "qemu/server-key.pem"),
         server_credentials: id(&raw.server_credentials, "holdfast-server"),
         client_credentials: id(&raw.client_credentials, "holdfast-client"),

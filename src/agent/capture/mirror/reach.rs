@@ -20,6 +20,12 @@ use crate::settings::{AgentSettings, QemuAddress, RemoteMirror};
 use super::names::{Names, reads_socket};
 use super::remote::GuestDevice;
 
+/// How long QEMU holds the guest's writes while its connection to the agent is broken, before it gives
+/// the mirror up, seconds: an agent that restarts is back by then, and no guest gives up its disk.
+const RECONNECT_S: u32 = 5;
+/// The same between two hosts: until QEMU knows that the path is lost, 3 s have passed (docs/capture.md).
+const RECONNECT_REMOTE_S: u32 = 2;
+
 /// A QEMU, from the agent.
 pub(super) struct Reach {
     /// Its monitor.
@@ -94,12 +100,14 @@ pub(super) fn target(settings: &AgentSettings, names: &Names, place: &GuestDevic
     json!({
         "server": { "type": "inet", "host": host, "port": port.to_string(), "keep-alive": true },
         "tls-creds": settings.mirror.client_credentials, "tls-hostname": host,
+        "reconnect-delay": RECONNECT_REMOTE_S,
     })
 }
 
 /// The same on one host.
 pub(super) fn here(names: &Names) -> Value {
-    json!({ "server": { "type": "unix", "path": names.target_socket.to_string_lossy() } })
+    let path = names.target_socket.to_string_lossy();
+    json!({ "server": { "type": "unix", "path": path }, "reconnect-delay": RECONNECT_S })
 }
 
 /// Takes the guest's writes from that QEMU, and from nobody else.

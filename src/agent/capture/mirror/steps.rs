@@ -9,9 +9,6 @@ use super::names::Names;
 use super::qmp::{Qmp, QmpError};
 use super::reach::Reach;
 
-/// How long QEMU holds the guest's writes while its connection to the agent is broken, before it gives
-/// the mirror up, seconds: an agent that restarts is back by then, and no guest gives up its disk.
-const RECONNECT_S: u32 = 5;
 /// Most looks at a job until it is where it should be.
 const LOOKS_MAX: u32 = 200;
 
@@ -117,12 +114,9 @@ pub(super) fn start(
     target: &Value,
 ) -> Result<()> {
     let mut target = target.clone();
-    for (key, value) in [
-        ("driver", json!("nbd")),
-        ("node-name", json!(names.target)),
-        ("export", json!(disk)),
-        ("reconnect-delay", json!(RECONNECT_S)),
-    ] {
+    for (key, value) in
+        [("driver", json!("nbd")), ("node-name", json!(names.target)), ("export", json!(disk))]
+    {
         target[key] = value;
     }
     qmp.execute("blockdev-add", target)?;
