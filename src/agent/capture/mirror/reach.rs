@@ -23,8 +23,8 @@ use super::remote::GuestDevice;
 /// How long QEMU holds the guest's writes while its connection to the agent is broken, before it gives
 /// the mirror up, seconds: an agent that restarts is back by then, and no guest gives up its disk.
 const RECONNECT_S: u32 = 5;
-/// The same between two hosts: until QEMU knows that the path is lost, 3 s have passed (docs/capture.md).
-const RECONNECT_REMOTE_S: u32 = 2;
+/// The same between two hosts, where seconds have passed before QEMU knows that the path is lost (docs/capture.md).
+const RECONNECT_REMOTE_S: u32 = 1;
 
 /// A QEMU, from the agent.
 pub(super) struct Reach {
