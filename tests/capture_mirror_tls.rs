@@ -260,6 +260,48 @@ fn said(command: &mut Command) -> (bool, String) {
     (status.success(), told.into_owned())
 }
 
+/// A guest agent behind QEMU's certificate, which answers whatever it is asked; gives what that was.
+struct GuestAgent {
+    child: Child,
+    asked: Arc<Mutex<String>>,
+}
+
+impl GuestAgent {
+    fn at(port: u16, certificates: &Path) -> Self {
+        let at = |name: &str| certificates.join(name).display().to_string();
+        let mut child = Command::new("openssl")
+            .args(["s_server", "-quiet", "-tls1_3", "-accept", &format!("{HERE}:{port}")])
+            .args(["-cert", &at("server-cert.pem"), "-key", &at("server-key.pem")])
+            .args(["-CAfile", &at("ca-cert.pem"), "-Verify", "1", "-verify_return_error"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let asked = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&asked);
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let Ok(command) = serde_json::from_str::<Value>(&line) else { continue };
+                *heard.lock().unwrap() += &format!("{} ", command["execute"].as_str().unwrap());
+                let id = command["arguments"]["id"].as_u64().unwrap_or(0);
+                if input.write_all(format!("{}\n", json!({ "return": id })).as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, asked }
+    }
+}
+
+impl Drop for GuestAgent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 struct Qemu {
     child: Child,
     monitor: BufReader<UnixStream>,
@@ -305,6 +347,11 @@ fn a_guest_of_another_host_is_protected_and_attached_again_after_its_path_was_cu
     let Some(mut hosts) = Hosts::new() else { return };
     let _server = hosts.site.serve();
     let mut qemu = hosts.boot("kvm");
+    let port = free_port();
+    let guest_agent = GuestAgent::at(port, &hosts.site.path("kvm"));
+    let mut application = toml::Table::new();
+    application.insert("qga".to_owned(), format!("tls:{HERE}:{port}").into());
+    hosts.agent_site.set("application", application);
     let agent = hosts.protect();
     let mut guest = hosts.guest(&mut qemu);
     hosts.write(&mut guest, 100);
@@ -327,6 +374,9 @@ fn a_guest_of_another_host_is_protected_and_attached_again_after_its_path_was_cu
     hosts.write(&mut guest, 50);
     hosts.ordered(&agent);
     hosts.point_is_the_disk("third");
+    hosts.site.holdfast(&["bookmark", "vm-1", "--name", "frozen", "--app"]);
+    let asked = guest_agent.asked.lock().unwrap().clone();
+    assert_eq!(asked, "guest-sync guest-fsfreeze-freeze guest-sync guest-fsfreeze-thaw ");
     agent.stop();
     assert!(qemu.jobs().is_empty());
 
