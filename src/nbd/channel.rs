@@ -112,7 +112,9 @@ fn dial(host: &str, port: u16) -> io::Result<Socket> {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(stream) => {
                 let socket = Socket::from(stream);
-                socket.watch_path()?;
+                // Who waits has a limit of his own, and closes then: the system repeats that for minutes. A path that
+                // TCP gave up is never closed, and QEMU would keep its one place for a client that is gone.
+                socket.hurry()?;
                 return Ok(socket);
             }
             Err(error) => last = error,

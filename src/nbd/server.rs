@@ -234,6 +234,7 @@ impl Shared {
     fn note(&self, number: u64, socket: Socket) -> io::Result<Socket> {
         let mut clients = self.lock();
         if self.tls.is_some() {
+            socket.hurry()?;
             socket.watch_path()?;
             let strangers = |clients: &Clients| clients.values().filter(|c| !c.admitted).count();
             if strangers(&clients) >= STRANGERS_MAX {

@@ -48,11 +48,15 @@ impl Socket {
         Ok(sockopt::set_socket_timeout(&self.0, Timeout::Send, patience)?)
     }
 
-    /// Makes TCP tell of a path that is lost without a word, also while nothing is sent, and send what it
-    /// has at once.
+    /// Has TCP send what it has at once.
+    pub(super) fn hurry(&self) -> io::Result<()> {
+        Ok(sockopt::set_tcp_nodelay(&self.0, true)?)
+    }
+
+    /// Makes TCP tell of a path that is lost without a word, also while nothing is sent. The other end does not
+    /// hear of it.
     pub(super) fn watch_path(&self) -> io::Result<()> {
         let millis = u32::try_from(SILENCE_MAX.as_millis()).unwrap_or(u32::MAX);
-        sockopt::set_tcp_nodelay(&self.0, true)?;
         sockopt::set_tcp_user_timeout(&self.0, millis)?;
         sockopt::set_tcp_keepidle(&self.0, SILENCE_MAX / 2)?;
         sockopt::set_tcp_keepintvl(&self.0, Duration::from_secs(1))?;
