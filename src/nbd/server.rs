@@ -279,8 +279,8 @@ impl Shared {
     fn serve(&self, number: u64, socket: &Socket) {
         let disk = (&self.offer, &*self.export);
         let admit = || self.admit(number);
-        let served = connection::serve(socket, disk, &self.stopping, self.tls.as_ref(), admit);
         let (export, client) = (&self.offer.name, socket.peer());
+        let served = connection::serve(socket, disk, &self.stopping, self.tls.as_ref(), admit);
         match served {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
