@@ -38,7 +38,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAYLOAD_STEP_BYTES: usize = 1 << 20;
 
 /// Serves one client until it leaves, breaks the protocol, or `stopping` and its socket is shut. With
-/// `tls`, `admit` is called when it is known who the client is, before it is answered anything.
+/// `tls`, `admit` is called when it is known who the client is and that it wants the disk (it may not believe
+/// this server, and leave), before any request of it is read.
 pub(super) fn serve(
     socket: &Socket,
     (offer, export): (&Offer, &dyn Export),
@@ -62,11 +63,11 @@ pub(super) fn serve(
         }
         (Next::Secure, Some(tls)) => {
             let mut connection = tls.accept(&mut handshake)?;
-            admit()?;
             let mut private = rustls::Stream::new(&mut connection, &mut handshake);
             let Next::Transmit(session) = negotiate(&mut private, &mut talk)? else {
                 return Ok(());
             };
+            admit()?;
             patient()?;
             let secured = Secured::new(connection, socket);
             transmit(secured.input(), secured.output(), &link(session))

@@ -122,7 +122,7 @@ fn before_tls_nothing_is_answered_but_how_to_begin_it() {
 fn what_is_written_over_tls_is_read() {
     let private = private();
     let mut client = private.qemu();
-    let bytes: Vec<u8> = (0..DISK_BYTES).map(|at| (at * 2_654_435_761 >> 9) as u8).collect();
+    let bytes: Vec<u8> = (0..DISK_BYTES).map(|at| ((at * 2_654_435_761) >> 9) as u8).collect();
     client.write(0, &bytes, true).unwrap();
     client.zero(512, 512).unwrap();
     client.flush().unwrap();
