@@ -124,12 +124,12 @@ pub enum AgentError {
         why: String,
     },
     /// A disk could not be served.
-    #[error("disk {disk}: could not serve it over NBD at {socket}")]
+    #[error("disk {disk}: could not serve it over NBD at {at}")]
     Serve {
         /// Which disk.
         disk: DiskName,
         /// Where.
-        socket: PathBuf,
+        at: String,
         /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

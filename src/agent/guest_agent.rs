@@ -4,53 +4,82 @@
 //! ([`super::quiesce`]), the limit of time.
 
 use std::io;
-use std::path::Path;
+use std::sync::Arc;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::clock::Entropy;
+use crate::nbd::Peer;
 
 /// Longest answer, bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Most answers to commands of others, before ours.
 const STALE_MAX: usize = 16;
 
-/// Has the guest agent at `socket` carry out a command without arguments.
+/// Has the guest agent behind `peer` carry out a command without arguments.
 ///
 /// # Errors
 /// In words, when it is not there or refuses.
-pub(super) async fn call(
-    socket: &Path,
+pub(super) async fn call(peer: &Peer, command: &str, entropy: &dyn Entropy) -> Result<(), String> {
+    let outcome = match peer {
+        Peer::Socket(path) => match UnixStream::connect(path).await {
+            Ok(stream) => ask(stream, command, entropy).await,
+            Err(error) => Err(format!("{command}: {error}")),
+        },
+        Peer::Tls { host, port, config } => match dial(host, *port, config).await {
+            Ok(stream) => ask(stream, command, entropy).await,
+            Err(error) => Err(format!("{command}: {error}")),
+        },
+    };
+    outcome.map_err(|what| format!("the guest agent at {peer}: {what}"))
+}
+
+async fn dial(
+    host: &str,
+    port: u16,
+    config: &Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let stream = TcpStream::connect((host, port)).await?;
+    TlsConnector::from(Arc::clone(config)).connect(name, stream).await
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite,
     command: &str,
     entropy: &dyn Entropy,
 ) -> Result<(), String> {
-    let told = |what: String| format!("the guest agent at {}: {what}", socket.display());
-    let failed = |error: io::Error| told(format!("{command}: {error}"));
+    let failed = |error: io::Error| format!("{command}: {error}");
     let mut id = [0; 4];
     entropy.fill(&mut id);
     let id = u32::from_be_bytes(id) >> 1;
-    let stream = UnixStream::connect(socket).await.map_err(failed)?;
-    let (input, mut output) = stream.into_split();
+    let (input, mut output) = tokio::io::split(stream);
     let mut input = BufReader::new(input.take(ANSWER_BYTES_MAX));
     // A command before ours may have been left without anybody to hear its answer.
     let sync = json!({ "execute": "guest-sync", "arguments": { "id": id } });
     output.write_all(format!("{sync}\n").as_bytes()).await.map_err(failed)?;
+    output.flush().await.map_err(failed)?;
     for _ in 0..STALE_MAX {
         if answer(&mut input).await.map_err(failed)?["return"] != id {
             continue;
         }
         let line = format!("{}\n", json!({ "execute": command }));
         output.write_all(line.as_bytes()).await.map_err(failed)?;
+        output.flush().await.map_err(failed)?;
         let answer = answer(&mut input).await.map_err(failed)?;
         return match answer["error"]["desc"].as_str() {
-            Some(said) => Err(told(format!("refuses {command}: {said}"))),
+            Some(said) => Err(format!("refuses {command}: {said}")),
             None if answer.get("return").is_some() => Ok(()),
-            None => Err(told(format!("{command}: {answer} is no answer"))),
+            None => Err(format!("{command}: {answer} is no answer")),
         };
     }
-    Err(told(format!("{command}: no answer to ours, only to others'")))
+    Err(format!("{command}: no answer to ours, only to others'"))
 }
 
 async fn answer(input: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Value> {
@@ -96,8 +125,8 @@ mod tests {
             ("", Err("end of file")),
         ] {
             let directory = agent(answer);
-            let socket = directory.path().join("qga");
-            let outcome = call(&socket, "guest-fsfreeze-freeze", entropy.as_ref()).await;
+            let peer = Peer::Socket(directory.path().join("qga"));
+            let outcome = call(&peer, "guest-fsfreeze-freeze", entropy.as_ref()).await;
             match expected {
                 Ok(()) => assert_eq!(outcome, Ok(())),
                 Err(words) => assert!(outcome.clone().unwrap_err().contains(words), "{outcome:?}"),

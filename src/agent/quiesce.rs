@@ -3,11 +3,11 @@
 //! Owns: that one bookmark at a time is made so, and that thaw runs whatever became of freeze. Does
 //! not own: the bookmark itself ([`super::stream`]).
 
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::clock::{Clock, Entropy};
+use crate::nbd::Peer;
 use crate::settings::ApplicationHook;
 
 use super::guest_agent;
@@ -19,6 +19,7 @@ pub(super) const NO_HOOK: &str =
 /// The hook of one agent.
 pub(super) struct Quiesce {
     hook: ApplicationHook,
+    guest_agent: Option<Peer>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     one_at_a_time: tokio::sync::Mutex<()>,
@@ -27,10 +28,11 @@ pub(super) struct Quiesce {
 impl Quiesce {
     pub(super) fn new(
         hook: ApplicationHook,
+        guest_agent: Option<Peer>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        Self { hook, clock, entropy, one_at_a_time: tokio::sync::Mutex::default() }
+        Self { hook, guest_agent, clock, entropy, one_at_a_time: tokio::sync::Mutex::default() }
     }
 
     /// What `place` gives while the application is frozen. To be run to its end: a future that is
@@ -55,19 +57,19 @@ impl Quiesce {
     }
 
     async fn call(&self, name: &str, command: &[String]) -> Result<(), String> {
-        match &self.hook.guest_agent {
-            Some(socket) => self.ask_guest(socket, name).await,
+        match &self.guest_agent {
+            Some(peer) => self.ask_guest(peer, name).await,
             None => self.execute(name, command).await,
         }
     }
 
-    async fn ask_guest(&self, socket: &Path, name: &str) -> Result<(), String> {
+    async fn ask_guest(&self, peer: &Peer, name: &str) -> Result<(), String> {
         let command = format!("guest-fsfreeze-{name}");
         tokio::select! {
-            answer = guest_agent::call(socket, &command, self.entropy.as_ref()) => answer,
+            answer = guest_agent::call(peer, &command, self.entropy.as_ref()) => answer,
             () = self.clock.sleep(self.hook.timeout) => {
-                let (socket, late) = (socket.display(), self.hook.timeout.as_millis());
-                Err(format!("the guest agent at {socket}: no answer to {command} in {late} ms"))
+                let late = self.hook.timeout.as_millis();
+                Err(format!("the guest agent at {peer}: no answer to {command} in {late} ms"))
             }
         }
     }
@@ -117,7 +119,7 @@ mod tests {
             guest_agent: None,
             timeout,
         };
-        Quiesce::new(hook, System::clock(), System::entropy())
+        Quiesce::new(hook, None, System::clock(), System::entropy())
     }
 
     #[tokio::test]
@@ -151,8 +153,9 @@ mod tests {
             guest_agent: None,
             timeout: Duration::from_secs(5),
         };
-        let seen: Result<(), _> =
-            Quiesce::new(hook, System::clock(), System::entropy()).run(async { Ok(()) }).await;
+        let seen: Result<(), _> = Quiesce::new(hook, None, System::clock(), System::entropy())
+            .run(async { Ok(()) })
+            .await;
         assert!(seen.unwrap_err().contains("cannot be started"));
     }
 }

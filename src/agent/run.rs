@@ -25,7 +25,7 @@ use super::error::AgentError;
 use super::quiesce::Quiesce;
 use super::status::AgentStatus;
 use super::stream::Stream;
-use super::{catchup, connection, keeping, opening, session};
+use super::{catchup, connection, keeping, opening, session, tls};
 
 /// Time that an orderly stop waits for the stream to be published.
 const STOP_WAIT: Duration = Duration::from_secs(60);
@@ -191,9 +191,11 @@ impl Agent {
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
         let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
-        let hook = settings.application.clone();
-        let quiesce =
-            hook.map(|hook| Arc::new(Quiesce::new(hook, Arc::clone(&clock), Arc::clone(&entropy))));
+        let quiesce = settings.application.clone().map(|hook| -> Result<_, AgentError> {
+            let guest = hook.guest_agent.as_ref().map(|at| tls::peer(&settings, at)).transpose()?;
+            Ok(Arc::new(Quiesce::new(hook, guest, Arc::clone(&clock), Arc::clone(&entropy))))
+        });
+        let quiesce = quiesce.transpose()?;
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
             quiesce,

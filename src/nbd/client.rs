@@ -2,10 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use super::channel::{Channel, Peer};
 use super::error::{ErrorCode, NbdError};
 use super::export::BlockStatus;
 use super::negotiate::length_of;
@@ -34,8 +34,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection to one export.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
-    socket: PathBuf,
+    stream: Channel,
+    server: Peer,
+    /// The handshake is over.
+    ready: bool,
     name: String,
     size_bytes: u64,
     flags: u16,
@@ -70,35 +72,64 @@ impl Client {
     /// # Errors
     /// When nobody answers there, or not with this export.
     pub fn connect(socket: &Path, name: &str) -> Result<Self> {
-        Self::connect_for(socket, name, ALLOCATION)
+        Self::connect_to(&socket.into(), name)
     }
 
-    /// The same, to ask for extents of another metadata context than `base:allocation`, such as
-    /// `qemu:dirty-bitmap:NAME`.
+    /// The same of any server.
+    ///
+    /// # Errors
+    /// As there; also when its certificate does not count, or it takes not ours.
+    pub fn connect_to(server: &Peer, name: &str) -> Result<Self> {
+        Self::connect_for(server, name, ALLOCATION)
+    }
+
+    /// The same, to ask for extents of another metadata context than `base:allocation`, such
+    /// as `qemu:dirty-bitmap:NAME`.
     ///
     /// # Errors
     /// When nobody answers there, or not with this export.
-    pub fn connect_for(socket: &Path, name: &str, context: &str) -> Result<Self> {
-        let stream = UnixStream::connect(socket).map_err(|source| NbdError::Io {
-            socket: socket.to_owned(),
-            action: "connecting",
-            source,
-        })?;
+    pub fn connect_for(server: &Peer, name: &str, context: &str) -> Result<Self> {
+        let mut client = Self::greeted(server)?;
+        (client.name, client.wanted) = (name.to_owned(), context.to_owned());
+        client.negotiate()?;
+        client.patience(None)?;
+        client.ready = true;
+        Ok(client)
+    }
+
+    /// Whether a server answers there, over TLS where that is how it is reached.
+    #[must_use]
+    pub fn answers(server: &Peer) -> bool {
+        Self::greeted(server).is_ok()
+    }
+
+    fn greeted(server: &Peer) -> Result<Self> {
+        let io = |action| {
+            let server = server.to_string();
+            move |source| NbdError::Io { server, action, source }
+        };
         let mut client = Self {
-            stream,
-            socket: socket.to_owned(),
-            name: name.to_owned(),
+            stream: Channel::dial(server).map_err(io("connecting"))?,
+            server: server.clone(),
+            ready: false,
+            name: String::new(),
             size_bytes: 0,
             flags: 0,
             structured: false,
-            wanted: context.to_owned(),
+            wanted: String::new(),
             context: None,
             cookie: 0,
         };
         client.within(HANDSHAKE_TIMEOUT)?;
         client.greet()?;
-        client.negotiate()?;
-        client.patience(None)?;
+        if matches!(server, Peer::Tls { .. }) {
+            let (last, _) = client.option(option::STARTTLS, &[])?;
+            if last != option_reply::ACK {
+                return Err(client.refused(option::STARTTLS, last));
+            }
+            client.stream.secure(server).map_err(io("agreeing on TLS"))?;
+            client.within(HANDSHAKE_TIMEOUT)?;
+        }
         Ok(client)
     }
 
@@ -111,8 +142,7 @@ impl Client {
     }
 
     fn patience(&mut self, patience: Option<Duration>) -> Result<()> {
-        let stream = &self.stream;
-        let set = stream.set_read_timeout(patience).and(stream.set_write_timeout(patience));
+        let set = self.stream.within(patience);
         set.map_err(|source| self.io("setting a time limit", source))
     }
 
@@ -294,12 +324,7 @@ impl Client {
         let (last, replies) =
             self.option(option::GO, &[&length_of(&name)[..], &name, &wants].concat())?;
         if last != option_reply::ACK {
-            return Err(NbdError::Option {
-                socket: self.socket.clone(),
-                name: self.name.clone(),
-                option: option::GO,
-                reply: last,
-            });
+            return Err(self.refused(option::GO, last));
         }
         for (kind, body) in replies {
             let mut reader = Reader::new(&body);
@@ -495,13 +520,18 @@ impl Client {
     }
 
     fn io(&self, action: &'static str, source: io::Error) -> NbdError {
-        let socket = self.socket.clone();
-        NbdError::Io { socket, action, source }
+        let server = self.server.to_string();
+        NbdError::Io { server, action, source }
     }
 
     fn format(&self, source: FormatError) -> NbdError {
-        let socket = self.socket.clone();
-        NbdError::Format { socket, source }
+        let server = self.server.to_string();
+        NbdError::Format { server, source }
+    }
+
+    fn refused(&self, option: u32, reply: u32) -> NbdError {
+        let (server, name) = (self.server.to_string(), self.name.clone());
+        NbdError::Option { server, name, option, reply }
     }
 
     fn malformed(
@@ -515,7 +545,7 @@ impl Client {
 
     fn answered(&self, ask: Ask, error: ErrorCode) -> NbdError {
         NbdError::Request {
-            socket: self.socket.clone(),
+            server: self.server.to_string(),
             command: ask.verb,
             offset: ask.offset,
             length: u64::from(ask.length),
@@ -526,6 +556,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        if !self.ready {
+            return;
+        }
         let goodbye = encode(0, command::DISCONNECT, self.cookie + 1, 0, 0);
         let _gone = self.stream.write_all(&goodbye); // whoever is gone needs no goodbye
     }

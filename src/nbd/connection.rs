@@ -4,25 +4,27 @@
 //! whatever this one does or leaves undone is felt by nobody else.
 
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::net::Shutdown;
 
 use super::answer::{answer, memory_bytes};
 use super::error::ErrorCode;
 use super::export::Export;
 use super::gate::{Gate, Hold};
 use super::negotiate::{
-    Negotiation, Next, OPTION_HEADER_BYTES, Offer, Session, greeting, option_header,
+    Negotiation, Next, OPTION_HEADER_BYTES, Offer, Session, Tls, greeting, option_header,
 };
 use super::protocol::REQUEST_BYTES_MAX;
 use super::reply;
 use super::request::{Command, REQUEST_BYTES, Request};
-use crate::clock::{Clock, System};
+use super::socket::{Deadline, Socket};
+use super::tls::{Secured, ServerTls};
+use crate::format::bytes::FormatError;
 
 /// Requests of one client that are carried out at the same time: a slow FLUSH holds up one of them.
 const WORKERS: usize = 4;
@@ -35,52 +37,83 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Memory for a payload grows with what has arrived, in steps of this.
 const PAYLOAD_STEP_BYTES: usize = 1 << 20;
 
-/// Serves one client until it leaves, breaks the protocol, or `stopping` and its socket is shut.
+/// Serves one client until it leaves, breaks the protocol, or `stopping` and its socket is shut. With
+/// `tls`, `admit` is called when it is known who the client is and that it wants the disk (it may not believe
+/// this server, and leave), before any request of it is read.
 pub(super) fn serve(
-    stream: &UnixStream,
-    offer: &Offer,
-    export: &dyn Export,
+    socket: &Socket,
+    (offer, export): (&Offer, &dyn Export),
     stopping: &AtomicBool,
+    tls: Option<&ServerTls>,
+    admit: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut handshake = Deadline::new(stream);
-    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let Some(session) = negotiate(&mut handshake, offer)? else {
-        return Ok(());
-    };
-    // A client may be idle, or stopped, for as long as it likes: only its own slot waits.
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
+    let mut handshake = Deadline::within(socket, HANDSHAKE_TIMEOUT);
+    let demanded = if tls.is_some() { Tls::Demanded } else { Tls::Never };
+    let mut talk = greet(&mut handshake, offer, demanded)?;
     let hang_up = || {
-        let _gone = stream.shutdown(std::net::Shutdown::Both); // fails when it hung up first
+        let _gone = socket.shutdown(Shutdown::Both); // fails when it hung up first
     };
-    let link = Link { export, session, stopping, hang_up: &hang_up };
-    transmit(BufReader::with_capacity(64 << 10, stream), stream, &link)
+    let link = |session| Link { export, session, stopping, hang_up: &hang_up };
+    // A client may be idle, or stopped, for as long as it likes: only its own slot waits.
+    let patient = || socket.read_within(None).and_then(|()| socket.write_within(None));
+    match (negotiate(&mut handshake, &mut talk)?, tls) {
+        (Next::Transmit(session), None) => {
+            patient()?;
+            transmit(BufReader::with_capacity(64 << 10, socket), socket, &link(session))
+        }
+        (Next::Secure, Some(tls)) => {
+            let mut connection = tls.accept(&mut handshake)?;
+            let mut private = rustls::Stream::new(&mut connection, &mut handshake);
+            let Next::Transmit(session) = negotiate(&mut private, &mut talk)? else {
+                return Ok(());
+            };
+            admit()?;
+            patient()?;
+            let secured = Secured::new(connection, socket);
+            transmit(secured.input(), secured.output(), &link(session))
+        }
+        (_, None) => Ok(()),
+        (_, Some(_)) => {
+            let cure =
+                "it left without TLS; give it tls-creds (x509), plain NBD is not served here";
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, cure))
+        }
+    }
 }
 
-/// The handshake; `None` when the client left in order.
-pub(super) fn negotiate(
+/// The first bytes of both.
+pub(super) fn greet<'a>(
     stream: &mut (impl Read + Write),
-    offer: &Offer,
-) -> io::Result<Option<Session>> {
-    let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    offer: &'a Offer,
+    tls: Tls,
+) -> io::Result<Negotiation<'a>> {
     stream.write_all(&greeting())?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags)?;
-    let mut negotiation = Negotiation::begin(offer, flags).map_err(malformed)?;
+    Negotiation::begin(offer, tls, flags).map_err(malformed)
+}
+
+/// Options, until one that ends their row.
+pub(super) fn negotiate(
+    stream: &mut (impl Read + Write),
+    talk: &mut Negotiation<'_>,
+) -> io::Result<Next> {
     loop {
         let mut header = [0; OPTION_HEADER_BYTES];
         stream.read_exact(&mut header)?;
         let (number, length) = option_header(&header).map_err(malformed)?;
         let mut data = vec![0; length];
         stream.read_exact(&mut data)?;
-        let (bytes, next) = negotiation.answer(number, &data);
+        let (bytes, next) = talk.answer(number, &data);
         stream.write_all(&bytes)?;
-        match next {
-            Next::Option => {}
-            Next::Transmit(session) => return Ok(Some(session)),
-            Next::Close => return Ok(None),
+        if next != Next::Option {
+            return Ok(next);
         }
     }
+}
+
+fn malformed(error: FormatError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// What reader and workers of one client share besides its two ends.
@@ -207,38 +240,4 @@ fn read_payload(input: &mut impl Read, length: u32) -> io::Result<Bytes> {
         input.read_exact(&mut payload[start..])?;
     }
     Ok(payload.into())
-}
-
-/// A stream whose reads all end by one moment: a trickling client is as bad as a silent one.
-struct Deadline<'a> {
-    stream: &'a UnixStream,
-    until: Duration,
-}
-
-impl<'a> Deadline<'a> {
-    fn new(stream: &'a UnixStream) -> Self {
-        let until = System.monotonic() + HANDSHAKE_TIMEOUT;
-        Self { stream, until }
-    }
-}
-
-impl Read for Deadline<'_> {
-    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.saturating_sub(System.monotonic());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.read(target)
-    }
-}
-
-impl Write for Deadline<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
 }

@@ -1,7 +1,6 @@
 //! What can go wrong between an NBD client and a server, and the error numbers of the protocol.
 
 use std::io;
-use std::path::PathBuf;
 
 use crate::format::bytes::FormatError;
 
@@ -9,10 +8,10 @@ use crate::format::bytes::FormatError;
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
     /// The socket failed or ended.
-    #[error("nbd server at {socket}: {action}")]
+    #[error("nbd server at {server}: {action}")]
     Io {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        server: String,
         /// What was being done.
         action: &'static str,
         /// The cause.
@@ -20,21 +19,21 @@ pub enum NbdError {
         source: io::Error,
     },
     /// What came is not NBD.
-    #[error("nbd server at {socket} sent no valid reply")]
+    #[error("nbd server at {server} sent no valid reply")]
     Format {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        server: String,
         /// Where it is wrong.
         #[source]
         source: FormatError,
     },
     /// The server has no such export, or not in the way it is needed.
     #[error(
-        "nbd server at {socket} refuses option {option} for export {name:?} (reply {reply:#x})"
+        "nbd server at {server} refuses option {option} for export {name:?} (reply {reply:#x})"
     )]
     Option {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        server: String,
         /// Which export.
         name: String,
         /// Number of the option.
@@ -43,10 +42,10 @@ pub enum NbdError {
         reply: u32,
     },
     /// The server answered a request with an error.
-    #[error("nbd server at {socket}: {command} of {offset}+{length} answered with {error}")]
+    #[error("nbd server at {server}: {command} of {offset}+{length} answered with {error}")]
     Request {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        server: String,
         /// What was asked.
         command: &'static str,
         /// Bytes from the start of the disk.

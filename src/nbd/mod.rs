@@ -7,9 +7,11 @@
 //!
 //! From the outside in: [`Server`] accepts; `connection` reads requests and hands them to workers;
 //! `answer` turns one request into calls of the export and replies; `negotiate`, `request` and
-//! `reply` are the sans-io protocol; `protocol` holds its numbers.
+//! `reply` are the sans-io protocol; `protocol` holds its numbers. `tls` and `channel` are the two ends of
+//! what goes over TCP, which is never plain.
 
 mod answer;
+mod channel;
 mod client;
 mod connection;
 mod error;
@@ -20,12 +22,16 @@ mod protocol;
 mod reply;
 mod request;
 mod server;
+mod socket;
+mod tls;
 
+pub use channel::{Channel, Peer};
 pub use client::Client;
 pub use error::NbdError;
 pub use export::{BlockStatus, Export};
 pub use protocol::{BLOCK_BYTES_MIN, REQUEST_BYTES_MAX};
 pub use server::{CONNECTIONS_MAX, Server};
+pub use tls::ServerTls;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,8 @@ pub(super) struct Session {
 pub(super) enum Next {
     /// Another option.
     Option,
+    /// TLS, and then other options.
+    Secure,
     /// Requests.
     Transmit(Session),
     /// Nothing: the connection ends.
@@ -40,11 +42,23 @@ pub(super) struct Offer {
     pub(super) read_only: bool,
 }
 
+/// Whether a connection is private, or has to become so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// Never: the socket's file says who may.
+    Never,
+    /// Nothing else is answered before it (the protocol's mode FORCEDTLS).
+    Demanded,
+    /// It is.
+    Begun,
+}
+
 /// A handshake on its way.
 #[derive(Debug)]
 pub(super) struct Negotiation<'a> {
     offer: &'a Offer,
     no_zeroes: bool,
+    tls: Tls,
     structured: bool,
     /// The export name for which `base:allocation` was chosen: it counts for no other.
     allocation_of: Option<String>,
@@ -82,7 +96,11 @@ impl<'a> Negotiation<'a> {
     ///
     /// # Errors
     /// When it sets flags that this server did not offer.
-    pub(super) fn begin(offer: &'a Offer, client_flags: [u8; 4]) -> Result<Self, FormatError> {
+    pub(super) fn begin(
+        offer: &'a Offer,
+        tls: Tls,
+        client_flags: [u8; 4],
+    ) -> Result<Self, FormatError> {
         let flags = u32::from_be_bytes(client_flags);
         let known = u32::from(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
         if flags & !known != 0 {
@@ -92,6 +110,7 @@ impl<'a> Negotiation<'a> {
         Ok(Self {
             offer,
             no_zeroes: flags & u32::from(handshake::NO_ZEROES) != 0,
+            tls,
             structured: false,
             allocation_of: None,
         })
@@ -99,8 +118,12 @@ impl<'a> Negotiation<'a> {
 
     /// Answers one option: bytes to send, and what follows.
     pub(super) fn answer(&mut self, number: u32, data: &[u8]) -> (Vec<u8>, Next) {
+        if self.tls == Tls::Demanded {
+            return self.before_tls(number, data);
+        }
         let mut out = Replies::to(number);
         let outcome = match number {
+            option::STARTTLS if self.tls == Tls::Begun => Ok(option_reply::ERR_INVALID),
             option::EXPORT_NAME => return self.export_name(data),
             option::ABORT => {
                 out.push(option_reply::ACK, &[]);
@@ -128,6 +151,23 @@ impl<'a> Negotiation<'a> {
             return (out.bytes, Next::Transmit(self.session(&name)));
         }
         (out.bytes, Next::Option)
+    }
+
+    /// Whatever would tell something of the disk is refused; the oldest option has no refusal.
+    fn before_tls(&mut self, number: u32, data: &[u8]) -> (Vec<u8>, Next) {
+        let (last, next) = match number {
+            option::EXPORT_NAME => return (Vec::new(), Next::Close),
+            option::ABORT => (option_reply::ACK, Next::Close),
+            option::STARTTLS if data.is_empty() => {
+                self.tls = Tls::Begun;
+                (option_reply::ACK, Next::Secure)
+            }
+            option::STARTTLS => (option_reply::ERR_INVALID, Next::Option),
+            _ => (option_reply::ERR_TLS_REQD, Next::Option),
+        };
+        let mut out = Replies::to(number);
+        out.push(last, &[]);
+        (out.bytes, next)
     }
 
     fn serves(&self, name: &str) -> bool {

@@ -22,12 +22,13 @@ pub(super) mod handshake {
     pub(in crate::nbd) const NO_ZEROES: u16 = 2;
 }
 
-/// Options of the handshake. STARTTLS (5) and EXTENDED_HEADERS (11) are answered like every
-/// unknown one: not supported.
+/// Options of the handshake. EXTENDED_HEADERS (11) is answered like every unknown one: not supported.
+/// So is STARTTLS at a Unix socket.
 pub(super) mod option {
     pub(in crate::nbd) const EXPORT_NAME: u32 = 1;
     pub(in crate::nbd) const ABORT: u32 = 2;
     pub(in crate::nbd) const LIST: u32 = 3;
+    pub(in crate::nbd) const STARTTLS: u32 = 5;
     pub(in crate::nbd) const INFO: u32 = 6;
     pub(in crate::nbd) const GO: u32 = 7;
     pub(in crate::nbd) const STRUCTURED_REPLY: u32 = 8;
@@ -44,6 +45,7 @@ pub(super) mod option_reply {
     pub(in crate::nbd) const ERROR: u32 = 1 << 31;
     pub(in crate::nbd) const ERR_UNSUP: u32 = ERROR + 1;
     pub(in crate::nbd) const ERR_INVALID: u32 = ERROR + 3;
+    pub(in crate::nbd) const ERR_TLS_REQD: u32 = ERROR + 5;
     pub(in crate::nbd) const ERR_UNKNOWN: u32 = ERROR + 6;
 }
 

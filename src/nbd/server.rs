@@ -1,11 +1,10 @@
-//! Accepts clients on a Unix socket and ends them together.
+//! Accepts clients and ends them together: at a Unix socket, or at a port where each has to begin TLS.
 //!
 //! Owns: the socket file, the list of connections, stopping. Does not own: what a client may ask.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,35 +13,51 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::net::Shutdown;
+
 use super::connection;
 use super::export::Export;
 use super::negotiate::Offer;
+use super::socket::Socket;
+use super::tls::ServerTls;
 
 /// Most clients of one server at a time. Each holds at most 32 MiB of payload and five threads, so
 /// one server takes at most 512 MiB, and less than 1 MiB a client as a rule.
 pub const CONNECTIONS_MAX: usize = 16;
+/// Most clients of a port of which it is not known yet who they are. For one more the oldest of them has to go.
+const STRANGERS_MAX: usize = 16;
 /// Time that clients have to take the replies of running requests when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection (no descriptors left, for one).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// One disk offered over NBD at one Unix socket. Dropping it stops it.
+/// One disk offered over NBD at one place. Dropping it stops it.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
-    listener: UnixStream,
+    listener: Socket,
     socket: PathBuf,
-    inode: (u64, u64),
+    inode: Option<(u64, u64)>,
     accept: Option<JoinHandle<()>>,
 }
+
+/// One connection.
+struct Connected {
+    socket: Socket,
+    /// It is known who that is.
+    admitted: bool,
+}
+
+type Clients = BTreeMap<u64, Connected>;
 
 struct Shared {
     offer: Offer,
     /// A new client ends the one before, and waits until nothing of it runs any more.
     one_client: bool,
+    tls: Option<ServerTls>,
     export: Arc<dyn Export>,
     stopping: AtomicBool,
-    clients: Mutex<BTreeMap<u64, UnixStream>>,
+    clients: Mutex<Clients>,
     left: Condvar,
 }
 
@@ -72,6 +87,20 @@ impl Server {
         Self::bind_with(socket, name, export, true)
     }
 
+    /// The same at a port, for one client of those whom `tls` lets in. Before TLS nothing is served.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn start_for_one(
+        listener: TcpListener,
+        name: &str,
+        export: Arc<dyn Export>,
+        tls: ServerTls,
+    ) -> io::Result<Self> {
+        let shared = Shared::new(name, export, true, Some(tls));
+        Self::start(shared, listener.into(), (PathBuf::new(), None))
+    }
+
     fn bind_with(
         socket: &Path,
         name: &str,
@@ -82,44 +111,37 @@ impl Server {
         let named = |error| at(socket, "listening", &error);
         let listener = UnixListener::bind(socket).map_err(named)?;
         let metadata = socket.symlink_metadata().map_err(named)?;
-        let shared = Arc::new(Shared {
-            offer: Offer {
-                name: name.to_owned(),
-                size_bytes: export.size_bytes(),
-                read_only: export.read_only(),
-            },
-            one_client,
-            export,
-            stopping: AtomicBool::new(false),
-            clients: Mutex::default(),
-            left: Condvar::new(),
-        });
+        let file = (socket.to_owned(), Some((metadata.dev(), metadata.ino())));
+        let shared = Shared::new(name, export, one_client, None);
+        Self::start(shared, listener.into(), file).map_err(named)
+    }
+
+    fn start(
+        shared: Shared,
+        listener: Socket,
+        (socket, inode): (PathBuf, Option<(u64, u64)>),
+    ) -> io::Result<Self> {
+        let shared = Arc::new(shared);
         // The same socket once more: shutting it down is what wakes the thread that accepts.
-        let handle = UnixStream::from(OwnedFd::from(listener.try_clone().map_err(named)?));
+        let handle = listener.try_clone()?;
         let accept = {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name("nbd-accept".to_owned());
-            thread.spawn(move || shared.accept(&listener)).map_err(named)?
+            thread.spawn(move || shared.accept(&listener))?
         };
-        Ok(Self {
-            shared,
-            listener: handle,
-            socket: socket.to_owned(),
-            inode: (metadata.dev(), metadata.ino()),
-            accept: Some(accept),
-        })
+        Ok(Self { shared, listener: handle, socket, inode, accept: Some(accept) })
     }
 
-    /// Where it listens.
+    /// The Unix socket where it listens; empty when that is a port.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Clients that are connected now.
+    /// Clients that are connected now, and let in.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.lock().len()
+        self.shared.lock().values().filter(|client| client.admitted).count()
     }
 
     /// Ends every connection after its running requests were answered (or 5 s have passed), joins
@@ -137,23 +159,24 @@ impl Server {
         let _woken = self.listener.shutdown(Shutdown::Both);
         let clients = self.shared.lock();
         for client in clients.values() {
-            let _ended = client.shutdown(Shutdown::Read);
+            let _ended = client.socket.shutdown(Shutdown::Read);
         }
-        let drained = |clients: &mut BTreeMap<u64, UnixStream>| !clients.is_empty();
+        let drained = |clients: &mut Clients| !clients.is_empty();
         let (clients, _) = self
             .shared
             .left
             .wait_timeout_while(clients, DRAIN_TIMEOUT, drained)
             .unwrap_or_else(PoisonError::into_inner);
         for client in clients.values() {
-            let _ended = client.shutdown(Shutdown::Both);
+            let _ended = client.socket.shutdown(Shutdown::Both);
         }
         drop(clients);
         if accept.join().is_err() {
             tracing::error!(socket = %self.socket.display(), "nbd accept thread panicked");
         }
-        let ours = self.socket.symlink_metadata();
-        if ours.is_ok_and(|found| (found.dev(), found.ino()) == self.inode)
+        let found = self.socket.symlink_metadata().ok();
+        if self.inode.is_some()
+            && found.map(|found| (found.dev(), found.ino())) == self.inode
             && let Err(error) = std::fs::remove_file(&self.socket)
         {
             tracing::warn!(socket = %self.socket.display(), %error, "nbd socket file stays behind");
@@ -168,22 +191,35 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, UnixStream>> {
+    fn new(name: &str, export: Arc<dyn Export>, one_client: bool, tls: Option<ServerTls>) -> Self {
+        let (size_bytes, read_only) = (export.size_bytes(), export.read_only());
+        Self {
+            offer: Offer { name: name.to_owned(), size_bytes, read_only },
+            one_client,
+            tls,
+            export,
+            stopping: AtomicBool::new(false),
+            clients: Mutex::default(),
+            left: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when stopping and all clients are gone.
-    fn accept(&self, listener: &UnixListener) {
+    fn accept(&self, listener: &Socket) {
         thread::scope(|scope| {
             for number in 0.. {
                 let accepted = listener.accept();
                 if self.stopping.load(Ordering::Acquire) {
                     return;
                 }
-                let admitted = accepted.and_then(|(stream, _)| self.admit(number, stream));
-                let spawned = admitted.and_then(|stream| {
+                let admitted = accepted.and_then(|socket| self.note(number, socket));
+                let spawned = admitted.and_then(|socket| {
                     let thread = thread::Builder::new().name("nbd-reader".to_owned());
-                    thread.spawn_scoped(scope, move || self.serve(number, &stream))
+                    thread.spawn_scoped(scope, move || self.serve(number, &socket))
                 });
                 if let Err(error) = spawned {
                     tracing::warn!(export = self.offer.name, %error, "nbd client not served");
@@ -194,34 +230,67 @@ impl Shared {
         });
     }
 
-    fn admit(&self, number: u64, stream: UnixStream) -> io::Result<UnixStream> {
+    /// Has a stop find the connection. Whoever could open a socket's file is let in.
+    fn note(&self, number: u64, socket: Socket) -> io::Result<Socket> {
         let mut clients = self.lock();
-        if self.one_client {
-            for before in clients.values() {
-                let _ended = before.shutdown(Shutdown::Both); // fails when it has ended already
+        if self.tls.is_some() {
+            socket.hurry()?;
+            socket.watch_path()?;
+            let strangers = |clients: &Clients| clients.values().filter(|c| !c.admitted).count();
+            if strangers(&clients) >= STRANGERS_MAX {
+                let oldest = clients.values().find(|client| !client.admitted);
+                let _ended = oldest.map(|oldest| oldest.socket.shutdown(Shutdown::Both));
+                let full = |clients: &mut Clients| strangers(clients) >= STRANGERS_MAX;
+                let left = self.left.wait_while(clients, full);
+                clients = left.unwrap_or_else(PoisonError::into_inner);
             }
-            let left = self.left.wait_while(clients, |clients| !clients.is_empty());
-            clients = left.unwrap_or_else(PoisonError::into_inner);
         }
-        if clients.len() >= CONNECTIONS_MAX {
+        clients.insert(number, Connected { socket: socket.try_clone()?, admitted: false });
+        drop(clients);
+        if self.tls.is_none() {
+            self.admit(number)?;
+        }
+        // A stop that looked at the list before this client was in it has set the flag before.
+        if self.stopping.load(Ordering::Acquire) {
+            socket.shutdown(Shutdown::Both)?;
+        }
+        Ok(socket)
+    }
+
+    /// Lets a client in, when nothing of one before it runs any more where there may be but one.
+    fn admit(&self, number: u64) -> io::Result<()> {
+        let mut clients = self.lock();
+        while self.one_client && clients.values().any(|client| client.admitted) {
+            for before in clients.values().filter(|client| client.admitted) {
+                let _ended = before.socket.shutdown(Shutdown::Both); // fails when it has ended already
+            }
+            clients = self.left.wait(clients).unwrap_or_else(PoisonError::into_inner);
+        }
+        if clients.values().filter(|client| client.admitted).count() >= CONNECTIONS_MAX {
             let text = format!("{CONNECTIONS_MAX} clients are connected, no more are served");
             return Err(io::Error::other(text));
         }
-        clients.insert(number, stream.try_clone()?);
-        drop(clients);
-        // A stop that looked at the list before this client was in it has set the flag before.
-        if self.stopping.load(Ordering::Acquire) {
-            stream.shutdown(Shutdown::Both)?;
+        if let Some(client) = clients.get_mut(&number) {
+            client.admitted = true;
         }
-        Ok(stream)
+        Ok(())
     }
 
-    fn serve(&self, number: u64, stream: &UnixStream) {
-        let served = connection::serve(stream, &self.offer, &*self.export, &self.stopping);
-        if let Err(error) = served {
-            tracing::info!(export = self.offer.name, %error, "nbd client ended without a goodbye");
+    fn serve(&self, number: u64, socket: &Socket) {
+        let disk = (&self.offer, &*self.export);
+        let admit = || self.admit(number);
+        let (export, client) = (&self.offer.name, socket.peer());
+        let served = connection::serve(socket, disk, &self.stopping, self.tls.as_ref(), admit);
+        match served {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::warn!(export, client, %error, "nbd client refused");
+            }
+            Err(error) => {
+                tracing::info!(export, client, %error, "nbd client ended without a goodbye");
+            }
         }
-        let _ended = stream.shutdown(Shutdown::Both);
+        let _ended = socket.shutdown(Shutdown::Both);
         self.forget(number);
     }
 

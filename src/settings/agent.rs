@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
+use super::qemu;
 use super::raw::{RawAgent, RawApplication, RawDisk, RawScan};
 use super::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, Capture, Congestion, ScanSettings,
@@ -69,6 +70,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
         bandwidth_bytes_per_second_max: raw.bandwidth_bytes_per_second_max.map(|rate| {
             c.number("bandwidth_bytes_per_second_max", Some(rate), 0, 64 << 10..=1 << 40)
         }),
+        mirror: qemu::tls(&mut c, &raw.mirror),
         ebpf_ring_bytes: ring_bytes(&mut c, raw.ebpf.ring_bytes),
         application: raw.application.map(|raw| application(&mut c, raw)),
         disks: disks(&mut c, &raw.disk, &state_directory),
@@ -86,7 +88,7 @@ pub(super) fn check(raw: RawAgent, path: &Path) -> Result<AgentSettings, Setting
 }
 
 fn application(c: &mut Check, raw: RawApplication) -> ApplicationHook {
-    let guest_agent = raw.qga.as_deref().map(|text| c.path("application.qga", Some(text), ""));
+    let guest_agent = raw.qga.as_deref().map(|text| qemu::address(c, "application.qga", text));
     for (key, command) in [("application.freeze", &raw.freeze), ("application.thaw", &raw.thaw)] {
         if guest_agent.is_some() {
             let rule = "must not be set beside qga";
@@ -206,6 +208,7 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         "must be that of all disks of the machine or of none: one ring orders them",
         "use it for the others as well",
     );
+    qemu::together(c, &disks);
     disks
 }
 
@@ -283,9 +286,14 @@ fn capture(
 
 fn mirror(c: &mut Check, key: &dyn Fn(&str) -> String, raw: &RawDisk) -> Capture {
     let monitor = raw.qmp.as_deref();
-    c.required(&key("qmp"), monitor, "name the socket of QEMU's monitor (-qmp unix:PATH,...)");
+    c.required(
+        &key("qmp"),
+        monitor,
+        "name QEMU's monitor, a socket (-qmp unix:PATH,...) or tls:HOST:PORT",
+    );
     let device = raw.device.clone();
     c.required(&key("device"), device.as_deref(), "name the disk's device in QEMU");
-    let monitor = c.path(&key("qmp"), monitor, "qmp.sock");
-    Capture::Mirror { monitor, device: device.unwrap_or_default() }
+    let monitor = qemu::address(c, &key("qmp"), monitor.unwrap_or("qmp.sock"));
+    let remote = qemu::remote(c, key, raw, &monitor);
+    Capture::Mirror { monitor, device: device.unwrap_or_default(), remote }
 }

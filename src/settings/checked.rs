@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{AzureUrl, Prices, RateSchedule};
+use super::{AzureUrl, MirrorTls, Prices, QemuAddress, RateSchedule, RemoteMirror};
 use crate::model::{DiskName, MachineId, ServerId, SiteId};
 
 /// Everything in `holdfast.toml`. Paths are absolute: relative ones are resolved against the file.
@@ -269,6 +269,8 @@ pub struct AgentSettings {
     pub bandwidth_bytes_per_second_max: Option<u64>,
     /// Bytes that one bit of the write-intent bitmap stands for; default 64 KiB.
     pub bitmap_chunk_bytes: u32,
+    /// What is shown to QEMU on another host, and what it has to show.
+    pub mirror: MirrorTls,
     /// Bytes of the ring through which eBPF capture copies writes; kernel memory, default 256 MiB.
     pub ebpf_ring_bytes: u32,
     /// How the application is quiesced for application-consistent bookmarks, if it can be.
@@ -285,8 +287,8 @@ pub struct ApplicationHook {
     pub freeze: Vec<String>,
     /// Lets it go on; run whatever became of `freeze`.
     pub thaw: Vec<String>,
-    /// Socket of the guest's agent, which is asked to freeze and thaw instead.
-    pub guest_agent: Option<PathBuf>,
+    /// Channel to the guest's agent, which is asked to freeze and thaw instead.
+    pub guest_agent: Option<QemuAddress>,
     /// Time for each of them; default 10 s.
     pub timeout: Duration,
 }
@@ -348,10 +350,12 @@ pub enum Capture {
     Ebpf,
     /// The disk of a QEMU guest, mirrored to the agent.
     Mirror {
-        /// Unix socket of QEMU's monitor (QMP), the agent's alone.
-        monitor: PathBuf,
+        /// QEMU's monitor (QMP), the agent's alone.
+        monitor: QemuAddress,
         /// The disk's device there.
         device: String,
+        /// How QEMU on another host and the agent reach each other.
+        remote: Option<RemoteMirror>,
     },
     /// The agent reads the disk again and again, and compares.
     Scan(ScanSettings),

@@ -9,6 +9,7 @@ mod check;
 mod checked;
 mod error;
 mod prices;
+mod qemu;
 mod rate;
 mod raw;
 mod server;
@@ -28,6 +29,7 @@ pub use checked::{
 };
 pub use error::{SettingsError, Violation};
 pub use prices::Prices;
+pub use qemu::{MirrorTls, QemuAddress, RemoteMirror};
 pub use rate::{Rate, RateSchedule, RateWindow};
 pub use tuning::Tuning;
 

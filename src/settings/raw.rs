@@ -152,6 +152,7 @@ pub(super) struct RawAgent {
     pub(super) bandwidth_bytes_per_second_max: Option<i64>,
     pub(super) application: Option<RawApplication>,
     pub(super) ebpf: RawEbpf,
+    pub(super) mirror: RawMirror,
     pub(super) disk: Vec<RawDisk>,
 }
 
@@ -159,6 +160,16 @@ pub(super) struct RawAgent {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawEbpf {
     pub(super) ring_bytes: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawMirror {
+    pub(super) ca_certificate: Option<String>,
+    pub(super) certificate: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) server_credentials: Option<String>,
+    pub(super) client_credentials: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -179,6 +190,9 @@ pub(super) struct RawDisk {
     pub(super) socket: Option<String>,
     pub(super) qmp: Option<String>,
     pub(super) device: Option<String>,
+    pub(super) listen: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) reads_port: Option<i64>,
     pub(super) mount: Option<String>,
     pub(super) scan: Option<RawScan>,
 }

@@ -224,6 +224,7 @@ fn every_key_is_documented() {
         ("disk", "[[disk]]"),
         ("application", "[application]"),
         ("ebpf", "[ebpf]"),
+        ("mirror", "[mirror]"),
         ("scan", "[[disk]]\n[disk.scan]"),
     ];
     for (table, head) in tables {
@@ -241,4 +242,47 @@ fn bounds_that_stores_set_are_theirs() {
     server(&largest).unwrap();
     let larger = format!("{SERVER}[upload]\nblock_bytes = {}\n", crate::store::BLOCK_BYTES_MAX + 1);
     assert_eq!(keys(server(&larger).unwrap_err()), ["upload.block_bytes"]);
+}
+
+#[test]
+fn qemu_on_another_host_is_reached_over_tls_or_not_at_all() {
+    let with = |text: &str| {
+        let text = text.replace('\'', "\"");
+        agent(&format!("{AGENT}capture = \"mirror\"\ndevice = \"vda\"\n{text}"))
+    };
+    let remote = with("qmp = 'tls:kvm-1.example:4444'\nlisten = '[2001:db8::7]:10811'\n").unwrap();
+    let Capture::Mirror { monitor, remote: Some(remote), .. } = &remote.disks[0].capture else {
+        panic!("{:?}", remote.disks)
+    };
+    assert_eq!(monitor.to_string(), "tls:kvm-1.example:4444");
+    assert_eq!(remote.address, ("2001:db8::7".to_owned(), 10_811));
+    assert_eq!(remote.reads_port, 10_809);
+    let here = with("qmp = 'run/qmp:1'\n").unwrap();
+    assert!(matches!(&here.disks[0].capture, Capture::Mirror { remote: None, .. }));
+
+    let every = "qmp = 'tls:[::1]:4444'\nlisten = '0.0.0.0:10811'\n";
+    let two = "[[disk]]\nname = 'b'\ncapture = 'mirror'\ndevice = 'vdb'\nqmp = 'tls:[::1]:4444'\n\
+               listen = '192.0.2.7:10811'\nreads_port = 10810\n";
+    for (text, wrong) in [
+        ("qmp = 'tcp:kvm-1:4444'\n", &["qmp"][..]),
+        ("qmp = 'kvm-1:4444'\n", &["qmp"]),
+        ("qmp = 'tls:kvm-1'\nlisten = '192.0.2.7:1'\n", &["qmp", "qmp"]),
+        ("qmp = 'tls:kvm-1:0'\nlisten = '192.0.2.7:1'\n", &["qmp"]),
+        ("qmp = 'tls:kvm-1:4444'\n", &["listen"]),
+        ("qmp = 'tls:kvm-1:4444'\nlisten = '192.0.2.7:0'\n", &["listen"]),
+        ("qmp = 'tls:kvm-1:4444'\nlisten = 'agent:1'\naddress = 'agent'\n", &["listen", "address"]),
+        ("qmp = 'tls:kvm-1:4444'\nlisten = '192.0.2.7:1'\nreads_port = 0\n", &["reads_port"]),
+        ("qmp = 'qmp.sock'\nlisten = '192.0.2.7:1'\n", &["listen"]),
+        (every, &["address"]),
+    ] {
+        let found = keys(with(text).unwrap_err());
+        for key in wrong {
+            assert!(found.contains(&format!("disk[0].{key}")), "{text}: {found:?}");
+        }
+    }
+    let both = format!("{every}address = 'a:1'\n{two}");
+    assert_eq!(keys(with(&both).unwrap_err()), ["disk[1].listen", "disk[1].reads_port"]);
+    let ids = "qmp = 'qmp.sock'\n[mirror]\nserver_credentials = 'a,b'\nclient_credentials = ''\n";
+    let found = keys(with(ids).unwrap_err());
+    assert_eq!(found, ["mirror.server_credentials", "mirror.client_credentials"]);
 }

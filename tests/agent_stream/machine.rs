@@ -10,7 +10,7 @@ use holdfast::clock::{Clock, System};
 use holdfast::model::{DiskName, Timestamp};
 use holdfast::nbd::Export;
 use holdfast::settings::{
-    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, TransportChoice,
+    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, MirrorTls, TransportChoice,
 };
 
 /// So many seconds of the agent in one.
@@ -72,6 +72,13 @@ impl Machine {
             quic_congestion: Congestion::Bbr,
             bitmap_chunk_bytes: 65536,
             bandwidth_bytes_per_second_max: None,
+            mirror: MirrorTls {
+                ca_certificate: path("ca.pem".into()),
+                certificate: path("agent.pem".into()),
+                key: path("agent.key".into()),
+                server_credentials: "server".into(),
+                client_credentials: "client".into(),
+            },
             ebpf_ring_bytes: 256 << 10,
             application: None,
             disks: disks.iter().enumerate().map(disk).collect(),

@@ -45,8 +45,9 @@ pub(in crate::agent) fn open(
             Ok((Box::new(medium), bytes))
         }
         Capture::Ebpf => ebpf::open(disk),
-        Capture::Mirror { monitor, device } => {
-            let place = mirror::GuestDevice { disk: &disk.name, monitor, device };
+        Capture::Mirror { monitor, device, remote } => {
+            let (disk, remote) = (&disk.name, remote.as_ref());
+            let place = mirror::GuestDevice { disk, monitor, device, remote };
             mirror::open(opening.settings, &place)
         }
         Capture::Scan(settings) => {
@@ -76,7 +77,7 @@ pub(in crate::agent) fn start(
                 let server = nbd::Server::bind(socket, disk.name.as_str(), export);
                 captures.servers.push(server.map_err(|source| AgentError::Serve {
                     disk: disk.name.clone(),
-                    socket: socket.clone(),
+                    at: socket.display().to_string(),
                     source: Box::new(source),
                 })?);
             }
@@ -84,9 +85,10 @@ pub(in crate::agent) fn start(
                 let file = (disk.name.clone(), agent.export(&disk.name)?);
                 files.entry(mount).or_default().push(file);
             }
-            Capture::Mirror { monitor, device } => {
-                let place = mirror::GuestDevice { disk: &disk.name, monitor, device };
-                mirrored.push((agent.disk(&disk.name)?, place));
+            Capture::Mirror { monitor, device, remote } => {
+                let served = agent.disk(&disk.name)?;
+                let (disk, remote) = (&disk.name, remote.as_ref());
+                mirrored.push((served, mirror::GuestDevice { disk, monitor, device, remote }));
             }
             Capture::Ebpf | Capture::Scan(_) => {}
         }

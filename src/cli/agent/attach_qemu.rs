@@ -16,7 +16,7 @@ use crate::cli::output::{byte_bar, print, print_json};
 use crate::cli::{Failure, block_on};
 use crate::clock::{Clock, System};
 use crate::model::{DiskName, Timestamp};
-use crate::settings::{AgentDisk, AgentSettings, Capture, load_agent};
+use crate::settings::{AgentDisk, AgentSettings, Capture, QemuAddress, load_agent};
 
 /// Pause between two looks at the agent's status.
 const LOOK: Duration = Duration::from_millis(300);
@@ -24,15 +24,24 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Protect a disk of a running QEMU guest
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Socket of a QMP monitor of QEMU that nobody else uses
-    #[arg(long, value_name = "SOCKET")]
-    qmp: PathBuf,
+    /// A QMP monitor of QEMU that nobody else uses: its socket, or its port on another host, over TLS
+    #[arg(long, value_name = "SOCKET|tls:HOST:PORT")]
+    qmp: String,
     /// The disk's device in QEMU: a drive's or device's id, or the name of its node
     #[arg(long, value_name = "DEVICE")]
     device: String,
     /// Its name in this machine
     #[arg(long, value_name = "NAME", default_value = "root")]
     disk: DiskName,
+    /// Where the agent takes the writes of a QEMU on another host
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// The same as that QEMU reaches it, if it is another
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    address: Option<String>,
+    /// Where that QEMU serves its disks to the agent; the same for all of them
+    #[arg(long, value_name = "PORT", requires = "listen")]
+    reads_port: Option<u16>,
     /// Protect it no longer, and leave nothing in QEMU
     #[arg(long)]
     detach: bool,
@@ -71,14 +80,13 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
         return detach(args, config);
     }
     let text = std::fs::read_to_string(config)?;
-    let monitor = std::path::absolute(&args.qmp)?;
     let settings = match block_of(&text, &args.disk)? {
         Some(_) => {
             let settings = load_agent(config)?;
-            same(&settings, args, &monitor, config)?;
+            same(&settings, args, config)?;
             settings
         }
-        None => add(args, config, &text, &monitor)?,
+        None => add(args, config, &text)?,
     };
     if runs(&settings) {
         return block_on(join(&settings, args, config, &text));
@@ -104,24 +112,41 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
 }
 
 /// Asks QEMU, and writes the settings with the disk.
-fn add(args: &Args, config: &Path, text: &str, monitor: &Path) -> Result<AgentSettings, Failure> {
+fn add(args: &Args, config: &Path, text: &str) -> Result<AgentSettings, Failure> {
     let quoted = |text: &str| toml::Value::from(text).to_string();
-    let block = format!(
+    let mut block = format!(
         "\n[[disk]]\nname = \"{}\"\ncapture = \"mirror\"\nqmp = {}\ndevice = {}\n",
         args.disk,
-        quoted(&monitor.to_string_lossy()),
+        quoted(&monitor(args)?),
         quoted(&args.device)
     );
+    for (key, value) in [
+        ("listen", args.listen.as_deref().map(quoted)),
+        ("address", args.address.as_deref().map(quoted)),
+        ("reads_port", args.reads_port.map(|port| port.to_string())),
+    ] {
+        block.extend(value.map(|value| format!("{key} = {value}\n")));
+    }
     let text = format!("{}\n{block}", text.trim_end());
     let settings = checked(config, &text)?;
-    let guest = GuestDevice { disk: &args.disk, monitor, device: &args.device };
-    // A running agent that mirrors another disk of this guest holds the monitor, and looks itself.
-    let held = |disk: &AgentDisk| disk.name != args.disk && mirrors(disk, monitor);
-    if !(runs(&settings) && settings.disks.iter().any(held)) {
-        guest.probe(&settings)?;
+    let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
+    if let Some(guest) = disk.and_then(GuestDevice::of) {
+        // A running agent that mirrors another disk of this guest holds the monitor, and looks itself.
+        let held = |disk: &AgentDisk| disk.name != args.disk && mirrors(disk, guest.monitor);
+        if !(runs(&settings) && settings.disks.iter().any(held)) {
+            guest.probe(&settings)?;
+        }
     }
     files::replace(config, PUBLIC, &text)?;
     Ok(settings)
+}
+
+/// The monitor as the settings name it.
+fn monitor(args: &Args) -> Result<String, Failure> {
+    if args.qmp.contains(':') && !args.qmp.contains('/') {
+        return Ok(args.qmp.clone()); // the settings' rules say what is wrong with it
+    }
+    Ok(std::path::absolute(&args.qmp)?.to_string_lossy().into_owned())
 }
 
 /// The settings that a text would give at `config`.
@@ -136,40 +161,39 @@ fn checked(config: &Path, text: &str) -> Result<AgentSettings, Failure> {
 }
 
 /// Whether a disk is a guest's behind that monitor.
-fn mirrors(disk: &AgentDisk, monitor: &Path) -> bool {
+fn mirrors(disk: &AgentDisk, monitor: &QemuAddress) -> bool {
     matches!(&disk.capture, Capture::Mirror { monitor: other, .. } if other == monitor)
 }
 
-fn same(
-    settings: &AgentSettings,
-    args: &Args,
-    monitor: &Path,
-    config: &Path,
-) -> Result<(), AttachError> {
-    let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
-    let wanted = Capture::Mirror { monitor: monitor.to_owned(), device: args.device.clone() };
-    match disk {
-        Some(disk) if disk.capture == wanted => Ok(()),
-        _ => Err(AttachError::Other { path: config.to_owned(), disk: args.disk.clone() }),
+fn same(settings: &AgentSettings, args: &Args, config: &Path) -> Result<(), Failure> {
+    let wanted = (monitor(args)?, args.device.as_str());
+    let same = settings.disks.iter().any(|disk| {
+        disk.name == args.disk
+            && GuestDevice::of(disk)
+                .is_some_and(|guest| (guest.monitor.to_string(), guest.device) == wanted)
+    });
+    if same {
+        return Ok(());
     }
+    Err(AttachError::Other { path: config.to_owned(), disk: args.disk.clone() }.into())
 }
 
 fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
     let text = std::fs::read_to_string(config)?;
     let settings = load_agent(config)?;
     let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
-    let mirrored = disk.is_some_and(|disk| matches!(disk.capture, Capture::Mirror { .. }));
-    let block = block_of(&text, &args.disk)?.filter(|_| mirrored);
-    let Some(block) = block else {
+    let guest = disk.and_then(GuestDevice::of);
+    let Some((guest, block)) = guest.zip(block_of(&text, &args.disk)?) else {
         let (path, disk) = (config.to_owned(), args.disk.clone());
         return Err(AttachError::NotMirrored { path, disk }.into());
     };
-    let monitor = std::path::absolute(&args.qmp)?;
+    same(&settings, args, config)?;
     let without = text.replacen(&block, "", 1);
     if runs(&settings) {
         // One agent has a disk at least, and as long as it mirrors another one it holds the monitor.
         let others = settings.disks.iter().filter(|disk| disk.name != args.disk);
-        if settings.disks.len() == 1 || others.into_iter().any(|disk| mirrors(disk, &monitor)) {
+        if settings.disks.len() == 1 || others.into_iter().any(|disk| mirrors(disk, guest.monitor))
+        {
             return Err(AttachError::Runs(config.to_owned()).into());
         }
         files::replace(config, PUBLIC, &without)?;
@@ -178,7 +202,6 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
             return Err(failure);
         }
     }
-    let guest = GuestDevice { disk: &args.disk, monitor: &monitor, device: &args.device };
     block_on(async {
         let forgotten = tokio::task::block_in_place(|| {
             let wait = || tokio::runtime::Handle::current().block_on(System.sleep(LOOK / 10));

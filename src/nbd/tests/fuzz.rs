@@ -75,9 +75,13 @@ proptest! {
         options in prop::collection::vec(option_bytes(), 0..12),
         noise in prop::collection::vec(any::<u8>(), 0..80),
     ) {
+        let tls = [Tls::Never, Tls::Demanded, Tls::Begun][noise.len() % 3];
         let input = [flags.to_be_bytes().to_vec(), options.concat(), noise].concat();
         let mut talk = Talk { input: Cursor::new(input), sent: Vec::new() };
-        let _ended = connection::negotiate(&mut talk, &offer());
+        let offer = offer();
+        if let Ok(mut begun) = connection::greet(&mut talk, &offer, tls) {
+            while let Ok(Next::Secure) = connection::negotiate(&mut talk, &mut begun) {}
+        }
         prop_assert!(talk.sent.len() < 64 << 10);
     }
 

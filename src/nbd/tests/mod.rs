@@ -1,6 +1,7 @@
 //! The protocol by itself, and the server with good and bad clients.
 
 mod fuzz;
+mod tls;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::answer::{merge, read_parts};
-use super::negotiate::{Negotiation, Next, Offer, Session, option_header};
+use super::negotiate::{Negotiation, Next, Offer, Session, Tls, option_header};
 use super::protocol::{command, command_flag, option, option_reply};
 use super::request::Request;
 use super::*;
@@ -218,7 +219,7 @@ fn last_reply(bytes: &[u8]) -> u32 {
 #[test]
 fn options_are_answered_in_any_order() {
     let offer = offer();
-    let mut talk = Negotiation::begin(&offer, 3u32.to_be_bytes()).unwrap();
+    let mut talk = Negotiation::begin(&offer, Tls::Never, 3u32.to_be_bytes()).unwrap();
     let allocation = [&1u32.to_be_bytes()[..], &named("base:allocation", &[])].concat();
     let mut last = |number, data: &[u8]| {
         let (bytes, next) = talk.answer(number, data);
@@ -243,9 +244,9 @@ fn options_are_answered_in_any_order() {
     assert_eq!(last(option::ABORT, &[]), (option_reply::ACK, Next::Close));
     assert_eq!(talk.answer(option::EXPORT_NAME, b"other"), (Vec::new(), Next::Close));
     assert_eq!(talk.answer(option::EXPORT_NAME, b"disk").0.len(), 10);
-    let mut old = Negotiation::begin(&offer, [0; 4]).unwrap();
+    let mut old = Negotiation::begin(&offer, Tls::Never, [0; 4]).unwrap();
     assert_eq!(old.answer(option::EXPORT_NAME, b"disk").0.len(), 134);
-    assert!(Negotiation::begin(&offer, 4u32.to_be_bytes()).is_err());
+    assert!(Negotiation::begin(&offer, Tls::Never, 4u32.to_be_bytes()).is_err());
     let mut long = *b"IHAVEOPT\0\0\0\x03\xff\xff\xff\xff";
     assert!(option_header(&long).is_err(), "an option of 4 GiB ends the connection");
     long[12..].fill(0);

@@ -3,8 +3,9 @@
 //! Owns: the order of the steps; each says why it stands where it stands. Does not own: when this is
 //! tried ([`super::guest`]).
 
-use std::path::Path;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::agent::disk::Disk;
 use crate::agent::stream::Stream;
@@ -14,6 +15,7 @@ use super::device::{self, Device};
 use super::error::MirrorError;
 use super::names::Names;
 use super::qmp::Qmp;
+use super::reach::Reach;
 use super::steps::{self, Mirror, Pause};
 
 /// Longest range that is marked at a time.
@@ -26,6 +28,8 @@ pub(super) struct Place {
     pub(super) disk: Arc<Disk>,
     pub(super) device: String,
     pub(super) names: Names,
+    /// Where QEMU finds the agent.
+    pub(super) target: Value,
 }
 
 /// What an attached disk's QEMU knows it by.
@@ -39,8 +43,7 @@ pub(super) struct Attached {
 /// One QEMU, connected.
 pub(super) struct Link<'a> {
     pub(super) qmp: &'a mut Qmp,
-    pub(super) monitor: &'a Path,
-    pub(super) reads_socket: &'a Path,
+    pub(super) reach: &'a Reach,
     pub(super) stream: &'a Stream,
 }
 
@@ -52,7 +55,7 @@ impl Link<'_> {
         steps::end_mirror(qmp, names, pause)?;
         steps::end_export(qmp, &names.bits, pause)?;
         steps::end_export(qmp, &names.reads, pause)?;
-        let device = device::find(qmp, self.monitor, &place.device, names)?;
+        let device = device::find(qmp, &place.device, names)?;
         if device.size_bytes != place.disk.size_bytes {
             return Err(MirrorError::Size {
                 disk: place.disk.name.clone(),
@@ -61,12 +64,13 @@ impl Link<'_> {
                 found: device.size_bytes,
             });
         }
-        steps::serve(qmp, self.monitor, self.reads_socket, &device.node, names)?;
+        steps::serve(qmp, self.reach, &device.node, names)?;
         // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
         let _of_before = qmp.take_trouble();
         // The mirror first: what the guest writes from here on reaches the agent by itself.
-        steps::start(qmp, &device.node, place.disk.name.as_str(), names)?;
+        let disk = place.disk.name.as_str();
+        steps::start(qmp, &device.node, disk, names, &place.target)?;
         steps::await_mirror(qmp, names, pause)?;
         // The new bitmap before the old is stopped: no write falls between them.
         let bitmap = names.next_bitmap(&device.bitmaps);
@@ -113,7 +117,7 @@ impl Link<'_> {
         for bitmap in &device.bitmaps {
             steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
             let context = format!("qemu:dirty-bitmap:{bitmap}");
-            let mut client = Client::connect_for(self.reads_socket, &place.names.bits, &context)?;
+            let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
             for range in client.dirty(0, disk.size_bytes)? {
                 bytes += range.end - range.start;
                 unordered(range, "what the guest wrote while no mirror ran is read again")?;

@@ -2,8 +2,6 @@
 //!
 //! Owns: what counts as a device's name. Does not own: what is done with it.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::error::MirrorError;
@@ -27,21 +25,16 @@ pub(in crate::agent) struct Device {
 ///
 /// # Errors
 /// When there is none of that name (the error lists those there are), or another job mirrors it.
-pub(super) fn find(
-    qmp: &mut Qmp,
-    monitor: &Path,
-    device: &str,
-    names: &Names,
-) -> Result<Device, MirrorError> {
+pub(super) fn find(qmp: &mut Qmp, device: &str, names: &Names) -> Result<Device, MirrorError> {
     let drives = qmp.execute("query-block", json!({}))?;
     let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
-    choose(&drives, &nodes, monitor, device, names)
+    choose(&drives, &nodes, qmp.monitor(), device, names)
 }
 
 fn choose(
     drives: &Value,
     nodes: &Value,
-    monitor: &Path,
+    monitor: &str,
     device: &str,
     names: &Names,
 ) -> Result<Device, MirrorError> {
@@ -93,6 +86,8 @@ fn drive_names(drive: &Value) -> impl Iterator<Item = String> + use<> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -116,7 +111,7 @@ mod tests {
         ]);
         let mut nodes =
             json!([node("root-node", "qcow2", bitmaps), node("ide-node", "mirror_top", json!([]))]);
-        let monitor = Path::new("/run/qmp");
+        let monitor = "/run/qmp";
         let find = |nodes: &Value, device: &str| choose(&drives, nodes, monitor, device, &names);
         for device in ["vda", "root-node", "/machine/peripheral/vda/virtio-backend"] {
             let found = find(&nodes, device).unwrap();

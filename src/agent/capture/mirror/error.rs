@@ -1,7 +1,5 @@
 //! Why a guest's disk is not mirrored now.
 
-use std::path::PathBuf;
-
 use crate::model::DiskName;
 use crate::nbd::NbdError;
 
@@ -23,7 +21,7 @@ pub(in crate::agent) enum MirrorError {
     #[error("QEMU at {socket} has no device {device}; it has {}", listed(.known))]
     NoDevice {
         /// Which monitor.
-        socket: PathBuf,
+        socket: String,
         /// Asked for.
         device: String,
         /// What there is.
@@ -36,7 +34,7 @@ pub(in crate::agent) enum MirrorError {
     )]
     AlreadyMirrored {
         /// Which monitor.
-        socket: PathBuf,
+        socket: String,
         /// Which device.
         device: String,
         /// The driver of the node that is there.
@@ -64,7 +62,7 @@ pub(in crate::agent) enum MirrorError {
     )]
     OtherServer {
         /// Which monitor.
-        socket: PathBuf,
+        socket: String,
     },
     /// Something did not come about, or did not last.
     #[error("{0}")]

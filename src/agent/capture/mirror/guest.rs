@@ -4,7 +4,6 @@
 //! ([`super::attach`]), what a disk's state is called ([`super::state`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use crate::nbd;
 use super::attach::{Attached, Link, Place};
 use super::error::MirrorError;
 use super::qmp::Qmp;
+use super::reach::Reach;
 use super::state::State;
 use super::steps::{self, Mirror};
 
@@ -51,8 +51,7 @@ struct Connected {
 
 /// A QEMU with its disks.
 pub(super) struct Guest {
-    monitor: PathBuf,
-    reads_socket: PathBuf,
+    reach: Reach,
     stream: Arc<Stream>,
     clock: Arc<dyn Clock>,
     disks: Vec<Mirrored>,
@@ -70,15 +69,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Guest {
     /// Begins to watch. All disks are withheld until they are attached.
     pub(super) fn watch(
-        monitor: PathBuf,
-        reads_socket: PathBuf,
+        reach: Reach,
         stream: &Arc<Stream>,
         clock: &Arc<dyn Clock>,
         disks: Vec<Mirrored>,
     ) -> std::io::Result<Arc<Self>> {
         let guest = Arc::new(Self {
-            monitor,
-            reads_socket,
+            reach,
             stream: Arc::clone(stream),
             clock: Arc::clone(clock),
             disks,
@@ -170,11 +167,10 @@ impl Guest {
         let place = &mirrored.place;
         let Connected { qmp, attached, attachments, .. } = connected;
         if qmp.is_none() {
-            *qmp = Some(Qmp::connect(&self.monitor)?);
+            *qmp = Some(Qmp::connect(&self.reach.monitor)?);
         }
         let Some(qmp) = qmp else { return Ok(()) };
-        let (monitor, reads_socket) = (&*self.monitor, &*self.reads_socket);
-        let mut link = Link { qmp, monitor, reads_socket, stream: &self.stream };
+        let mut link = Link { qmp, reach: &self.reach, stream: &self.stream };
         let Some(known) = attached.get_mut(&place.disk.index) else {
             if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
                 self.apart(mirrored, false, "it is being attached again");
@@ -210,8 +206,7 @@ impl Guest {
     fn detach(&self) {
         let connected = &mut *lock(&self.connected);
         let Some(qmp) = connected.qmp.as_mut() else { return };
-        let (monitor, reads_socket) = (&*self.monitor, &*self.reads_socket);
-        let mut link = Link { qmp, monitor, reads_socket, stream: &self.stream };
+        let mut link = Link { qmp, reach: &self.reach, stream: &self.stream };
         for mirrored in &self.disks {
             let place = &mirrored.place;
             let Some(attached) = connected.attached.get_mut(&place.disk.index) else { continue };
@@ -236,7 +231,7 @@ impl Guest {
         before: Result<(), MirrorError>,
     ) -> Result<(), String> {
         let Some(qmp) = connected.qmp.as_mut() else {
-            return Err(format!("QEMU's monitor at {} is not connected", self.monitor.display()));
+            return Err(format!("QEMU's monitor at {} is not connected", self.reach.monitor));
         };
         let outcome = before.and_then(|()| {
             for mirrored in &self.disks {
@@ -271,7 +266,7 @@ impl Observer for Guest {
         }
         let connected = &mut *lock(&self.connected);
         let Some(qmp) = connected.qmp.as_mut() else {
-            return Err(format!("QEMU's monitor at {} is not connected", self.monitor.display()));
+            return Err(format!("QEMU's monitor at {} is not connected", self.reach.monitor));
         };
         // A catch-up read may have seen half of a write that is still on its way to the agent.
         let read_bytes = self.stream.lock().repaired_bytes;
@@ -306,7 +301,7 @@ impl Observer for Guest {
         self.stopped.notify_all();
         let thread = lock(&self.thread).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!(monitor = %self.monitor.display(), "the thread of a mirror panicked");
+            tracing::error!(monitor = %self.reach.monitor, "the thread of a mirror panicked");
         }
         self.detach();
     }
@@ -314,7 +309,7 @@ impl Observer for Guest {
 
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guest").field("monitor", &self.monitor).finish_non_exhaustive()
+        f.debug_struct("Guest").field("reach", &self.reach.monitor).finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! From the outside in: `guest` watches one QEMU, `state` says how a disk is; `attach` is the order of the
 //! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor; `source` reads a
-//! disk, `target` takes its writes.
+//! disk, `target` takes its writes; `reach` is how both ends find each other.
 
 mod attach;
 mod device;
@@ -13,6 +13,7 @@ mod error;
 mod guest;
 mod names;
 mod qmp;
+mod reach;
 mod remote;
 #[cfg(test)]
 mod renewal_tests;
@@ -22,6 +23,7 @@ mod steps;
 mod target;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,8 +34,7 @@ use crate::agent::medium::Medium;
 use crate::agent::stream::Stream;
 use crate::clock::Clock;
 use crate::model::DiskName;
-use crate::nbd;
-use crate::settings::AgentSettings;
+use crate::settings::{AgentSettings, QemuAddress};
 
 pub use remote::GuestDevice;
 
@@ -41,8 +42,9 @@ use super::Observer;
 use attach::Place;
 use error::MirrorError;
 use guest::{Guest, Mirrored, in_words};
-use names::{Names, reads_socket};
+use names::Names;
 use qmp::{Qmp, QmpError};
+use reach::Reach;
 use source::GuestDisk;
 use target::Target;
 
@@ -56,9 +58,10 @@ pub(super) fn open(
 ) -> Result<(Box<dyn Medium>, u64), AgentError> {
     let names = Names::of(&settings.machine, place.disk, &settings.state_directory);
     let file = names::size_file(&settings.state_directory, place.disk);
-    let asked = Qmp::connect(place.monitor)
+    let reach = Reach::of(settings, place)?;
+    let asked = Qmp::connect(&reach.monitor)
         .map_err(MirrorError::from)
-        .and_then(|mut qmp| device::find(&mut qmp, place.monitor, place.device, &names));
+        .and_then(|mut qmp| device::find(&mut qmp, place.device, &names));
     let size_bytes = match asked {
         Ok(device) => {
             let written = fs::write(&file, device.size_bytes.to_string());
@@ -73,8 +76,7 @@ pub(super) fn open(
         }
         Err(error) => return Err(refused(place.disk, &error)),
     };
-    let socket = reads_socket(&settings.state_directory, place.monitor);
-    Ok((Box::new(GuestDisk::new(socket, names.reads)), size_bytes))
+    Ok((Box::new(GuestDisk::new(reach.reads, names.reads)), size_bytes))
 }
 
 fn refused(disk: &DiskName, error: &MirrorError) -> AgentError {
@@ -91,27 +93,27 @@ pub(super) fn start(
     clock: &Arc<dyn Clock>,
     places: &[(Arc<Disk>, GuestDevice<'_>)],
 ) -> Result<Vec<Arc<dyn Observer>>, AgentError> {
-    let mut guests: BTreeMap<&Path, Vec<Mirrored>> = BTreeMap::new();
+    let mut guests: BTreeMap<&QemuAddress, (Reach, Vec<Mirrored>)> = BTreeMap::new();
     for (disk, place) in places {
         let names = Names::of(&settings.machine, &disk.name, &settings.state_directory);
         let captured =
             Captured { disk: Arc::clone(disk), stream: Arc::clone(stream), mode: settings.mode };
-        let (socket, export) = (names.target_socket.clone(), Arc::new(Target { captured }));
-        let server = nbd::Server::bind_for_one(&socket, disk.name.as_str(), export);
-        let server = server.map_err(|source| AgentError::Serve {
-            disk: disk.name.clone(),
-            socket,
-            source: Box::new(source),
-        })?;
+        let server = reach::serve(settings, place, &names, disk, Arc::new(Target { captured }))?;
+        let target = reach::target(settings, &names, place);
         let (disk, device) = (Arc::clone(disk), place.device.to_owned());
-        let mirrored = Mirrored { place: Place { disk, device, names }, server };
-        guests.entry(place.monitor).or_default().push(mirrored);
+        let mirrored = Mirrored { place: Place { disk, device, names, target }, server };
+        match guests.entry(place.monitor) {
+            Entry::Occupied(guest) => guest.into_mut().1.push(mirrored),
+            Entry::Vacant(none) => {
+                none.insert((Reach::of(settings, place)?, vec![mirrored]));
+            }
+        }
     }
     let mut observers: Vec<Arc<dyn Observer>> = Vec::new();
-    for (monitor, disks) in guests {
-        let socket = reads_socket(&settings.state_directory, monitor);
-        let watched = Guest::watch(monitor.to_owned(), socket, stream, clock, disks);
-        observers.push(watched.map_err(|e| AgentError::io(monitor, "watch the guest", e))?);
+    for (monitor, (reach, disks)) in guests {
+        let watched = Guest::watch(reach, stream, clock, disks);
+        let monitor = Path::new(&monitor.to_string()).to_owned();
+        observers.push(watched.map_err(|e| AgentError::io(&monitor, "watch the guest", e))?);
     }
     Ok(observers)
 }

@@ -4,11 +4,11 @@
 //! commands.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use crate::nbd::{Channel, Peer};
 
 /// Longest wait for any answer. A guest's disk that hangs makes its monitor hang, too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,11 +23,25 @@ pub(in crate::agent) enum QmpError {
     /// Nobody there, or gone, or silent.
     #[error(
         "QEMU's monitor at {socket}: {action}; a monitor serves one client at a time, so give the \
-         agent one of its own (-qmp unix:PATH,server=on,wait=off)"
+         agent one of its own {}", how(.socket)
     )]
     Io {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        socket: String,
+        /// What was being done.
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// One of the two does not believe the other.
+    #[error(
+        "QEMU's monitor at {socket}: {action}; its tls-creds-x509 object and the files in the agent's \
+         [mirror] must be of one CA, and QEMU's certificate must carry that host"
+    )]
+    Tls {
+        /// Which one.
+        socket: String,
         /// What was being done.
         action: &'static str,
         /// The cause.
@@ -37,16 +51,16 @@ pub(in crate::agent) enum QmpError {
     /// What came is not QMP.
     #[error("{socket} does not speak QMP: {detail}")]
     Alien {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        socket: String,
         /// What came.
         detail: String,
     },
     /// QEMU said no.
     #[error("QEMU at {socket} refuses {command}: {said}")]
     Refused {
-        /// Which socket.
-        socket: PathBuf,
+        /// Which one.
+        socket: String,
         /// Which command.
         command: &'static str,
         /// Its words.
@@ -65,8 +79,8 @@ impl QmpError {
 /// A connection to one monitor.
 #[derive(Debug)]
 pub(in crate::agent) struct Qmp {
-    stream: UnixStream,
-    socket: PathBuf,
+    stream: Channel,
+    socket: String,
     /// Received and not yet taken.
     pending: Vec<u8>,
     /// The last thing that went wrong with a job or a guest's disk, as an event told it.
@@ -78,13 +92,13 @@ impl Qmp {
     ///
     /// # Errors
     /// When nobody answers there, or another client is connected, or it is no monitor.
-    pub(in crate::agent) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let io = |action| move |source| QmpError::Io { socket: socket.to_owned(), action, source };
-        let stream = UnixStream::connect(socket).map_err(io("connecting"))?;
-        let timed = stream.set_read_timeout(Some(PATIENCE));
-        timed.and(stream.set_write_timeout(Some(PATIENCE))).map_err(io("setting a time limit"))?;
-        let mut qmp =
-            Self { stream, socket: socket.to_owned(), pending: Vec::new(), trouble: None };
+    pub(in crate::agent) fn connect(monitor: &Peer) -> Result<Self, QmpError> {
+        let socket = monitor.to_string();
+        let stream =
+            Channel::open(monitor).map_err(|source| failed(&socket, "connecting", source))?;
+        let timed = stream.within(Some(PATIENCE));
+        timed.map_err(|source| failed(&socket, "setting a time limit", source))?;
+        let mut qmp = Self { stream, socket, pending: Vec::new(), trouble: None };
         let greeting = qmp.document("waiting for its greeting")?;
         if greeting.get("QMP").is_none() {
             return Err(qmp.alien(&greeting.to_string()));
@@ -105,7 +119,7 @@ impl Qmp {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
         tracing::trace!(line, "asked of QEMU");
-        let sent = self.stream.write_all(line.as_bytes());
+        let sent = self.stream.write_all(line.as_bytes()).and_then(|()| self.stream.flush());
         sent.map_err(|source| self.io("sending a command", source))?;
         for _ in 0..EVENTS_MAX {
             let mut answer = self.document("waiting for an answer")?;
@@ -151,12 +165,36 @@ impl Qmp {
     }
 
     fn io(&self, action: &'static str, source: io::Error) -> QmpError {
-        QmpError::Io { socket: self.socket.clone(), action, source }
+        failed(&self.socket, action, source)
+    }
+
+    /// Which one this is, for messages.
+    pub(super) fn monitor(&self) -> &str {
+        &self.socket
     }
 
     fn alien(&self, detail: &str) -> QmpError {
         let detail = detail.chars().take(200).collect();
         QmpError::Alien { socket: self.socket.clone(), detail }
+    }
+}
+
+fn failed(socket: &str, action: &'static str, source: io::Error) -> QmpError {
+    let socket = socket.to_owned();
+    // Nothing but TLS finds fault with bytes.
+    if source.kind() == io::ErrorKind::InvalidData {
+        return QmpError::Tls { socket, action, source };
+    }
+    QmpError::Io { socket, action, source }
+}
+
+/// What to start QEMU with.
+fn how(socket: &str) -> &'static str {
+    if socket.starts_with("tls:") {
+        "(-chardev socket,id=…,host=…,port=…,server=on,wait=off,tls-creds=…); it also hangs up without a \
+         word when the agent's certificate is not of its CA"
+    } else {
+        "(-qmp unix:PATH,server=on,wait=off)"
     }
 }
 
@@ -212,7 +250,7 @@ mod tests {
                 "{\"error\": {\"class\": \"GenericError\", \"desc\": \"Cannot find device\"}}\n",
             ],
         );
-        let mut qmp = Qmp::connect(&directory.path().join("qmp")).unwrap();
+        let mut qmp = Qmp::connect(&Peer::Socket(directory.path().join("qmp"))).unwrap();
         assert_eq!(qmp.execute("query-jobs", json!({})).unwrap(), json!([7]));
         assert_eq!(qmp.take_trouble().unwrap(), "job j failed: Input/output error");
         assert_eq!(qmp.take_trouble(), None);
@@ -226,10 +264,10 @@ mod tests {
     fn what_is_no_monitor_is_told_so() {
         for greeting in ["SSH-2.0-OpenSSH\r\n", "{\"return\": {}}\n", "[]\n"] {
             let directory = monitor(greeting, &[]);
-            let told = Qmp::connect(&directory.path().join("qmp")).unwrap_err();
+            let told = Qmp::connect(&Peer::Socket(directory.path().join("qmp"))).unwrap_err();
             assert!(matches!(told, QmpError::Alien { .. }), "{told}");
         }
-        let told = Qmp::connect(Path::new("/no/such/socket")).unwrap_err().to_string();
+        let told = Qmp::connect(&Peer::Socket("/no/such/socket".into())).unwrap_err().to_string();
         assert!(told.contains("/no/such/socket: connecting"), "{told}");
     }
 }

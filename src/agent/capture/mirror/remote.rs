@@ -2,18 +2,17 @@
 //!
 //! Owns: that nothing of ours is left behind after the second. Does not own: settings.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use crate::agent::error::AgentError;
 use crate::model::DiskName;
-use crate::settings::AgentSettings;
+use crate::settings::{AgentDisk, AgentSettings, Capture, QemuAddress, RemoteMirror};
 
 use super::device;
 use super::error::MirrorError;
 use super::names::Names;
 use super::qmp::Qmp;
+use super::reach::Reach;
 use super::{refused, steps};
 
 /// A guest's disk as `holdfast agent attach-qemu` names it.
@@ -21,13 +20,22 @@ use super::{refused, steps};
 pub struct GuestDevice<'a> {
     /// Its name in the agent's settings.
     pub disk: &'a DiskName,
-    /// Socket of QEMU's monitor.
-    pub monitor: &'a Path,
+    /// QEMU's monitor.
+    pub monitor: &'a QemuAddress,
     /// The device there.
     pub device: &'a str,
+    /// Where QEMU on another host and the agent meet.
+    pub remote: Option<&'a RemoteMirror>,
 }
 
-impl GuestDevice<'_> {
+impl<'a> GuestDevice<'a> {
+    /// A disk of the settings, if it is one of a guest.
+    #[must_use]
+    pub fn of(disk: &'a AgentDisk) -> Option<Self> {
+        let Capture::Mirror { monitor, device, remote } = &disk.capture else { return None };
+        Some(Self { disk: &disk.name, monitor, device, remote: remote.as_ref() })
+    }
+
     fn names(&self, settings: &AgentSettings) -> Names {
         Names::of(&settings.machine, self.disk, &settings.state_directory)
     }
@@ -38,9 +46,10 @@ impl GuestDevice<'_> {
     /// When the monitor does not answer, has no such device, or another job mirrors it.
     pub fn probe(&self, settings: &AgentSettings) -> Result<u64, AgentError> {
         let names = self.names(settings);
-        let probed = Qmp::connect(self.monitor)
+        let reach = Reach::of(settings, self)?;
+        let probed = Qmp::connect(&reach.monitor)
             .map_err(MirrorError::from)
-            .and_then(|mut qmp| device::find(&mut qmp, self.monitor, self.device, &names));
+            .and_then(|mut qmp| device::find(&mut qmp, self.device, &names));
         probed.map(|device| device.size_bytes).map_err(|error| refused(self.disk, &error))
     }
 
@@ -54,17 +63,17 @@ impl GuestDevice<'_> {
         settings: &AgentSettings,
         mut pause: impl FnMut(),
     ) -> Result<(), AgentError> {
-        let names = self.names(settings);
+        let (names, reach) = (self.names(settings), Reach::of(settings, self)?);
         let mut wait = || {
             pause();
             true
         };
         let mut forgotten = || -> Result<(), MirrorError> {
-            let mut qmp = Qmp::connect(self.monitor)?;
+            let mut qmp = Qmp::connect(&reach.monitor)?;
             steps::end_mirror(&mut qmp, &names, &mut wait)?;
             steps::end_export(&mut qmp, &names.bits, &mut wait)?;
             steps::end_export(&mut qmp, &names.reads, &mut wait)?;
-            let device = device::find(&mut qmp, self.monitor, self.device, &names)?;
+            let device = device::find(&mut qmp, self.device, &names)?;
             for bitmap in &device.bitmaps {
                 steps::remove_bitmap(&mut qmp, &device.node, bitmap)?;
             }

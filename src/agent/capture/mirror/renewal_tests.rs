@@ -2,7 +2,6 @@
 //! With a real QEMU (its storage daemon).
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -13,12 +12,13 @@ use serde_json::{Value, json};
 
 use super::attach::{Attached, Link, Place};
 use super::guest::{Guest, Mirrored};
-use super::names::{Names, reads_socket};
+use super::names::Names;
 use super::qmp::Qmp;
+use super::reach::{self, Reach};
 use crate::agent::capture::Observer;
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::{Clock, System};
-use crate::nbd::{self, BlockStatus, Client, Export};
+use crate::nbd::{self, BlockStatus, Client, Export, Peer};
 
 const DEVICE: &str = "vda";
 /// How long anything is waited for.
@@ -77,19 +77,17 @@ impl Daemon {
             .spawn()
             .unwrap();
         let socket = directory.path().join("other");
-        let other = eventually("QEMU's monitor", || Qmp::connect(&socket).ok());
+        let other =
+            eventually("QEMU's monitor", || Qmp::connect(&Peer::Socket(socket.clone())).ok());
         let disk = Arc::clone(&machine.stream.disks[0]);
         let names = Names::of(&"vm-1".parse().unwrap(), &disk.name, directory.path());
-        let place = Place { disk, device: DEVICE.to_owned(), names };
+        let target = reach::here(&names);
+        let place = Place { disk, device: DEVICE.to_owned(), names, target };
         Some(Self { child, other, directory, place })
     }
 
-    fn monitor(&self) -> PathBuf {
-        self.directory.path().join("ours")
-    }
-
-    fn reads_socket(&self) -> PathBuf {
-        reads_socket(self.directory.path(), &self.monitor())
+    fn reach(&self) -> Reach {
+        Reach::here(&self.directory.path().join("ours"), self.directory.path())
     }
 
     fn serve(&self, target: &Arc<Gate>) -> nbd::Server {
@@ -103,7 +101,7 @@ impl Daemon {
         let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
             "node-name": self.place.names.filter });
         self.other.execute("block-export-add", export).unwrap();
-        Client::connect(&self.reads_socket(), "guest").unwrap()
+        Client::connect_to(&self.reach().reads, "guest").unwrap()
     }
 
     /// Our bitmaps: name, and how much is dirty.
@@ -179,10 +177,9 @@ fn a_write_that_never_reached_the_agent_is_in_the_old_bitmap_until_the_new_one_i
     let Some(mut daemon) = Daemon::new(&machine) else { return };
     let gate = Arc::new(Gate::default());
     let _server = daemon.serve(&gate);
-    let (monitor, reads) = (daemon.monitor(), daemon.reads_socket());
-    let mut qmp = Qmp::connect(&monitor).unwrap();
-    let mut link =
-        Link { qmp: &mut qmp, monitor: &monitor, reads_socket: &reads, stream: &machine.stream };
+    let reach = daemon.reach();
+    let mut qmp = Qmp::connect(&reach.monitor).unwrap();
+    let mut link = Link { qmp: &mut qmp, reach: &reach, stream: &machine.stream };
     let mut attached: Attached = link.attach(&daemon.place, &mut pause).unwrap();
     machine.repair();
     assert_eq!(machine.dirty(), 0);
@@ -213,14 +210,14 @@ fn as_time_goes_by_the_bitmap_forgets_what_reached_the_agent() {
     let machine = ordered(8 << 20);
     let Some(mut daemon) = Daemon::new(&machine) else { return };
     let server = daemon.serve(&Arc::new(Gate::default()));
-    let (monitor, reads) = (daemon.monitor(), daemon.reads_socket());
     let place = Place {
         disk: Arc::clone(&daemon.place.disk),
         device: DEVICE.to_owned(),
         names: daemon.place.names.clone(),
+        target: daemon.place.target.clone(),
     };
     let disks = vec![Mirrored { place, server }];
-    let watched = Guest::watch(monitor, reads, &machine.stream, &System::clock(), disks);
+    let watched = Guest::watch(daemon.reach(), &machine.stream, &System::clock(), disks);
     let watched = watched.unwrap();
     eventually("every write is mirrored", || watched.settle().ok());
     let mut guest = daemon.guest();

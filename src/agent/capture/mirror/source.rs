@@ -3,26 +3,25 @@
 //! Owns: that connection. Does not own: whether the export is there, and when it is connected to.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::agent::medium::Medium;
-use crate::nbd::{Client, NbdError};
+use crate::nbd::{Client, NbdError, Peer};
 
 /// Longest wait for a part of a reply: a guest's storage that takes longer counts as gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A guest's disk.
 pub(in crate::agent) struct GuestDisk {
-    socket: PathBuf,
+    server: Peer,
     export: String,
     client: Mutex<Option<Client>>,
 }
 
 impl GuestDisk {
-    pub(super) fn new(socket: PathBuf, export: String) -> Self {
-        Self { socket, export, client: Mutex::default() }
+    pub(super) fn new(server: Peer, export: String) -> Self {
+        Self { server, export, client: Mutex::default() }
     }
 
     /// A client that gave an error may be out of step, so it is used no more. Whoever watches the guest
@@ -30,8 +29,7 @@ impl GuestDisk {
     fn ask<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, NbdError>) -> io::Result<T> {
         let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut client) = held.take() else {
-            let socket = self.socket.display();
-            let what = format!("the connection to QEMU's disk at {socket} is broken");
+            let what = format!("the connection to QEMU's disk at {} is broken", self.server);
             return Err(io::Error::new(io::ErrorKind::NotConnected, what));
         };
         let answer = ask(&mut client).map_err(io::Error::other)?;
@@ -74,7 +72,8 @@ impl Medium for GuestDisk {
             return Ok(());
         }
         *held = None;
-        let mut client = Client::connect(&self.socket, &self.export).map_err(io::Error::other)?;
+        let mut client =
+            Client::connect_to(&self.server, &self.export).map_err(io::Error::other)?;
         client.within(PATIENCE).map_err(io::Error::other)?;
         *held = Some(client);
         Ok(())
@@ -138,7 +137,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("qemu");
         let serve = || Server::bind(&socket, "reads", Arc::new(Zeros)).unwrap();
-        let disk = GuestDisk::new(socket.clone(), "reads".to_owned());
+        let disk = GuestDisk::new(Peer::Socket(socket.clone()), "reads".to_owned());
         let read = || disk.read_at(0, &mut [0; 512]).map_err(|error| error.kind());
         let server = serve();
         assert_eq!(read(), Err(io::ErrorKind::NotConnected));

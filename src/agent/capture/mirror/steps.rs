@@ -2,18 +2,13 @@
 //!
 //! Owns: their arguments. Does not own: their order ([`super::attach`]).
 
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::error::MirrorError;
 use super::names::Names;
 use super::qmp::{Qmp, QmpError};
+use super::reach::Reach;
 
-/// How long QEMU holds the guest's writes while its connection to the agent is broken, before it gives
-/// the mirror up, seconds: an agent that restarts is back by then, and no guest gives up its disk.
-const RECONNECT_S: u32 = 5;
 /// Most looks at a job until it is where it should be.
 const LOOKS_MAX: u32 = 200;
 
@@ -92,22 +87,14 @@ pub(super) fn ended(qmp: &mut Qmp) -> MirrorError {
     MirrorError::State(trouble.unwrap_or_else(|| "the mirror job is gone".to_owned()))
 }
 
-/// Has QEMU serve `node` for reading at `socket`.
-pub(super) fn serve(
-    qmp: &mut Qmp,
-    monitor: &Path,
-    socket: &Path,
-    node: &str,
-    names: &Names,
-) -> Result<()> {
-    let path = socket.to_string_lossy();
-    let address = json!({ "addr": { "type": "unix", "data": { "path": path } } });
-    match qmp.execute("nbd-server-start", address) {
+/// Has QEMU serve `node` for reading.
+pub(super) fn serve(qmp: &mut Qmp, reach: &Reach, node: &str, names: &Names) -> Result<()> {
+    match qmp.execute("nbd-server-start", reach.reads_server()) {
         Ok(_) => {}
         // Ours of an earlier life, or for another disk of this guest.
-        Err(QmpError::Refused { .. }) if UnixStream::connect(socket).is_ok() => {}
+        Err(QmpError::Refused { .. }) if reach.serves() => {}
         Err(QmpError::Refused { said, .. }) if said.contains("already running") => {
-            return Err(MirrorError::OtherServer { socket: monitor.to_owned() });
+            return Err(MirrorError::OtherServer { socket: reach.monitor.to_string() });
         }
         Err(error) => return Err(error.into()),
     }
@@ -118,11 +105,20 @@ pub(super) fn serve(
 }
 
 /// Starts the mirror: from here on each write of the guest waits for the agent.
-pub(super) fn start(qmp: &mut Qmp, node: &str, disk: &str, names: &Names) -> Result<()> {
-    let target = json!({
-        "driver": "nbd", "node-name": names.target, "export": disk, "reconnect-delay": RECONNECT_S,
-        "server": { "type": "unix", "path": names.target_socket.to_string_lossy() },
-    });
+/// `target` is where QEMU finds the agent.
+pub(super) fn start(
+    qmp: &mut Qmp,
+    node: &str,
+    disk: &str,
+    names: &Names,
+    target: &Value,
+) -> Result<()> {
+    let mut target = target.clone();
+    for (key, value) in
+        [("driver", json!("nbd")), ("node-name", json!(names.target)), ("export", json!(disk))]
+    {
+        target[key] = value;
+    }
     qmp.execute("blockdev-add", target)?;
     let job = json!({
         "job-id": names.job, "device": node, "target": names.target, "sync": "none",
