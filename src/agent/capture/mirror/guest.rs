@@ -287,6 +287,10 @@ impl Observer for Guest {
         if connected.attachments != connected.settled_at {
             return Err("a mirror was begun anew while a bookmark was placed".to_owned());
         }
+        // Half of a write may stand before the bookmark, and nobody waited for the other half.
+        if self.stream.lock().repaired_bytes != connected.read_bytes {
+            return Err("the disks were read again while a bookmark was placed".to_owned());
+        }
         self.whole(connected, Ok(()))
     }
 

@@ -11,6 +11,8 @@ mod attach;
 mod device;
 mod error;
 mod guest;
+#[cfg(test)]
+mod loss_tests;
 mod names;
 mod qmp;
 mod remote;
