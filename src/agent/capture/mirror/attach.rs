@@ -64,7 +64,9 @@ impl Link<'_> {
         steps::serve(qmp, self.monitor, self.reads_socket, &device.node, names)?;
         // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
-        let _of_before = qmp.take_trouble();
+        // What failed before is in the old bitmap.
+        let nodes = [device.node.clone(), names.filter.clone()];
+        qmp.trouble().watch(&names.job, nodes, device.topmost);
         // The mirror first: what the guest writes from here on reaches the agent by itself.
         steps::start(qmp, &device.node, place.disk.name.as_str(), names)?;
         steps::await_mirror(qmp, names, pause)?;
@@ -133,7 +135,7 @@ impl Link<'_> {
         // old one alone. Drained and still synced, it reached the agent.
         steps::drain(self.qmp)?;
         if steps::mirror(self.qmp, &place.names)? != Mirror::Synced {
-            return Err(steps::ended(self.qmp)); // attaching finds both bitmaps
+            return Err(steps::ended(self.qmp, &place.names)); // attaching finds both bitmaps
         }
         steps::remove_bitmap(self.qmp, &attached.node, &attached.bitmap)?;
         attached.bitmap = next;

@@ -17,6 +17,8 @@ pub(in crate::agent) struct Device {
     pub(super) node: String,
     /// Bytes.
     pub(in crate::agent) size_bytes: u64,
+    /// The guest's device sits on it, with no other node between.
+    pub(super) topmost: bool,
     /// Names of our dirty bitmaps.
     pub(super) bitmaps: Vec<String>,
     /// One of them has recorded every write since it was made, and all can be believed.
@@ -79,7 +81,8 @@ fn choose(
     let believed = ours.iter().all(|bitmap| bitmap["inconsistent"] != true);
     let recorded = believed && ours.iter().any(|bitmap| bitmap["recording"] == true);
     let bitmaps = ours.into_iter().filter_map(bitmap_name).collect();
-    Ok(Device { node: name.to_owned(), size_bytes, bitmaps, recorded })
+    let topmost = drives.iter().any(|drive| drive["inserted"]["node-name"] == name);
+    Ok(Device { node: name.to_owned(), size_bytes, topmost, bitmaps, recorded })
 }
 
 /// What people call a drive: `-drive id=`, `-device id=`, and its whole path.
@@ -114,15 +117,20 @@ mod tests {
             { "name": bitmap, "recording": true, "busy": false },
             { "name": "somebody's", "recording": true },
         ]);
-        let mut nodes =
-            json!([node("root-node", "qcow2", bitmaps), node("ide-node", "mirror_top", json!([]))]);
+        let mut nodes = json!([
+            node("root-node", "qcow2", bitmaps),
+            node("ide-node", "mirror_top", json!([])),
+            node("below", "qcow2", json!([]))
+        ]);
         let monitor = Path::new("/run/qmp");
         let find = |nodes: &Value, device: &str| choose(&drives, nodes, monitor, device, &names);
         for device in ["vda", "root-node", "/machine/peripheral/vda/virtio-backend"] {
             let found = find(&nodes, device).unwrap();
             assert_eq!((found.node.as_str(), found.size_bytes), ("root-node", 512));
+            assert!(found.topmost);
             assert_eq!((&found.bitmaps[..], found.recorded), (&[bitmap.clone()][..], true));
         }
+        assert!(!find(&nodes, "below").unwrap().topmost);
         let told = find(&nodes, "ide0").unwrap_err().to_string();
         assert!(told.contains("already mirrored"), "{told}");
         let told = find(&nodes, "vdb").unwrap_err().to_string();

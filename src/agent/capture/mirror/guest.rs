@@ -186,14 +186,14 @@ impl Guest {
             return Ok(());
         };
         match steps::mirror(link.qmp, &place.names)? {
-            Mirror::Gone => return Err(steps::ended(link.qmp)),
+            Mirror::Gone => return Err(steps::ended(link.qmp, &place.names)),
             Mirror::Behind(why) => self.apart(mirrored, false, &why),
             Mirror::Synced if mirrored.server.connections() == 0 => {
                 // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
                 self.apart(mirrored, false, "QEMU's connection to the agent is broken");
             }
             Mirror::Synced => {
-                if let Some(trouble) = link.qmp.take_trouble() {
+                if let Some(trouble) = link.qmp.trouble().take(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;

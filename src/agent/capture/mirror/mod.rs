@@ -4,8 +4,8 @@
 //! is on the guest's disk and before the guest has its answer. `docs/capture.md` says why that is right.
 //!
 //! From the outside in: `guest` watches one QEMU, `state` says how a disk is; `attach` is the order of the
-//! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor; `source` reads a
-//! disk, `target` takes its writes.
+//! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor, `trouble` hears its
+//! events; `source` reads a disk, `target` takes its writes.
 
 mod attach;
 mod device;
@@ -22,6 +22,7 @@ mod source;
 mod state;
 mod steps;
 mod target;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::fs;

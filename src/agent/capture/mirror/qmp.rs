@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::trouble::Troubles;
+
 /// Longest wait for any answer. A guest's disk that hangs makes its monitor hang, too.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest line that is taken, bytes: the nodes of a guest with hundreds of disks.
@@ -69,8 +71,8 @@ pub(in crate::agent) struct Qmp {
     socket: PathBuf,
     /// Received and not yet taken.
     pending: Vec<u8>,
-    /// The last thing that went wrong with a job or a guest's disk, as an event told it.
-    trouble: Option<String>,
+    /// What went wrong with jobs and the guest's disks, as events told it.
+    trouble: Troubles,
 }
 
 impl Qmp {
@@ -83,8 +85,12 @@ impl Qmp {
         let stream = UnixStream::connect(socket).map_err(io("connecting"))?;
         let timed = stream.set_read_timeout(Some(PATIENCE));
         timed.and(stream.set_write_timeout(Some(PATIENCE))).map_err(io("setting a time limit"))?;
-        let mut qmp =
-            Self { stream, socket: socket.to_owned(), pending: Vec::new(), trouble: None };
+        let mut qmp = Self {
+            stream,
+            socket: socket.to_owned(),
+            pending: Vec::new(),
+            trouble: Troubles::default(),
+        };
         let greeting = qmp.document("waiting for its greeting")?;
         if greeting.get("QMP").is_none() {
             return Err(qmp.alien(&greeting.to_string()));
@@ -110,7 +116,7 @@ impl Qmp {
         for _ in 0..EVENTS_MAX {
             let mut answer = self.document("waiting for an answer")?;
             if let Some(event) = answer.get("event").and_then(Value::as_str) {
-                self.trouble = trouble(event, &answer["data"]).or(self.trouble.take());
+                self.trouble.hear(event, &answer["data"]);
             } else if let Some(returned) = answer.get_mut("return") {
                 return Ok(returned.take());
             } else if let Some(said) = answer["error"]["desc"].as_str() {
@@ -123,9 +129,9 @@ impl Qmp {
         Err(self.alien("events without end"))
     }
 
-    /// What events told since the last time this was asked.
-    pub(in crate::agent) fn take_trouble(&mut self) -> Option<String> {
-        self.trouble.take()
+    /// What events tell of the disks that are mirrored.
+    pub(super) fn trouble(&mut self) -> &mut Troubles {
+        &mut self.trouble
     }
 
     fn document(&mut self, action: &'static str) -> Result<Value, QmpError> {
@@ -157,22 +163,6 @@ impl Qmp {
     fn alien(&self, detail: &str) -> QmpError {
         let detail = detail.chars().take(200).collect();
         QmpError::Alien { socket: self.socket.clone(), detail }
-    }
-}
-
-/// An event that says why a job ended or that the guest's own disk failed, in words.
-fn trouble(event: &str, about: &Value) -> Option<String> {
-    let text = |key: &str| about[key].as_str().unwrap_or("?");
-    match event {
-        "BLOCK_IO_ERROR" if about["operation"] == "write" => {
-            Some(format!("a write of the guest's disk {} failed", text("node-name")))
-        }
-        "BLOCK_JOB_CANCELLED" => Some(format!("job {} was cancelled", text("device"))),
-        "BLOCK_JOB_COMPLETED" => match about["error"].as_str() {
-            Some(error) => Some(format!("job {} failed: {error}", text("device"))),
-            None => Some(format!("job {} was completed", text("device"))),
-        },
-        _ => None,
     }
 }
 
@@ -213,9 +203,10 @@ mod tests {
             ],
         );
         let mut qmp = Qmp::connect(&directory.path().join("qmp")).unwrap();
+        qmp.trouble().watch("j", Default::default(), true);
         assert_eq!(qmp.execute("query-jobs", json!({})).unwrap(), json!([7]));
-        assert_eq!(qmp.take_trouble().unwrap(), "job j failed: Input/output error");
-        assert_eq!(qmp.take_trouble(), None);
+        assert_eq!(qmp.trouble().take("j").unwrap(), "job j failed: Input/output error");
+        assert_eq!(qmp.trouble().take("j"), None);
         let refused = qmp.execute("blockdev-mirror", json!({})).unwrap_err().to_string();
         assert!(refused.ends_with("refuses blockdev-mirror: Cannot find device"), "{refused}");
         let gone = qmp.execute("query-jobs", json!({})).unwrap_err();

@@ -82,13 +82,13 @@ pub(super) fn await_mirror(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> Re
     repeat("starting the mirror", pause, || match mirror(qmp, names)? {
         Mirror::Synced => Ok(Some(())),
         Mirror::Behind(_) => Ok(None),
-        Mirror::Gone => Err(ended(qmp)),
+        Mirror::Gone => Err(ended(qmp, names)),
     })
 }
 
 /// Why the mirror is gone, as far as QEMU said it.
-pub(super) fn ended(qmp: &mut Qmp) -> MirrorError {
-    let trouble = qmp.take_trouble();
+pub(super) fn ended(qmp: &mut Qmp, names: &Names) -> MirrorError {
+    let trouble = qmp.trouble().take(&names.job);
     MirrorError::State(trouble.unwrap_or_else(|| "the mirror job is gone".to_owned()))
 }
 
