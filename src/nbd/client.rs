@@ -25,9 +25,11 @@ type OptionReply = (u32, Vec<u8>);
 /// Longest run of one request that has no payload, bytes: 4 GiB less one block of any size.
 const RUN_BYTES_MAX: u64 = (4 << 30) - (32 << 20);
 
-/// Bytes of a disk whose dirty extents are asked for at a time: at QEMU's 64 KiB for a bit the answer
-/// is shorter than the longest chunk that is taken.
+/// Bytes of a disk whose dirty extents are asked for at a time: 64 KiB of them at most when a bit stands
+/// for 64 KiB, and never more than [`STATUS_BYTES_MAX`].
 const DIRTY_STEP_BYTES: u64 = 512 << 20;
+/// Longest chunk that is taken and has no data, bytes: QEMU's longest block status, 1 MiB of extents.
+const STATUS_BYTES_MAX: usize = (1 << 20) + 4;
 /// Longest wait for a part of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -424,7 +426,7 @@ impl Client {
                 self.part(ask, target, offset, u64::from(zeros))?.fill(0);
                 taken.bytes += u64::from(zeros);
             }
-            _ if length > OPTION_BYTES_MAX as usize * 2 => {
+            _ if length > STATUS_BYTES_MAX => {
                 return Err(self.malformed("chunk length", length, "a short chunk"));
             }
             (chunk::NONE, _) if length == 0 => {}
@@ -437,7 +439,11 @@ impl Client {
                     && (body.len() - 4).is_multiple_of(8);
                 let rows = body.get(4..).unwrap_or_default();
                 if !valid || rows.chunks(8).any(|row| be32(row) == 0) {
-                    return Err(self.malformed("block status", hex::encode(&body), "extents"));
+                    return Err(self.malformed(
+                        "block status",
+                        hex::encode(&body[..length.min(64)]),
+                        "extents",
+                    ));
                 }
                 taken.extents.extend(rows.chunks(8).map(|row| BlockStatus {
                     length: u64::from(be32(row)),

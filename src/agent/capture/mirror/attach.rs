@@ -3,6 +3,8 @@
 //! Owns: the order of the steps; each says why it stands where it stands. Does not own: when this is
 //! tried ([`super::guest`]).
 
+mod bitmaps;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,20 +68,16 @@ impl Link<'_> {
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
         // What failed before is in the old bitmap.
         let nodes = [device.node.clone(), names.filter.clone()];
-        qmp.trouble().watch(&names.job, nodes, device.topmost);
+        qmp.watch(&names.job, nodes, device.topmost);
         // The mirror first: what the guest writes from here on reaches the agent by itself.
         steps::start(qmp, &device.node, place.disk.name.as_str(), names)?;
         steps::await_mirror(qmp, names, pause)?;
         // The new bitmap before the old is stopped: no write falls between them.
-        let bitmap = names.next_bitmap(&device.bitmaps);
-        steps::add_bitmap(qmp, &device.node, &bitmap)?;
-        self.mark_what_was_missed(place, &device, pause)?;
-        let qmp = &mut *self.qmp;
-        // An old bitmap is forgotten when its bits are on the agent's disk.
-        for old in &device.bitmaps {
-            steps::remove_bitmap(qmp, &device.node, old)?;
-        }
-        Ok(Attached { node: device.node, bitmap })
+        let bitmaps = bitmaps::begin(qmp, &device, names)?;
+        self.mark_what_was_missed(place, &device, bitmaps.before.as_deref(), pause)?;
+        // The old bitmap is forgotten when its bits are on the agent's disk.
+        bitmaps::forget(self.qmp, &device, names, &bitmaps)?;
+        Ok(Attached { node: device.node, bitmap: bitmaps.now })
     }
 
     /// Sets the bits of what was written while no mirror ran.
@@ -87,6 +85,7 @@ impl Link<'_> {
         &mut self,
         place: &Place,
         device: &Device,
+        recorded: Option<&str>,
         pause: Pause<'_>,
     ) -> Result<()> {
         let disk = &place.disk;
@@ -99,7 +98,7 @@ impl Link<'_> {
                 ))
             })
         };
-        if !device.recorded {
+        let Some(bitmap) = recorded else {
             let why = "QEMU has no record of what was written before (it is new, or was started \
                        again): the whole disk is read again";
             tracing::warn!(disk = %disk.name, device = place.device, why);
@@ -110,19 +109,17 @@ impl Link<'_> {
                 at = end;
             }
             return Ok(());
-        }
+        };
         let mut bytes = 0;
-        for bitmap in &device.bitmaps {
-            steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
-            let context = format!("qemu:dirty-bitmap:{bitmap}");
-            let mut client = Client::connect_for(self.reads_socket, &place.names.bits, &context)?;
-            for range in client.dirty(0, disk.size_bytes)? {
-                bytes += range.end - range.start;
-                unordered(range, "what the guest wrote while no mirror ran is read again")?;
-            }
-            drop(client);
-            steps::end_export(self.qmp, &place.names.bits, pause)?;
+        steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
+        let context = format!("qemu:dirty-bitmap:{bitmap}");
+        let mut client = Client::connect_for(self.reads_socket, &place.names.bits, &context)?;
+        for range in client.dirty(0, disk.size_bytes)? {
+            bytes += range.end - range.start;
+            unordered(range, "what the guest wrote while no mirror ran is read again")?;
         }
+        drop(client);
+        steps::end_export(self.qmp, &place.names.bits, pause)?;
         tracing::info!(disk = %disk.name, bytes, "written while no mirror ran, as QEMU recorded it");
         Ok(())
     }

@@ -193,7 +193,7 @@ impl Guest {
                 self.apart(mirrored, false, "QEMU's connection to the agent is broken");
             }
             Mirror::Synced => {
-                if let Some(trouble) = link.qmp.trouble().take(&place.names.job) {
+                if let Some(trouble) = link.qmp.take_trouble(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;

@@ -4,15 +4,13 @@
 //! is on the guest's disk and before the guest has its answer. `docs/capture.md` says why that is right.
 //!
 //! From the outside in: `guest` watches one QEMU, `state` says how a disk is; `attach` is the order of the
-//! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor, `trouble` hears its
-//! events; `source` reads a disk, `target` takes its writes.
+//! steps, `steps` their commands, `device` finds a disk, `qmp` speaks to the monitor; `source` reads a
+//! disk, `target` takes its writes.
 
 mod attach;
 mod device;
 mod error;
 mod guest;
-#[cfg(test)]
-mod loss_tests;
 mod names;
 mod qmp;
 mod remote;
@@ -22,7 +20,6 @@ mod source;
 mod state;
 mod steps;
 mod target;
-mod trouble;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,6 +3,8 @@
 //! Owns: greeting, limits of time and size, telling answers from events. Does not own: which
 //! commands.
 
+mod trouble;
+
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::trouble::Troubles;
+use trouble::Troubles;
 
 /// Longest wait for any answer. A guest's disk that hangs makes its monitor hang, too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,9 +131,14 @@ impl Qmp {
         Err(self.alien("events without end"))
     }
 
-    /// What events tell of the disks that are mirrored.
-    pub(super) fn trouble(&mut self) -> &mut Troubles {
-        &mut self.trouble
+    /// Events about a disk are kept from here on, and none from before: see [`Troubles::watch`].
+    pub(super) fn watch(&mut self, job: &str, nodes: [String; 2], topmost: bool) {
+        self.trouble.watch(job, nodes, topmost);
+    }
+
+    /// What events told of this disk since the last time this was asked.
+    pub(super) fn take_trouble(&mut self, job: &str) -> Option<String> {
+        self.trouble.take(job)
     }
 
     fn document(&mut self, action: &'static str) -> Result<Value, QmpError> {
@@ -203,10 +210,10 @@ mod tests {
             ],
         );
         let mut qmp = Qmp::connect(&directory.path().join("qmp")).unwrap();
-        qmp.trouble().watch("j", Default::default(), true);
+        qmp.watch("j", Default::default(), true);
         assert_eq!(qmp.execute("query-jobs", json!({})).unwrap(), json!([7]));
-        assert_eq!(qmp.trouble().take("j").unwrap(), "job j failed: Input/output error");
-        assert_eq!(qmp.trouble().take("j"), None);
+        assert_eq!(qmp.take_trouble("j").unwrap(), "job j failed: Input/output error");
+        assert_eq!(qmp.take_trouble("j"), None);
         let refused = qmp.execute("blockdev-mirror", json!({})).unwrap_err().to_string();
         assert!(refused.ends_with("refuses blockdev-mirror: Cannot find device"), "{refused}");
         let gone = qmp.execute("query-jobs", json!({})).unwrap_err();

@@ -1,6 +1,8 @@
 //! The dirty bitmap is renewed while the guest writes: what has not reached the agent is always in one.
 //! With a real QEMU (its storage daemon).
 
+mod loss_tests;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

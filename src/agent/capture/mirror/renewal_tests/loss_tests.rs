@@ -4,17 +4,22 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::guest::{Guest, Mirrored};
-use super::names::reads_socket;
-use super::renewal_tests::{Daemon, Gate, eventually};
+use super::super::attach::{Attached, Link};
+use super::super::error::MirrorError;
+use super::super::guest::{Guest, Mirrored};
+use super::super::names::reads_socket;
+use super::super::qmp::Qmp;
+use super::super::steps;
+use super::{Daemon, Gate, eventually, pause};
 use crate::agent::capture::Observer;
-use crate::agent::stream_tests::ordered;
+use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::System;
-use crate::nbd;
+use crate::nbd::{self, Client};
 
 #[test]
 fn a_bookmark_is_taken_back_when_a_catch_up_read_while_it_was_placed() {
@@ -140,5 +145,76 @@ fn a_disk_whose_write_failed_is_attached_again_and_no_other() {
     let completed = json!({ "event": "BLOCK_JOB_COMPLETED", "data": { "device": "backup0" } });
     between.tell(vec![failed("somebody's"), completed]);
     assert_eq!(between.begun(), [first, second + 1], "no disk of ours");
+    let added = between.count(|one| one["execute"] == "block-dirty-bitmap-add");
+    let coarse = between.count(|one| one["arguments"]["granularity"] == 65536);
+    assert_eq!(added, coarse, "whatever its clusters are");
     watched.stop();
+}
+
+/// One attempt, on a connection of its own.
+fn attach(daemon: &Daemon, machine: &Machine) -> Result<Attached, MirrorError> {
+    let (monitor, reads) = (daemon.monitor(), daemon.reads_socket());
+    let mut qmp = Qmp::connect(&monitor).unwrap();
+    let (monitor, reads_socket) = (&*monitor, &*reads);
+    let mut link = Link { qmp: &mut qmp, monitor, reads_socket, stream: &machine.stream };
+    link.attach(&daemon.place_of(machine, 0), &mut pause)
+}
+
+/// Nothing reaches the file of the agent's bitmap any more.
+fn broken(machine: &Machine) {
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+}
+
+#[test]
+fn however_often_attaching_fails_few_bitmaps_are_left_and_they_hold_all_that_was_missed() {
+    let machine = ordered(8 << 20);
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let _server = daemon.serve(&Arc::new(Gate::default()));
+    attach(&daemon, &machine).unwrap();
+    // It writes to the disk itself while there is no mirror, and through each that begins later.
+    steps::end_mirror(&mut daemon.other, &daemon.place.names, &mut pause).unwrap();
+    let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
+        "node-name": daemon.place.device });
+    daemon.other.execute("block-export-add", export).unwrap();
+    let mut guest = Client::connect(&daemon.reads_socket(), "guest").unwrap();
+    guest.write(5 * CHUNK, &[7; 512], false).unwrap();
+    // An agent that knows of nothing to be read, and learns of it in vain.
+    let machine = ordered(8 << 20);
+    broken(&machine);
+    for failed in 0..5 {
+        let error = attach(&daemon, &machine).unwrap_err().to_string();
+        assert!(error.contains("the bitmap cannot be written"), "{error}");
+        guest.write((10 + failed) * CHUNK, &[7; 512], false).unwrap();
+        let left = daemon.bitmaps();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+    // The agent's next life, which knows nothing of those writes.
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    let bitmap = &machine.stream.disks[0].bitmap;
+    for chunk in [5].into_iter().chain(10..15) {
+        let range = chunk * CHUNK..(chunk + 1) * CHUNK;
+        assert_eq!(bitmap.next_dirty(range.start, CHUNK), Some(range));
+    }
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (6 * CHUNK, 1));
+}
+
+#[test]
+fn a_bitmap_is_not_believed_before_what_is_older_was_marked() {
+    let machine = ordered(8 << 20);
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let _server = daemon.serve(&Arc::new(Gate::default()));
+    broken(&machine);
+    for _ in 0..3 {
+        attach(&daemon, &machine).unwrap_err();
+        let left = daemon.bitmaps();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+    // The agent was killed before it could mark anything: this is its next life.
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (DISK_BYTES, 1), "all is read again");
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (0, 1), "and the next one believes it");
 }

@@ -1,6 +1,6 @@
 //! What QEMU's events tell of jobs that ended and of disks that failed, for each of our disks.
 //!
-//! Owns: which of them an event is about. Does not own: what follows ([`super::guest`]).
+//! Owns: which of them an event is about. Does not own: what follows ([`super::super::guest`]).
 
 use std::collections::BTreeMap;
 
