@@ -194,12 +194,8 @@ impl Client {
     pub fn first_status(&mut self, offset: u64, length: u64) -> Result<BlockStatus> {
         let length = length.min(RUN_BYTES_MAX);
         let ask = ask(command::BLOCK_STATUS, "block status", command_flag::REQ_ONE, offset, length);
-        self.request(ask, &[])?;
-        let extents = self.reply(ask, None)?;
-        let Some(first) = extents.first() else {
-            return Err(self.malformed("extents", 0, "one"));
-        };
-        Ok(BlockStatus { length: first.length.min(length), ..*first })
+        let first = self.extents(ask)?[0];
+        Ok(BlockStatus { length: first.length.min(length), ..first })
     }
 
     /// Where a `qemu:dirty-bitmap:` is dirty in the range, in order.
@@ -215,8 +211,7 @@ impl Client {
         while at < end {
             let step = (end - at).min(DIRTY_STEP_BYTES);
             let ask = ask(command::BLOCK_STATUS, "dirty bitmap", 0, at, step);
-            self.request(ask, &[])?;
-            for extent in self.reply(ask, None)? {
+            for extent in self.extents(ask)? {
                 let until = (at + extent.length).min(end);
                 match dirty.last_mut() {
                     // The bit that is `hole` in `base:allocation` says `dirty` here.
@@ -240,12 +235,21 @@ impl Client {
         while at < end {
             let ask =
                 ask(command::BLOCK_STATUS, "block status", 0, at, (end - at).min(RUN_BYTES_MAX));
-            self.request(ask, &[])?;
-            for mut extent in self.reply(ask, None)? {
+            for mut extent in self.extents(ask)? {
                 extent.length = extent.length.min(end - at);
                 at += extent.length;
                 extents.push(extent);
             }
+        }
+        Ok(extents)
+    }
+
+    /// One or more, each longer than nothing: so whoever asks on behind them comes to an end.
+    fn extents(&mut self, ask: Ask) -> Result<Vec<BlockStatus>> {
+        self.request(ask, &[])?;
+        let extents = self.reply(ask, None)?;
+        if extents.is_empty() {
+            return Err(self.malformed("extents", 0, "one"));
         }
         Ok(extents)
     }

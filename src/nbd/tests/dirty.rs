@@ -29,25 +29,31 @@ fn option(stream: &mut UnixStream, replies: &[(u32, &[u8])]) {
     }
 }
 
-/// Every second piece of `GRAIN` bytes is dirty.
-fn serve(mut stream: UnixStream) {
+/// The context's number in this connection.
+const CONTEXT: [u8; 4] = [0, 0, 0, 7];
+
+fn handshake(stream: &mut UnixStream) {
     stream.write_all(&[&GREETING_MAGIC[..], &OPTION_MAGIC, &[0, 3]].concat()).unwrap();
-    let _flags: [u8; 4] = take(&mut stream);
-    let context = 7u32.to_be_bytes();
-    option(&mut stream, &[(option_reply::ACK, &[])]);
+    let _flags: [u8; 4] = take(stream);
+    option(stream, &[(option_reply::ACK, &[])]);
     option(
-        &mut stream,
+        stream,
         &[
-            (option_reply::META_CONTEXT, &[&context[..], b"dirty"].concat()),
+            (option_reply::META_CONTEXT, &[&CONTEXT[..], b"dirty"].concat()),
             (option_reply::ACK, &[]),
         ],
     );
     let size = (u64::from(GRAIN) * u64::from(EXTENTS)).to_be_bytes();
     let export = [&[0, 0][..], &size, &[0, 1]].concat();
-    option(&mut stream, &[(option_reply::INFO, &export), (option_reply::ACK, &[])]);
+    option(stream, &[(option_reply::INFO, &export), (option_reply::ACK, &[])]);
+}
+
+/// Every second piece of `GRAIN` bytes is dirty.
+fn serve(mut stream: UnixStream) {
+    handshake(&mut stream);
     let request: [u8; 28] = take(&mut stream);
     let rows = (0..EXTENTS).flat_map(|row| [GRAIN.to_be_bytes(), (row % 2).to_be_bytes()]);
-    let body: Vec<u8> = [context].into_iter().chain(rows).flatten().collect();
+    let body: Vec<u8> = [CONTEXT].into_iter().chain(rows).flatten().collect();
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
     // The last chunk of the reply, a block status.
     let head = [&[0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 5][..], &request[8..16], &length].concat();
@@ -67,5 +73,31 @@ fn the_longest_answer_about_a_dirty_bitmap_is_taken() {
         assert_eq!(dirty.len(), EXTENTS as usize / 2);
         let grain = u64::from(GRAIN);
         assert_eq!((dirty[0].clone(), dirty[1].clone()), (grain..2 * grain, 3 * grain..4 * grain));
+    });
+}
+
+#[test]
+fn an_answer_without_extents_is_no_reason_to_ask_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("qemu");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = listener.accept().unwrap().0;
+            handshake(&mut stream);
+            for _ in 0..3 {
+                let mut request = [0; 28];
+                if stream.read_exact(&mut request).is_err() || request[7] == 2 {
+                    return;
+                }
+                // The last chunk of the reply, and nothing in it.
+                let head = [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 0];
+                let sent = stream.write_all(&[&head[..], &request[8..16], &[0; 4]].concat());
+                sent.unwrap();
+            }
+        });
+        let mut client = Client::connect_for(&socket, "bits", "qemu:dirty-bitmap:b").unwrap();
+        let error = client.dirty(0, client.size_bytes()).unwrap_err();
+        assert!(matches!(error, NbdError::Format { .. }), "{error}");
     });
 }
