@@ -119,7 +119,7 @@ fn a_read_that_began_in_bitmap_mode_does_not_cover_a_write() {
         behind_its_back(&shared, 0, &[5; 512]);
         let sent = shared.stream.lock().sent;
         shared.stream.acked(sent, sent).unwrap();
-        shared.stream.resume(u64::MAX, 0);
+        shared.stream.resume(Duration::ZERO, u64::MAX, 0);
         assert_eq!(shared.mode(), TrackingMode::CatchingUp);
     }));
     machine.repair();

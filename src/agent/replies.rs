@@ -101,6 +101,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::stream::Stream;
     use super::super::stream_tests::ordered;
     use super::*;
@@ -130,7 +132,7 @@ mod tests {
             let sent = machine.stream.lock().sent;
             machine.stream.acked(sent, sent).unwrap();
             machine.stream.give_up_order(why);
-            machine.stream.resume(u64::MAX, 0);
+            machine.stream.resume(Duration::ZERO, u64::MAX, 0);
         }
         // Whoever placed it comes to say so only now.
         replies.placed(late, told_late.clone());

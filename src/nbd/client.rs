@@ -25,9 +25,11 @@ type OptionReply = (u32, Vec<u8>);
 /// Longest run of one request that has no payload, bytes: 4 GiB less one block of any size.
 const RUN_BYTES_MAX: u64 = (4 << 30) - (32 << 20);
 
-/// Bytes of a disk whose dirty extents are asked for at a time: at QEMU's 64 KiB for a bit the answer
-/// is shorter than the longest chunk that is taken.
+/// Bytes of a disk whose dirty extents are asked for at a time: 64 KiB of them at most when a bit stands
+/// for 64 KiB, and never more than [`STATUS_BYTES_MAX`].
 const DIRTY_STEP_BYTES: u64 = 512 << 20;
+/// Longest chunk that is taken and has no data, bytes: QEMU's longest block status, 1 MiB of extents.
+const STATUS_BYTES_MAX: usize = (1 << 20) + 4;
 /// Longest wait for a part of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -222,12 +224,8 @@ impl Client {
     pub fn first_status(&mut self, offset: u64, length: u64) -> Result<BlockStatus> {
         let length = length.min(RUN_BYTES_MAX);
         let ask = ask(command::BLOCK_STATUS, "block status", command_flag::REQ_ONE, offset, length);
-        self.request(ask, &[])?;
-        let extents = self.reply(ask, None)?;
-        let Some(first) = extents.first() else {
-            return Err(self.malformed("extents", 0, "one"));
-        };
-        Ok(BlockStatus { length: first.length.min(length), ..*first })
+        let first = self.extents(ask)?[0];
+        Ok(BlockStatus { length: first.length.min(length), ..first })
     }
 
     /// Where a `qemu:dirty-bitmap:` is dirty in the range, in order.
@@ -243,8 +241,7 @@ impl Client {
         while at < end {
             let step = (end - at).min(DIRTY_STEP_BYTES);
             let ask = ask(command::BLOCK_STATUS, "dirty bitmap", 0, at, step);
-            self.request(ask, &[])?;
-            for extent in self.reply(ask, None)? {
+            for extent in self.extents(ask)? {
                 let until = (at + extent.length).min(end);
                 match dirty.last_mut() {
                     // The bit that is `hole` in `base:allocation` says `dirty` here.
@@ -268,12 +265,21 @@ impl Client {
         while at < end {
             let ask =
                 ask(command::BLOCK_STATUS, "block status", 0, at, (end - at).min(RUN_BYTES_MAX));
-            self.request(ask, &[])?;
-            for mut extent in self.reply(ask, None)? {
+            for mut extent in self.extents(ask)? {
                 extent.length = extent.length.min(end - at);
                 at += extent.length;
                 extents.push(extent);
             }
+        }
+        Ok(extents)
+    }
+
+    /// One or more, each longer than nothing: so whoever asks on behind them comes to an end.
+    fn extents(&mut self, ask: Ask) -> Result<Vec<BlockStatus>> {
+        self.request(ask, &[])?;
+        let extents = self.reply(ask, None)?;
+        if extents.is_empty() {
+            return Err(self.malformed("extents", 0, "one"));
         }
         Ok(extents)
     }
@@ -449,7 +455,7 @@ impl Client {
                 self.part(ask, target, offset, u64::from(zeros))?.fill(0);
                 taken.bytes += u64::from(zeros);
             }
-            _ if length > OPTION_BYTES_MAX as usize * 2 => {
+            _ if length > STATUS_BYTES_MAX => {
                 return Err(self.malformed("chunk length", length, "a short chunk"));
             }
             (chunk::NONE, _) if length == 0 => {}
@@ -462,7 +468,11 @@ impl Client {
                     && (body.len() - 4).is_multiple_of(8);
                 let rows = body.get(4..).unwrap_or_default();
                 if !valid || rows.chunks(8).any(|row| be32(row) == 0) {
-                    return Err(self.malformed("block status", hex::encode(&body), "extents"));
+                    return Err(self.malformed(
+                        "block status",
+                        hex::encode(&body[..length.min(64)]),
+                        "extents",
+                    ));
                 }
                 taken.extents.extend(rows.chunks(8).map(|row| BlockStatus {
                     length: u64::from(be32(row)),

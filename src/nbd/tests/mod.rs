@@ -1,5 +1,6 @@
 //! The protocol by itself, and the server with good and bad clients.
 
+mod dirty;
 mod fuzz;
 mod tls;
 

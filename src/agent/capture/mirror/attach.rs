@@ -3,6 +3,8 @@
 //! Owns: the order of the steps; each says why it stands where it stands. Does not own: when this is
 //! tried ([`super::guest`]).
 
+mod bitmaps;
+
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -67,21 +69,19 @@ impl Link<'_> {
         steps::serve(qmp, self.reach, &device.node, names)?;
         // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
-        let _of_before = qmp.take_trouble();
+        // What failed before is in the old bitmap.
+        let nodes = [device.node.clone(), names.filter.clone()];
+        qmp.watch(&names.job, nodes, device.topmost);
         // The mirror first: what the guest writes from here on reaches the agent by itself.
         let disk = place.disk.name.as_str();
         steps::start(qmp, &device.node, disk, names, &place.target)?;
         steps::await_mirror(qmp, names, pause)?;
         // The new bitmap before the old is stopped: no write falls between them.
-        let bitmap = names.next_bitmap(&device.bitmaps);
-        steps::add_bitmap(qmp, &device.node, &bitmap)?;
-        self.mark_what_was_missed(place, &device, pause)?;
-        let qmp = &mut *self.qmp;
-        // An old bitmap is forgotten when its bits are on the agent's disk.
-        for old in &device.bitmaps {
-            steps::remove_bitmap(qmp, &device.node, old)?;
-        }
-        Ok(Attached { node: device.node, bitmap })
+        let bitmaps = bitmaps::begin(qmp, &device, names)?;
+        self.mark_what_was_missed(place, &device, bitmaps.before.as_deref(), pause)?;
+        // The old bitmap is forgotten when its bits are on the agent's disk.
+        bitmaps::forget(self.qmp, &device, names, &bitmaps)?;
+        Ok(Attached { node: device.node, bitmap: bitmaps.now })
     }
 
     /// Sets the bits of what was written while no mirror ran.
@@ -89,6 +89,7 @@ impl Link<'_> {
         &mut self,
         place: &Place,
         device: &Device,
+        recorded: Option<&str>,
         pause: Pause<'_>,
     ) -> Result<()> {
         let disk = &place.disk;
@@ -101,7 +102,7 @@ impl Link<'_> {
                 ))
             })
         };
-        if !device.recorded {
+        let Some(bitmap) = recorded else {
             let why = "QEMU has no record of what was written before (it is new, or was started \
                        again): the whole disk is read again";
             tracing::warn!(disk = %disk.name, device = place.device, why);
@@ -112,19 +113,17 @@ impl Link<'_> {
                 at = end;
             }
             return Ok(());
-        }
+        };
         let mut bytes = 0;
-        for bitmap in &device.bitmaps {
-            steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
-            let context = format!("qemu:dirty-bitmap:{bitmap}");
-            let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
-            for range in client.dirty(0, disk.size_bytes)? {
-                bytes += range.end - range.start;
-                unordered(range, "what the guest wrote while no mirror ran is read again")?;
-            }
-            drop(client);
-            steps::end_export(self.qmp, &place.names.bits, pause)?;
+        steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
+        let context = format!("qemu:dirty-bitmap:{bitmap}");
+        let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
+        for range in client.dirty(0, disk.size_bytes)? {
+            bytes += range.end - range.start;
+            unordered(range, "what the guest wrote while no mirror ran is read again")?;
         }
+        drop(client);
+        steps::end_export(self.qmp, &place.names.bits, pause)?;
         tracing::info!(disk = %disk.name, bytes, "written while no mirror ran, as QEMU recorded it");
         Ok(())
     }
@@ -137,7 +136,7 @@ impl Link<'_> {
         // old one alone. Drained and still synced, it reached the agent.
         steps::drain(self.qmp)?;
         if steps::mirror(self.qmp, &place.names)? != Mirror::Synced {
-            return Err(steps::ended(self.qmp)); // attaching finds both bitmaps
+            return Err(steps::ended(self.qmp, &place.names)); // attaching finds both bitmaps
         }
         steps::remove_bitmap(self.qmp, &attached.node, &attached.bitmap)?;
         attached.bitmap = next;

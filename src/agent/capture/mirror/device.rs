@@ -15,10 +15,12 @@ pub(in crate::agent) struct Device {
     pub(super) node: String,
     /// Bytes.
     pub(in crate::agent) size_bytes: u64,
+    /// The guest's device sits on it, with no other node between.
+    pub(super) topmost: bool,
     /// Names of our dirty bitmaps.
     pub(super) bitmaps: Vec<String>,
-    /// One of them has recorded every write since it was made, and all can be believed.
-    pub(super) recorded: bool,
+    /// The one of them that records, if they hold every write that the agent may have missed.
+    pub(super) recording: Option<String>,
 }
 
 /// Looks for `device`: a drive's or device's id, its path in QEMU, or the name of a node.
@@ -69,10 +71,13 @@ fn choose(
     };
     let bitmaps = node["dirty-bitmaps"].as_array().unwrap_or(&none);
     let ours: Vec<&Value> = bitmaps.iter().filter(|one| bitmap_name(one).is_some()).collect();
-    let believed = ours.iter().all(|bitmap| bitmap["inconsistent"] != true);
-    let recorded = believed && ours.iter().any(|bitmap| bitmap["recording"] == true);
+    let believed = |one: &&Value| one["inconsistent"] != true && one["name"] != names.unread;
+    let recording = ours.iter().find(|one| one["recording"] == true);
+    let recording = recording.filter(|_| ours.iter().all(believed));
+    let recording = recording.and_then(|one| bitmap_name(one));
     let bitmaps = ours.into_iter().filter_map(bitmap_name).collect();
-    Ok(Device { node: name.to_owned(), size_bytes, bitmaps, recorded })
+    let topmost = drives.iter().any(|drive| drive["inserted"]["node-name"] == name);
+    Ok(Device { node: name.to_owned(), size_bytes, topmost, bitmaps, recording })
 }
 
 /// What people call a drive: `-drive id=`, `-device id=`, and its whole path.
@@ -109,23 +114,34 @@ mod tests {
             { "name": bitmap, "recording": true, "busy": false },
             { "name": "somebody's", "recording": true },
         ]);
-        let mut nodes =
-            json!([node("root-node", "qcow2", bitmaps), node("ide-node", "mirror_top", json!([]))]);
+        let mut nodes = json!([
+            node("root-node", "qcow2", bitmaps),
+            node("ide-node", "mirror_top", json!([])),
+            node("below", "qcow2", json!([]))
+        ]);
         let monitor = "/run/qmp";
         let find = |nodes: &Value, device: &str| choose(&drives, nodes, monitor, device, &names);
         for device in ["vda", "root-node", "/machine/peripheral/vda/virtio-backend"] {
             let found = find(&nodes, device).unwrap();
             assert_eq!((found.node.as_str(), found.size_bytes), ("root-node", 512));
-            assert_eq!((&found.bitmaps[..], found.recorded), (&[bitmap.clone()][..], true));
+            assert!(found.topmost);
+            assert_eq!(
+                (&found.bitmaps[..], found.recording),
+                (&[bitmap.clone()][..], Some(bitmap.clone()))
+            );
         }
+        assert!(!find(&nodes, "below").unwrap().topmost);
         let told = find(&nodes, "ide0").unwrap_err().to_string();
         assert!(told.contains("already mirrored"), "{told}");
         let told = find(&nodes, "vdb").unwrap_err().to_string();
         assert!(told.contains("no device vdb; it has vda, ") && told.contains("ide0"), "{told}");
+        let mut marked = nodes.clone();
+        marked[0]["dirty-bitmaps"][1]["name"] = names.unread.clone().into();
+        assert_eq!(find(&marked, "vda").unwrap().recording, None, "nor what came before it");
         nodes[0]["dirty-bitmaps"][0]["recording"] = false.into();
-        assert!(!find(&nodes, "vda").unwrap().recorded, "nobody recorded what came last");
+        assert_eq!(find(&nodes, "vda").unwrap().recording, None, "nobody knows what came last");
         nodes[0]["dirty-bitmaps"][0]["recording"] = true.into();
         nodes[0]["dirty-bitmaps"][0]["inconsistent"] = true.into();
-        assert!(!find(&nodes, "vda").unwrap().recorded);
+        assert_eq!(find(&nodes, "vda").unwrap().recording, None);
     }
 }

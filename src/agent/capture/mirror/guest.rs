@@ -182,14 +182,14 @@ impl Guest {
             return Ok(());
         };
         match steps::mirror(link.qmp, &place.names)? {
-            Mirror::Gone => return Err(steps::ended(link.qmp)),
+            Mirror::Gone => return Err(steps::ended(link.qmp, &place.names)),
             Mirror::Behind(why) => self.apart(mirrored, false, &why),
             Mirror::Synced if mirrored.server.connections() == 0 => {
                 // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
                 self.apart(mirrored, false, "QEMU's connection to the agent is broken");
             }
             Mirror::Synced => {
-                if let Some(trouble) = link.qmp.take_trouble() {
+                if let Some(trouble) = link.qmp.take_trouble(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;
@@ -281,6 +281,10 @@ impl Observer for Guest {
         let connected = &mut *lock(&self.connected);
         if connected.attachments != connected.settled_at {
             return Err("a mirror was begun anew while a bookmark was placed".to_owned());
+        }
+        // Half of a write may stand before the bookmark, and nobody waited for the other half.
+        if self.stream.lock().repaired_bytes != connected.read_bytes {
+            return Err("the disks were read again while a bookmark was placed".to_owned());
         }
         self.whole(connected, Ok(()))
     }

@@ -19,6 +19,8 @@ pub(super) struct Names {
     pub(super) reads: String,
     /// The export through which a dirty bitmap is read.
     pub(super) bits: String,
+    /// A bitmap that records nothing: where it is, those beside it do not hold all that was missed.
+    pub(super) unread: String,
     /// Before the number of a dirty bitmap.
     bitmap: String,
     /// Where the agent takes the guest's writes.
@@ -35,6 +37,7 @@ impl Names {
             filter: format!("{short}-filter"),
             reads: format!("{short}-reads"),
             bits: format!("{short}-bits"),
+            unread: format!("holdfast-{machine}-{disk}.unread"),
             bitmap: format!("holdfast-{machine}-{disk}."),
             target_socket: directory.join(format!("{disk}.mirror.sock")),
             job: short,
@@ -44,7 +47,7 @@ impl Names {
     /// A dirty bitmap of this disk.
     pub(super) fn is_bitmap(&self, name: &str) -> bool {
         let number = name.strip_prefix(&self.bitmap);
-        number.is_some_and(|number| number.parse::<u32>().is_ok())
+        name == self.unread || number.is_some_and(|number| number.parse::<u32>().is_ok())
     }
 
     /// A name for the next one beside those there are.
@@ -81,6 +84,7 @@ mod tests {
         let second = root.next_bitmap(&[first.clone(), data.next_bitmap(&[])]);
         assert_ne!(first, second);
         assert!(root.is_bitmap(&first) && root.is_bitmap(&second) && !data.is_bitmap(&first));
+        assert!(root.is_bitmap(&root.unread) && !data.is_bitmap(&root.unread));
         assert!(!root.is_bitmap("bitmap0") && !root.is_bitmap(&format!("{first}x")));
     }
 }

@@ -3,12 +3,15 @@
 //! Owns: greeting, limits of time and size, telling answers from events. Does not own: which
 //! commands.
 
+mod trouble;
+
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::nbd::{Channel, Peer};
+use trouble::Troubles;
 
 /// Longest wait for any answer. A guest's disk that hangs makes its monitor hang, too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -83,8 +86,8 @@ pub(in crate::agent) struct Qmp {
     socket: String,
     /// Received and not yet taken.
     pending: Vec<u8>,
-    /// The last thing that went wrong with a job or a guest's disk, as an event told it.
-    trouble: Option<String>,
+    /// What went wrong with jobs and the guest's disks, as events told it.
+    trouble: Troubles,
 }
 
 impl Qmp {
@@ -98,7 +101,7 @@ impl Qmp {
             Channel::open(monitor).map_err(|source| failed(&socket, "connecting", source))?;
         let timed = stream.within(Some(PATIENCE));
         timed.map_err(|source| failed(&socket, "setting a time limit", source))?;
-        let mut qmp = Self { stream, socket, pending: Vec::new(), trouble: None };
+        let mut qmp = Self { stream, socket, pending: Vec::new(), trouble: Troubles::default() };
         let greeting = qmp.document("waiting for its greeting")?;
         if greeting.get("QMP").is_none() {
             return Err(qmp.alien(&greeting.to_string()));
@@ -124,7 +127,7 @@ impl Qmp {
         for _ in 0..EVENTS_MAX {
             let mut answer = self.document("waiting for an answer")?;
             if let Some(event) = answer.get("event").and_then(Value::as_str) {
-                self.trouble = trouble(event, &answer["data"]).or(self.trouble.take());
+                self.trouble.hear(event, &answer["data"]);
             } else if let Some(returned) = answer.get_mut("return") {
                 return Ok(returned.take());
             } else if let Some(said) = answer["error"]["desc"].as_str() {
@@ -137,9 +140,14 @@ impl Qmp {
         Err(self.alien("events without end"))
     }
 
-    /// What events told since the last time this was asked.
-    pub(in crate::agent) fn take_trouble(&mut self) -> Option<String> {
-        self.trouble.take()
+    /// Events about a disk are kept from here on, and none from before: see [`Troubles::watch`].
+    pub(super) fn watch(&mut self, job: &str, nodes: [String; 2], topmost: bool) {
+        self.trouble.watch(job, nodes, topmost);
+    }
+
+    /// What events told of this disk since the last time this was asked.
+    pub(super) fn take_trouble(&mut self, job: &str) -> Option<String> {
+        self.trouble.take(job)
     }
 
     fn document(&mut self, action: &'static str) -> Result<Value, QmpError> {
@@ -198,22 +206,6 @@ fn how(socket: &str) -> &'static str {
     }
 }
 
-/// An event that says why a job ended or that the guest's own disk failed, in words.
-fn trouble(event: &str, about: &Value) -> Option<String> {
-    let text = |key: &str| about[key].as_str().unwrap_or("?");
-    match event {
-        "BLOCK_IO_ERROR" if about["operation"] == "write" => {
-            Some(format!("a write of the guest's disk {} failed", text("node-name")))
-        }
-        "BLOCK_JOB_CANCELLED" => Some(format!("job {} was cancelled", text("device"))),
-        "BLOCK_JOB_COMPLETED" => match about["error"].as_str() {
-            Some(error) => Some(format!("job {} failed: {error}", text("device"))),
-            None => Some(format!("job {} was completed", text("device"))),
-        },
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
@@ -251,9 +243,10 @@ mod tests {
             ],
         );
         let mut qmp = Qmp::connect(&Peer::Socket(directory.path().join("qmp"))).unwrap();
+        qmp.watch("j", Default::default(), true);
         assert_eq!(qmp.execute("query-jobs", json!({})).unwrap(), json!([7]));
-        assert_eq!(qmp.take_trouble().unwrap(), "job j failed: Input/output error");
-        assert_eq!(qmp.take_trouble(), None);
+        assert_eq!(qmp.take_trouble("j").unwrap(), "job j failed: Input/output error");
+        assert_eq!(qmp.take_trouble("j"), None);
         let refused = qmp.execute("blockdev-mirror", json!({})).unwrap_err().to_string();
         assert!(refused.ends_with("refuses blockdev-mirror: Cannot find device"), "{refused}");
         let gone = qmp.execute("query-jobs", json!({})).unwrap_err();

@@ -1,7 +1,10 @@
 //! The dirty bitmap is renewed while the guest writes: what has not reached the agent is always in one.
 //! With a real QEMU (its storage daemon).
 
+mod loss_tests;
+
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -21,16 +24,17 @@ use crate::clock::{Clock, System};
 use crate::nbd::{self, BlockStatus, Client, Export, Peer};
 
 const DEVICE: &str = "vda";
+const OTHER_DEVICE: &str = "vdb";
 /// How long anything is waited for.
 const LATE: Duration = Duration::from_secs(20);
 
 /// Lets QEMU's other threads go on; no test's outcome rests on how long.
 #[allow(clippy::disallowed_methods, reason = "polling another process")]
-fn moment() {
+pub(super) fn moment() {
     std::thread::sleep(Duration::from_millis(10));
 }
 
-fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(super) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begun = System.monotonic();
     loop {
         if let Some(found) = probe() {
@@ -41,17 +45,17 @@ fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A QEMU with one disk.
-struct Daemon {
+/// A QEMU with two disks; most tests have the first.
+pub(super) struct Daemon {
     child: Child,
     /// A monitor beside the agent's.
-    other: Qmp,
+    pub(super) other: Qmp,
     directory: tempfile::TempDir,
-    place: Place,
+    pub(super) place: Place,
 }
 
 impl Daemon {
-    fn new(machine: &Machine) -> Option<Self> {
+    pub(super) fn new(machine: &Machine) -> Option<Self> {
         let program = "qemu-storage-daemon";
         let version = Command::new(program).arg("--version").output().map(|output| output.stdout);
         let version = String::from_utf8(version.unwrap_or_default()).unwrap();
@@ -65,12 +69,15 @@ impl Daemon {
         }
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
-        let image = std::fs::File::create(at("image")).unwrap();
-        image.set_len(DISK_BYTES).unwrap();
+        for image in ["image", OTHER_DEVICE] {
+            std::fs::File::create(at(image)).unwrap().set_len(DISK_BYTES).unwrap();
+        }
         let monitor = |id| format!("socket,id={id},path={},server=on,wait=off", at(id));
         let child = Command::new(program)
             .args(["--blockdev", &format!("file,node-name=file,filename={}", at("image"))])
             .args(["--blockdev", &format!("raw,node-name={DEVICE},file=file")])
+            .args(["--blockdev", &format!("file,node-name=file-b,filename={}", at(OTHER_DEVICE))])
+            .args(["--blockdev", &format!("raw,node-name={OTHER_DEVICE},file=file-b")])
             .args(["--chardev", &monitor("ours"), "--monitor", "chardev=ours"])
             .args(["--chardev", &monitor("other"), "--monitor", "chardev=other"])
             .stdin(Stdio::null())
@@ -79,25 +86,31 @@ impl Daemon {
         let socket = directory.path().join("other");
         let other =
             eventually("QEMU's monitor", || Qmp::connect(&Peer::Socket(socket.clone())).ok());
-        let disk = Arc::clone(&machine.stream.disks[0]);
-        let names = Names::of(&"vm-1".parse().unwrap(), &disk.name, directory.path());
-        let target = reach::here(&names);
-        let place = Place { disk, device: DEVICE.to_owned(), names, target };
+        let place = place_of(directory.path(), machine, 0);
         Some(Self { child, other, directory, place })
     }
 
-    fn reach(&self) -> Reach {
-        Reach::here(&self.directory.path().join("ours"), self.directory.path())
+    /// A disk of the machine, on the QEMU's disk of that number.
+    pub(super) fn place_of(&self, machine: &Machine, number: usize) -> Place {
+        place_of(self.directory.path(), machine, number)
     }
 
-    fn serve(&self, target: &Arc<Gate>) -> nbd::Server {
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.directory.path().join("ours")
+    }
+
+    pub(super) fn reach(&self) -> Reach {
+        Reach::here(&self.monitor(), self.directory.path())
+    }
+
+    pub(super) fn serve(&self, target: &Arc<Gate>) -> nbd::Server {
         let names = &self.place.names;
         let name = self.place.disk.name.as_str();
         nbd::Server::bind_for_one(&names.target_socket, name, Arc::clone(target) as _).unwrap()
     }
 
     /// The guest's own connection to its disk, above the mirror.
-    fn guest(&mut self) -> Client {
+    pub(super) fn guest(&mut self) -> Client {
         let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
             "node-name": self.place.names.filter });
         self.other.execute("block-export-add", export).unwrap();
@@ -105,7 +118,7 @@ impl Daemon {
     }
 
     /// Our bitmaps: name, and how much is dirty.
-    fn bitmaps(&mut self) -> Vec<(String, u64)> {
+    pub(super) fn bitmaps(&mut self) -> Vec<(String, u64)> {
         let nodes = self.other.execute("query-named-block-nodes", json!({ "flat": true })).unwrap();
         let all = nodes.as_array().unwrap().iter();
         let of_node = all.flat_map(|node| node["dirty-bitmaps"].as_array().into_iter().flatten());
@@ -117,6 +130,13 @@ impl Daemon {
     }
 }
 
+fn place_of(directory: &Path, machine: &Machine, number: usize) -> Place {
+    let disk = Arc::clone(&machine.stream.disks[number]);
+    let names = Names::of(&"vm-1".parse().unwrap(), &disk.name, directory);
+    let target = reach::here(&names);
+    Place { disk, device: [DEVICE, OTHER_DEVICE][number].to_owned(), names, target }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -126,7 +146,7 @@ impl Drop for Daemon {
 
 /// The agent's end of a mirror, of which one write can be kept waiting and then refused.
 #[derive(Default)]
-struct Gate(Mutex<Option<(Sender<()>, Receiver<()>)>>);
+pub(super) struct Gate(Mutex<Option<(Sender<()>, Receiver<()>)>>);
 
 impl Gate {
     /// The next write says that it is there, waits until it is told to go, and fails.
@@ -166,7 +186,7 @@ impl Export for Gate {
     }
 }
 
-fn pause() -> bool {
+pub(super) fn pause() -> bool {
     moment();
     true
 }

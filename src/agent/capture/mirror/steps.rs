@@ -9,6 +9,8 @@ use super::names::Names;
 use super::qmp::{Qmp, QmpError};
 use super::reach::Reach;
 
+/// What one bit of a dirty bitmap stands for. QEMU itself would take less where a qcow2 has small clusters.
+const BIT_BYTES: u32 = 64 << 10;
 /// Most looks at a job until it is where it should be.
 const LOOKS_MAX: u32 = 200;
 
@@ -77,13 +79,13 @@ pub(super) fn await_mirror(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> Re
     repeat("starting the mirror", pause, || match mirror(qmp, names)? {
         Mirror::Synced => Ok(Some(())),
         Mirror::Behind(_) => Ok(None),
-        Mirror::Gone => Err(ended(qmp)),
+        Mirror::Gone => Err(ended(qmp, names)),
     })
 }
 
 /// Why the mirror is gone, as far as QEMU said it.
-pub(super) fn ended(qmp: &mut Qmp) -> MirrorError {
-    let trouble = qmp.take_trouble();
+pub(super) fn ended(qmp: &mut Qmp, names: &Names) -> MirrorError {
+    let trouble = qmp.take_trouble(&names.job);
     MirrorError::State(trouble.unwrap_or_else(|| "the mirror job is gone".to_owned()))
 }
 
@@ -158,7 +160,27 @@ pub(super) fn drain(qmp: &mut Qmp) -> Result<()> {
 }
 
 pub(super) fn add_bitmap(qmp: &mut Qmp, node: &str, name: &str) -> Result<()> {
-    qmp.execute("block-dirty-bitmap-add", json!({ "node": node, "name": name }))?;
+    let bitmap = json!({ "node": node, "name": name, "granularity": BIT_BYTES });
+    qmp.execute("block-dirty-bitmap-add", bitmap)?;
+    Ok(())
+}
+
+/// A bitmap that records nothing and says something by being there.
+pub(super) fn add_mark(qmp: &mut Qmp, node: &str, name: &str) -> Result<()> {
+    let bitmap = json!({ "node": node, "name": name, "granularity": BIT_BYTES, "disabled": true });
+    qmp.execute("block-dirty-bitmap-add", bitmap)?;
+    Ok(())
+}
+
+/// `target` holds afterwards what the others held, too. They go on as they are.
+pub(super) fn merge_bitmaps(
+    qmp: &mut Qmp,
+    node: &str,
+    target: &str,
+    others: &[&String],
+) -> Result<()> {
+    let merge = json!({ "node": node, "target": target, "bitmaps": others });
+    qmp.execute("block-dirty-bitmap-merge", merge)?;
     Ok(())
 }
 

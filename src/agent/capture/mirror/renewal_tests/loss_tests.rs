@@ -1,0 +1,218 @@
+//! Mirrors that fail, or are not believed: what was missed is read again, and little is left in QEMU.
+//! With a real QEMU (its storage daemon).
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use super::super::attach::{Attached, Link};
+use super::super::error::MirrorError;
+use super::super::guest::{Guest, Mirrored};
+use super::super::qmp::Qmp;
+use super::super::reach::Reach;
+use super::super::steps;
+use super::{Daemon, Gate, eventually, pause};
+use crate::agent::capture::Observer;
+use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
+use crate::clock::System;
+use crate::nbd::{self, Client};
+
+#[test]
+fn a_bookmark_is_taken_back_when_a_catch_up_read_while_it_was_placed() {
+    let machine = ordered(8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let server = daemon.serve(&Arc::new(Gate::default()));
+    let disks = vec![Mirrored { place: daemon.place_of(&machine, 0), server }];
+    let watched = Guest::watch(daemon.reach(), &machine.stream, &System::clock(), disks).unwrap();
+    eventually("every write is mirrored", || watched.settle().ok());
+    assert_eq!(watched.confirm(), Ok(()));
+    machine.repair();
+    let refused = watched.confirm().unwrap_err();
+    assert!(refused.contains("read again while a bookmark was placed"), "{refused}");
+    watched.settle().unwrap();
+    assert_eq!(watched.confirm(), Ok(()), "the next one waits for what was in flight");
+    watched.stop();
+}
+
+/// A monitor between the agent and QEMU: it knows what was asked, tells events that never were, and
+/// says that each disk is a guest's device.
+#[derive(Default)]
+struct Between {
+    asked: Mutex<Vec<Value>>,
+    events: Mutex<Vec<Value>>,
+}
+
+impl Between {
+    fn listen(self: &Arc<Self>, socket: &Path, qemu: PathBuf) {
+        let (between, listener) = (Arc::clone(self), UnixListener::bind(socket).unwrap());
+        std::thread::spawn(move || {
+            for agent in listener.incoming() {
+                let relayed = agent.and_then(|agent| between.relay(agent, &qemu));
+                drop(relayed); // whoever is gone comes again
+            }
+        });
+    }
+
+    fn relay(&self, mut agent: UnixStream, qemu: &Path) -> io::Result<()> {
+        let mut qemu = UnixStream::connect(qemu)?;
+        let mut answers = BufReader::new(qemu.try_clone()?).lines();
+        let mut next = || answers.next().unwrap_or(Err(io::ErrorKind::UnexpectedEof.into()));
+        writeln!(agent, "{}", next()?)?;
+        for line in BufReader::new(agent.try_clone()?).lines() {
+            let line = line?;
+            writeln!(qemu, "{line}")?;
+            let command: Value = serde_json::from_str(&line)?;
+            let drives = command["execute"] == "query-block";
+            self.asked.lock().unwrap().push(command);
+            for event in self.events.lock().unwrap().drain(..) {
+                writeln!(agent, "{event}")?;
+            }
+            loop {
+                let answer: Value = serde_json::from_str(&next()?)?;
+                let event = answer.get("event").is_some();
+                let told =
+                    if drives && !event { json!({ "return": drives_said() }) } else { answer };
+                writeln!(agent, "{told}")?;
+                if !event {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, wanted: impl Fn(&Value) -> bool) -> usize {
+        self.asked.lock().unwrap().iter().filter(|command| wanted(command)).count()
+    }
+
+    /// How often each disk was attached.
+    fn begun(&self) -> [usize; 2] {
+        ["vda", "vdb"].map(|device| {
+            self.count(|one| {
+                one["execute"] == "blockdev-mirror" && one["arguments"]["device"] == device
+            })
+        })
+    }
+
+    /// Returns when the agent has heard of them, and has looked at each disk twice after that.
+    fn tell(&self, events: Vec<Value>) {
+        *self.events.lock().unwrap() = events;
+        eventually("events", || self.events.lock().unwrap().is_empty().then_some(()));
+        // Each third turn renews each bitmap, with one of these.
+        let renewed = || self.count(|one| one["execute"] == "transaction");
+        let before = renewed();
+        eventually("turns", || (renewed() > before + 4).then_some(()));
+    }
+}
+
+fn drives_said() -> Value {
+    let drive = |name: &str| {
+        let qdev = format!("/machine/peripheral/{name}/virtio-backend");
+        json!({ "device": "", "qdev": qdev, "inserted": { "node-name": name } })
+    };
+    json!([drive("vda"), drive("vdb")])
+}
+
+#[test]
+fn a_disk_whose_write_failed_is_attached_again_and_no_other() {
+    let machine = ordered(8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let (monitor, between) = (daemon.monitor().with_extension("between"), Arc::default());
+    Between::listen(&between, &monitor, daemon.monitor());
+    let gate = Arc::new(Gate::default());
+    let mirrored = |number| {
+        let place = daemon.place_of(&machine, number);
+        let (socket, name) = (&place.names.target_socket, place.disk.name.as_str());
+        let server = nbd::Server::bind_for_one(socket, name, Arc::clone(&gate) as _).unwrap();
+        Mirrored { place, server }
+    };
+    let reach = Reach::here(&monitor, monitor.parent().unwrap());
+    let disks = (0..2).map(mirrored).collect();
+    let watched = Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap();
+    eventually("every write is mirrored", || watched.settle().ok());
+    let failed = |node: &str| {
+        let about = json!({ "device": "", "node-name": node, "operation": "write" });
+        json!({ "event": "BLOCK_IO_ERROR", "data": about })
+    };
+    let [first, second] = between.begun();
+    between.tell(vec![failed(&daemon.place_of(&machine, 1).names.filter)]);
+    assert_eq!(between.begun(), [first, second + 1]);
+    let completed = json!({ "event": "BLOCK_JOB_COMPLETED", "data": { "device": "backup0" } });
+    between.tell(vec![failed("somebody's"), completed]);
+    assert_eq!(between.begun(), [first, second + 1], "no disk of ours");
+    let added = between.count(|one| one["execute"] == "block-dirty-bitmap-add");
+    let coarse = between.count(|one| one["arguments"]["granularity"] == 65536);
+    assert_eq!(added, coarse, "whatever its clusters are");
+    watched.stop();
+}
+
+/// One attempt, on a connection of its own.
+fn attach(daemon: &Daemon, machine: &Machine) -> Result<Attached, MirrorError> {
+    let reach = daemon.reach();
+    let mut qmp = Qmp::connect(&reach.monitor).unwrap();
+    let mut link = Link { qmp: &mut qmp, reach: &reach, stream: &machine.stream };
+    link.attach(&daemon.place_of(machine, 0), &mut pause)
+}
+
+/// Nothing reaches the file of the agent's bitmap any more.
+fn broken(machine: &Machine) {
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+}
+
+#[test]
+fn however_often_attaching_fails_few_bitmaps_are_left_and_they_hold_all_that_was_missed() {
+    let machine = ordered(8 << 20);
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let _server = daemon.serve(&Arc::new(Gate::default()));
+    attach(&daemon, &machine).unwrap();
+    // It writes to the disk itself while there is no mirror, and through each that begins later.
+    steps::end_mirror(&mut daemon.other, &daemon.place.names, &mut pause).unwrap();
+    let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
+        "node-name": daemon.place.device });
+    daemon.other.execute("block-export-add", export).unwrap();
+    let mut guest = Client::connect_to(&daemon.reach().reads, "guest").unwrap();
+    guest.write(5 * CHUNK, &[7; 512], false).unwrap();
+    // An agent that knows of nothing to be read, and learns of it in vain.
+    let machine = ordered(8 << 20);
+    broken(&machine);
+    for failed in 0..5 {
+        let error = attach(&daemon, &machine).unwrap_err().to_string();
+        assert!(error.contains("the bitmap cannot be written"), "{error}");
+        guest.write((10 + failed) * CHUNK, &[7; 512], false).unwrap();
+        let left = daemon.bitmaps();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+    // The agent's next life, which knows nothing of those writes.
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    let bitmap = &machine.stream.disks[0].bitmap;
+    for chunk in [5].into_iter().chain(10..15) {
+        let range = chunk * CHUNK..(chunk + 1) * CHUNK;
+        assert_eq!(bitmap.next_dirty(range.start, CHUNK), Some(range));
+    }
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (6 * CHUNK, 1));
+}
+
+#[test]
+fn a_bitmap_is_not_believed_before_what_is_older_was_marked() {
+    let machine = ordered(8 << 20);
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let _server = daemon.serve(&Arc::new(Gate::default()));
+    broken(&machine);
+    for _ in 0..3 {
+        attach(&daemon, &machine).unwrap_err();
+        let left = daemon.bitmaps();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+    // The agent was killed before it could mark anything: this is its next life.
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (DISK_BYTES, 1), "all is read again");
+    let machine = ordered(8 << 20);
+    attach(&daemon, &machine).unwrap();
+    assert_eq!((machine.dirty(), daemon.bitmaps().len()), (0, 1), "and the next one believes it");
+}
