@@ -162,3 +162,61 @@ fn note_panic(ended: Result<(), JoinError>) {
         tracing::error!(%error, "a connection's task panicked");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::System;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A port that is never asked to stop.
+    async fn start(connections_max: usize, head_timeout: Duration) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounds = Bounds { connections_max, head_timeout };
+        let router = Router::new().route("/", get(|| async { "ok" }));
+        let open = |socket| std::future::ready(Ok(socket));
+        let stop = std::future::pending();
+        tokio::spawn(serve(listener, System::clock(), bounds, router, open, stop));
+        address
+    }
+
+    async fn sent(address: SocketAddr, text: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(text.as_bytes()).await.unwrap();
+        socket
+    }
+
+    async fn answered(socket: &mut TcpStream) -> String {
+        let mut answer = [0; 12];
+        timeout(60 * SECOND, socket.read_exact(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8(answer.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_too_many_waits_for_a_place() {
+        let address = start(1, 3600 * SECOND).await;
+        let whole = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        let mut first = sent(address, whole).await;
+        assert_eq!(answered(&mut first).await, "HTTP/1.1 200");
+        let mut second = sent(address, whole).await;
+        assert!(timeout(SECOND / 4, second.readable()).await.is_err(), "two at once");
+        drop(first);
+        assert_eq!(answered(&mut second).await, "HTTP/1.1 200");
+    }
+
+    #[tokio::test]
+    async fn half_a_request_is_not_waited_for() {
+        let address = start(1, SECOND / 4).await;
+        let mut half = sent(address, "GET /").await;
+        let mut rest = Vec::new();
+        // hyper's own limit would be 30 s.
+        let ended = timeout(20 * SECOND, half.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "still open");
+    }
+}

@@ -211,11 +211,9 @@ async fn unknown(ground: Ground<'_>) -> LastWord {
     loop {
         ingest.clock.sleep(wait).await;
         wait = ingest.certificates_every;
-        match ingest.machines.knows(agent.machine, agent.certificate).await {
-            Err(error @ (OpenError::Unknown { .. } | OpenError::Revoked { .. })) => {
-                return error.last_word();
-            }
-            Ok(()) | Err(_) => {}
+        let known = ingest.machines.knows(agent.machine, agent.certificate).await;
+        if let Err(error @ (OpenError::Unknown { .. } | OpenError::Revoked { .. })) = known {
+            return error.last_word();
         }
     }
 }
