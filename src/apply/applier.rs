@@ -11,6 +11,7 @@ use super::due::{self, Due, Run};
 use super::error::ApplyError;
 use super::plan;
 use super::seed::{self, SeedDisks};
+use super::witness;
 use super::write;
 use crate::clock::{Clock, Entropy};
 use crate::cloud_log::LogStore;
@@ -61,6 +62,8 @@ pub struct Applier {
     /// Not here while a run is under way. Whatever ends a run early leaves nothing here, so the
     /// next one takes the disks anew: requests still on their way carry a lease that has ended.
     seed: Option<SeedDisks>,
+    /// Whose disks this applier may have put its number on.
+    tried: Option<Epoch>,
     renewed_at: Duration,
 }
 
@@ -73,7 +76,7 @@ impl Applier {
         let machine = context.log.machine().clone();
         let checkpoint = Checkpoint::claim(context.vault.clone(), &machine).await?;
         let renewed_at = context.clock.monotonic();
-        Ok(Self { context, checkpoint, seed: None, renewed_at })
+        Ok(Self { context, checkpoint, seed: None, tried: None, renewed_at })
     }
 
     /// Changes how many page writes are in flight, from the next step on.
@@ -98,6 +101,29 @@ impl Applier {
         policy: &Policy,
     ) -> Result<Option<Step>, ApplyError> {
         self.renew().await?;
+        let stopped = match self.next_step(manifest, policy).await {
+            Ok(step) => return Ok(step),
+            Err(error) => error,
+        };
+        let stuck = match &stopped {
+            ApplyError::Ahead { epoch, .. } => *epoch,
+            ApplyError::Gap { .. } => Epoch(self.checkpoint.document().epoch),
+            _ => return Err(stopped),
+        };
+        let Some(next) = witness::way_out(manifest, self.checkpoint.document(), stuck) else {
+            return Err(stopped);
+        };
+        let (machine, text) = (&manifest.machine, error_chain(&stopped));
+        tracing::error!(%machine, %text, next = %next.epoch, "the machine was resynced: going on");
+        self.checkpoint.leave_epoch(Sequence(next.first.0 - 1)).await?;
+        self.next_step(manifest, policy).await
+    }
+
+    async fn next_step(
+        &mut self,
+        manifest: &Manifest,
+        policy: &Policy,
+    ) -> Result<Option<Step>, ApplyError> {
         let applied = Sequence(self.checkpoint.document().applied);
         if applied < manifest.truncated {
             let machine = manifest.machine.clone();
@@ -122,6 +148,7 @@ impl Applier {
     ) -> Result<Step, ApplyError> {
         let (run, deltas) = self.open(run, before).await?;
         let through = run.deltas.last().map_or(Sequence::ZERO, |entry| entry.last);
+        self.check_new_epoch(manifest, run.epoch).await?;
         self.checkpoint.announce(run.epoch, through).await?;
         let seed = self.take_seed_disks(manifest, run.epoch).await?;
         reached(Place::Announced);
@@ -227,11 +254,15 @@ impl Applier {
         let entry = manifest.epochs.iter().find(|entry| entry.epoch == epoch);
         let unknown = || ApplyError::UnknownEpoch { machine: machine.clone(), epoch };
         let specs = &entry.ok_or_else(unknown)?.disks;
+        self.check_numbers(manifest, epoch, self.tried != Some(epoch)).await?;
+        self.tried = Some(epoch);
         let lease = seed::lease_id(self.context.entropy.as_ref());
         let guard = PageGuard { lease, sequence_number: self.checkpoint.generation() };
         self.renewed_at = self.context.clock.monotonic();
         let taken = SeedDisks::take(&self.context.store, machine, epoch, specs, guard).await;
-        taken.map_err(|source| ApplyError::Store { machine: machine.clone(), source })
+        let taken = taken.map_err(|source| self.store_failed(source))?;
+        self.check_labels(manifest, epoch).await?;
+        Ok(taken)
     }
 
     /// Does `work` while the leases are kept alive beside it. Gives when they last were, too.
@@ -285,7 +316,7 @@ impl Applier {
 
     /// What the end of a run means. A lease that was lost while the points document still names
     /// this applier is taken again; what cannot be believed is quarantined.
-    async fn judge(&mut self, error: ApplyError) -> Result<ApplyError, ApplyError> {
+    pub(super) async fn judge(&mut self, error: ApplyError) -> Result<ApplyError, ApplyError> {
         match error {
             ApplyError::Store { machine, source: source @ StoreError::Fenced { .. } } => {
                 self.checkpoint.reload().await?;

@@ -134,6 +134,12 @@ impl Checkpoint {
         Ok((Applied { through: bookmark.sequence }, RecoveryPoint { point }))
     }
 
+    /// Leaves what is left of an epoch whose seed disks cannot be brought forward: the next run
+    /// begins with the record after `through`, on another epoch's disks.
+    pub(super) async fn leave_epoch(&mut self, through: Sequence) -> Result<(), ApplyError> {
+        self.change(|document| document.applied = through.0).await
+    }
+
     /// Says why applying stopped.
     pub(super) async fn quarantine(&mut self, why: String) -> Result<(), ApplyError> {
         if self.present.quarantine.as_ref() == Some(&why) {

@@ -1,7 +1,7 @@
 //! What stops an applier, each with the thing it is about.
 
 use crate::cloud_log::CloudLogError;
-use crate::model::{DiskIndex, Epoch, MachineId, Sequence};
+use crate::model::{DiskIndex, Epoch, MachineId, ObjectName, Sequence};
 use crate::seal::SealError;
 use crate::store::{Class, StoreError};
 use crate::vault::VaultError;
@@ -80,6 +80,22 @@ pub enum ApplyError {
         /// Where the log begins.
         truncated: Sequence,
     },
+    /// A seed disk holds what the points document does not know of: a snapshot of it would hold
+    /// writes from after its bookmark.
+    #[error(
+        "seed disk {object} of machine {machine} is ahead of the points document: {witness}. The \
+         document was set back; resync the machine: the disks of epoch {epoch} are not used again"
+    )]
+    Ahead {
+        /// Whose.
+        machine: MachineId,
+        /// Which disk.
+        object: ObjectName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// What tells.
+        witness: String,
+    },
     /// A delta names a disk or an epoch that the manifest does not.
     #[error(
         "delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have"
@@ -115,9 +131,10 @@ impl ApplyError {
             Self::Points { source, .. } => source.class(),
             Self::Fenced { .. } => Class::Fence,
             Self::LeaseLost { .. } => Class::Retry,
-            Self::Gap { .. } | Self::UnknownDisk { .. } | Self::UnknownEpoch { .. } => {
-                Class::Poison
-            }
+            Self::Gap { .. }
+            | Self::Ahead { .. }
+            | Self::UnknownDisk { .. }
+            | Self::UnknownEpoch { .. } => Class::Poison,
         }
     }
 }

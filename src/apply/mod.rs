@@ -17,6 +17,7 @@ pub mod plan;
 mod retain;
 pub mod retention;
 mod seed;
+mod witness;
 mod write;
 
 pub use applier::{Applier, ApplierContext, Step};

@@ -127,6 +127,10 @@ impl Applier {
             }
             // The record of one of them may still be on its way: this makes it fail.
             self.checkpoint.confirm().await?;
+            // Nothing is unnamed because the document was set back: the snapshots say that it was.
+            if let Err(error) = self.check_snapshots(&object, epoch.epoch, &there).await {
+                return Err(self.judge(error).await?);
+            }
             for snapshot in &there {
                 if !self.is_named(epoch.epoch, spec, snapshot) && self.may_delete(snapshot) {
                     self.delete_snapshot(&object, snapshot).await?;
@@ -146,7 +150,8 @@ impl Applier {
 
     /// A newer applier's snapshot may be named by now, in a document that we have not seen.
     fn may_delete(&self, snapshot: &SnapshotInfo) -> bool {
-        seed::made_by(&snapshot.label).is_none_or(|maker| maker <= self.checkpoint.generation())
+        seed::made_by(&snapshot.label)
+            .is_none_or(|by| by.generation <= self.checkpoint.generation())
     }
 
     async fn delete_snapshot(
@@ -160,7 +165,7 @@ impl Applier {
         }
     }
 
-    fn store_failed(&self, source: StoreError) -> ApplyError {
+    pub(super) fn store_failed(&self, source: StoreError) -> ApplyError {
         ApplyError::Store { machine: self.context.log.machine().clone(), source }
     }
 }

@@ -145,9 +145,18 @@ fn label(generation: u64, bookmark: &BookmarkEntry) -> String {
     format!("{generation}:{}@{sequence} {kind} {}", bookmark.id, bookmark.time)
 }
 
-/// The generation of the applier that made a snapshot; `None`: not the label of one.
-pub(super) fn made_by(label: &str) -> Option<u64> {
-    label.split_once(':')?.0.parse().ok()
+/// Who made a snapshot, and where in the stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct MadeBy {
+    pub(super) generation: u64,
+    pub(super) sequence: u64,
+}
+
+/// What a label says; `None`: it is none of an applier's.
+pub(super) fn made_by(label: &str) -> Option<MadeBy> {
+    let (generation, rest) = label.split_once(':')?;
+    let sequence = rest.split_once('@')?.1.split(' ').next()?;
+    Some(MadeBy { generation: generation.parse().ok()?, sequence: sequence.parse().ok()? })
 }
 
 /// Order matters: the older lease ends first (its holder is refused from then on), then ours

@@ -167,7 +167,8 @@ pub struct PointsDocument {
     pub applier_generation: u64,
     /// Epoch that is being applied; 0 before the first.
     pub epoch: u32,
-    /// The seed disks of `epoch` hold everything through here.
+    /// The seed disks of `epoch` hold everything through here; or, when they could not be brought
+    /// forward, a later epoch begins right after it.
     pub applied: u64,
     /// The seed disks may hold parts of everything through here: no snapshot is a cut before
     /// `applied` has reached it. Written before the first page of a run is.
@@ -179,7 +180,8 @@ pub struct PointsDocument {
     pub snapshots: Vec<SnapshotPoint>,
     /// Ids of bookmarks that retention must keep.
     pub pinned: Vec<String>,
-    /// A delta that could not be read: applying stopped before it, and why.
+    /// A delta that could not be read, or seed disks that are ahead: applying stopped before it, and
+    /// why.
     pub quarantine: Option<String>,
 }
 

@@ -7,6 +7,7 @@
 mod damage;
 mod leases;
 mod races;
+mod set_back;
 mod site;
 
 use holdfast::model::Sequence;

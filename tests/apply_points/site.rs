@@ -96,15 +96,16 @@ pub(crate) fn policy() -> Policy {
     Policy { snapshot_interval_s: 60, ..Policy::default() }
 }
 
-fn beginning() -> Vec<Change> {
+/// How epoch `epoch` begins.
+pub(crate) fn beginning(epoch: u32) -> Vec<Change> {
     vec![
-        Change::EpochBegin(EpochBegin { epoch: Epoch(1), disks: specs() }),
+        Change::EpochBegin(EpochBegin { epoch: Epoch(epoch), disks: specs() }),
         Change::CatchUpBegin(CatchUp::InitialReplication),
         Change::CatchUpEnd,
     ]
 }
 
-fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
+pub(crate) fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
     let time = Timestamp(second * 1_000_000);
     let kind = BookmarkKind::CrashConsistent;
     Change::Bookmark(Bookmark { id: BookmarkId(id), kind, time, name })
@@ -112,7 +113,7 @@ fn bookmark(id: [u8; 16], second: i64, name: String) -> Change {
 
 /// A random stream.
 pub(crate) fn history(random: &mut StdRng) -> History {
-    let mut changes = beginning();
+    let mut changes = beginning(1);
     let mut disks: Disks = [vec![0; DISK_BYTES as usize], vec![0; DISK_BYTES as usize]];
     let mut at = BTreeMap::new();
     for second in 0..random.random_range(4..14) {
@@ -144,7 +145,7 @@ pub(crate) fn history(random: &mut StdRng) -> History {
 /// Both disks are written all over in every round, then comes a bookmark; a round a minute. The
 /// bookmark of round `n` (from 0) is at sequence [`at_round`].
 pub(crate) fn rounds(count: u8, ids: impl Fn(u8) -> [u8; 16]) -> History {
-    let mut changes = beginning();
+    let mut changes = beginning(1);
     let mut at = BTreeMap::new();
     for round in 0..count {
         let content = [vec![round * 2 + 1; 64 << 10], vec![round * 2 + 2; 64 << 10]];
@@ -189,9 +190,7 @@ impl Site {
         let log = Arc::new(LogStore::new(store, machine(), KeyRing::of(machine(), data_key)));
         let drawn = Arc::new(Drawn::default());
         let site = Self { faulty, vault, log, clock, drawn, key, at };
-        let records = changes.into_iter().enumerate();
-        let record = |(n, change)| Record { sequence: Sequence(n as u64 + 1), change };
-        site.publish(records.map(record).collect()).await;
+        site.publish(changes).await;
         site
     }
 
@@ -213,15 +212,18 @@ impl Site {
         }
     }
 
-    async fn publish(&self, records: Vec<Record>) {
+    /// Publishes what comes next.
+    pub(crate) async fn publish(&self, changes: Vec<Change>) {
         let context = self.upload_context();
         let claimed = claim(&context, &"ps-1".parse().unwrap()).await.unwrap();
+        let after = claimed.manifest.published.0;
         let settings = BatchSettings { bytes_max: 64 << 10, age_max: Duration::from_secs(1) };
         let key = MachineKey::of(&machine());
         let mut batcher = Batcher::new(key, StreamState::after(&claimed.manifest), settings);
         let (to, mut sealed) = tokio::sync::mpsc::channel(1024);
-        let mut previous = None;
-        for record in records {
+        let mut previous = claimed.manifest.last_delta;
+        for (n, change) in changes.into_iter().enumerate() {
+            let record = Record { sequence: Sequence(after + n as u64 + 1), change };
             batcher.push(Durable::never_written(key, record), System.monotonic()).unwrap();
         }
         batcher.drain();
