@@ -1,9 +1,10 @@
 //! Reads everything that points need and checks every seal, chain and footer.
 //!
 //! Points that build on the same base need the same objects, so each object is read once: points
-//! are taken base by base, each base pinned while it is read.
+//! are taken base by base, each base pinned while it is read. Which points a base carries is said by
+//! the base that was pinned: a snapshot may be made, or given up, after the points were listed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -91,24 +92,31 @@ pub async fn verify(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<VerifyReport, RecoverError> {
     let mut run = Run::new(recovery, progress);
-    let groups = match run.groups(spec).await {
-        Ok(groups) => groups,
+    let mut groups = match run.groups(spec).await {
+        Ok(groups) => VecDeque::from(groups),
         Err(error) if error.class() == Class::Poison => {
             run.fail(object_of(&error, recovery.machine()), &error, Sequence::ZERO);
             return Ok(run.report);
         }
         Err(error) => return Err(error),
     };
-    for group in groups {
+    // A group that comes back has lost its newest point at least.
+    while let Some(mut group) = groups.pop_front() {
         let (Some(newest), from) = (group.last(), run.report.failures.len()) else {
             continue;
         };
         let newest = PointSpec::Sequence(newest.sequence);
         match Pin::take(recovery, &newest, clock, entropy).await {
             Ok((point, pin)) => {
+                let base = point.base.as_ref().map_or(0, |base| base.sequence);
                 let read = run.read(&Arc::new(point)).await;
                 pin.release().await;
                 read?;
+                let before = group.partition_point(|point| point.sequence.0 < base);
+                let unread: Vec<_> = group.drain(..before).collect();
+                if !unread.is_empty() {
+                    groups.push_front(unread);
+                }
             }
             // Retention was faster: what is gone is no longer a point.
             Err(RecoverError::NoPoint { .. } | RecoverError::NotAPoint { .. })
@@ -123,6 +131,7 @@ pub async fn verify(
         }
         run.judge(&group, from);
     }
+    run.report.points.sort_by_key(|point| point.sequence);
     Ok(run.report)
 }
 

@@ -188,3 +188,33 @@ async fn a_store_that_does_not_answer_proves_nothing() {
     let error = verify(&recovery, None, &clock, &System, &|_| {}).await.unwrap_err();
     assert_eq!(error.class(), crate::store::Class::Retry);
 }
+
+/// The base of a group of points may move while it is verified.
+#[tokio::test]
+async fn a_snapshot_that_is_made_meanwhile_hides_no_damage() {
+    use crate::store::faulty::{Fault, Faulty, Gate, Op as StoreOp, Rule};
+    let world = World::after(&story()).await;
+    let entries = world.entries().await;
+    let name = delta_name(&world.machine, &entries[0]);
+    assert!(entries[0].last <= Sequence(4));
+    let gate = Gate::new();
+    let faulty = Faulty::new(Arc::clone(&world.store) as _);
+    faulty.add(Rule::on(StoreOp::Put, Fault::Hold(gate.clone())).named("pins/").times(1));
+    let store: Arc<dyn Store> = Arc::new(faulty);
+    let recovery = Arc::new(Recovery::open(store, &world.key, &world.machine).await.unwrap());
+    let clock: Arc<dyn Clock> = System::clock();
+    let meanwhile = async {
+        gate.arrived(1).await;
+        world.snapshot(7).await;
+        world.flip(&name, 200).await;
+        gate.open();
+    };
+    let verified = verify(&recovery, None, &clock, &System, &|_| {});
+    let (report, ()) = tokio::join!(verified, meanwhile);
+    let report = report.unwrap();
+    let points: Vec<_> = report.points.iter().map(|point| (point.sequence, point.good)).collect();
+    assert_eq!(points, [(4, false), (7, true), (12, true), (16, true)]);
+    assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
+    assert_eq!(report.failures[0].object, name.to_string());
+    assert!(world.vault.pins(&world.machine).await.unwrap().is_empty());
+}
