@@ -17,8 +17,8 @@ use super::ca::SigningRequest;
 use super::placing::{MoveAnswer, MoveOrder, Wish, assign, move_machine};
 use super::sidecar::Shared;
 use super::status::{MachineStatus, status};
-use super::{ControlError, Inquiry};
-use crate::model::{BookmarkId, MachineId, Timestamp};
+use super::Inquiry;
+use crate::model::{MachineId, Timestamp};
 use crate::vault::{CertificateEntry, MachineDocument, Policy, PolicyBounds};
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -144,12 +144,7 @@ async fn unpin(
 
 async fn keep(shared: &Shared, machine: &str, bookmark: String, keep: bool) -> Answer<Value> {
     let machine = machine_named(machine)?;
-    let points = shared.sources.points(&machine).await?;
-    let known = points.iter().any(|point| point.bookmark == bookmark);
-    let Some(id) = BookmarkId::parse(&bookmark).filter(|_| known) else {
-        return Err(ControlError::UnknownPoint { machine, bookmark }.into());
-    };
-    shared.sources.vault.keep_bookmark(&machine, id, keep).await?;
+    shared.sources.keep_point(&machine, &bookmark, keep).await?;
     Ok(Json(json!({ "machine": machine, "bookmark": bookmark, "pinned": keep })))
 }
 

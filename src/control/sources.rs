@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::{Client, ControlError};
 use crate::cloud_log::LogStore;
 use crate::format::manifest::Manifest;
-use crate::model::{MachineId, ServerId};
+use crate::model::{BookmarkId, MachineId, ServerId};
 use crate::observe::{MachineFacts, ServerFacts, error_chain};
 use crate::recover::{Point, Recovery};
 use crate::seal::{KeyEncryptionKey, KeyRing};
@@ -115,6 +115,42 @@ impl Sources {
         let document = self.document(machine).await?;
         let recovery = Recovery::new(self.log(&document)?, self.vault.clone());
         Ok(recovery.points().await?)
+    }
+
+    /// Keeps a recovery point past its time, or lets it go. Looks again after it was written down:
+    /// retention may have given the point up after the first look, and cannot after the second.
+    ///
+    /// # Errors
+    /// `UnknownPoint` when there is no such point, or there is none any more; else as
+    /// [`Self::points`].
+    pub async fn keep_point(
+        &self,
+        machine: &MachineId,
+        bookmark: &str,
+        keep: bool,
+    ) -> Result<(), ControlError> {
+        let unknown = || ControlError::UnknownPoint {
+            machine: machine.clone(),
+            bookmark: bookmark.to_owned(),
+        };
+        let id = self.known(machine, bookmark).await?.ok_or_else(unknown)?;
+        self.vault.keep_bookmark(machine, id, keep).await?;
+        if keep && self.known(machine, bookmark).await?.is_none() {
+            self.vault.keep_bookmark(machine, id, false).await?;
+            return Err(unknown());
+        }
+        Ok(())
+    }
+
+    /// A bookmark's id, if it is a recovery point.
+    async fn known(
+        &self,
+        machine: &MachineId,
+        bookmark: &str,
+    ) -> Result<Option<BookmarkId>, ControlError> {
+        let points = self.points(machine).await?;
+        let known = points.iter().any(|point| point.bookmark == bookmark);
+        Ok(BookmarkId::parse(bookmark).filter(|_| known))
     }
 
     /// Everything about a machine. A process server that does not answer is a fact, not an error.

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use holdfast::clock::{Clock, System};
+use holdfast::control::{ControlError, Sources};
+use holdfast::model::BookmarkId;
 use holdfast::recover::{DiskReader, Pin, PointSpec, RecoverError, ResolvedPoint};
 use holdfast::store::faulty::{Fault, Gate, Op, Rule};
 use holdfast::store::{Class, LeaseId, PageGuard, Store};
 use holdfast::upload::{Cut, truncate};
 use holdfast::vault::Policy;
 
-use super::site::{DISK_BYTES, Site, at_round, policy, rounds, seed_disk, specs};
+use super::site::{DISK_BYTES, Site, at_round, machine, policy, rounds, seed_disk, specs};
 
 /// A different id for each bookmark.
 pub(crate) fn distinct(round: u8) -> [u8; 16] {
@@ -252,4 +254,31 @@ async fn nothing_is_pinned_onto_what_retention_has_given_up_but_not_yet_removed(
         read(&site, &point).await.unwrap();
         pin.release().await;
     }
+}
+
+#[tokio::test]
+async fn a_point_that_retention_gives_up_meanwhile_is_not_said_to_be_pinned() {
+    let site = Site::of(rounds(9, distinct)).await;
+    let manifest = site.manifest().await;
+    let mut applier = site.applier().await.unwrap();
+    site.apply_all(&mut applier, &sparse()).await;
+    let sources = Sources { vault: site.vault.clone(), kek: Arc::clone(&site.key) };
+    let gate = Gate::new();
+    site.faulty.add(Rule::on(Op::Put, Fault::Hold(gate.clone())).named("/points").times(1));
+    // Round 1 stands in the log alone, on the snapshot of round 0.
+    let id = BookmarkId(distinct(1)).to_string();
+    let machine = machine();
+    let keeping = sources.keep_point(&machine, &id, true);
+    let mut decided = None;
+    let others = async { decided = Some(applier.retain(&manifest, &short()).await.unwrap()) };
+    let kept = meanwhile(keeping, &gate, others).await;
+    assert!(decided.is_some_and(|decision| decision.truncate_through.0 >= at_round(1)));
+    assert!(matches!(kept, Err(ControlError::UnknownPoint { .. })), "{kept:?}");
+    assert!(site.points().await.pinned.is_empty(), "no pin is left of it");
+    // One that is still there is kept, and let go.
+    let id = BookmarkId(distinct(7)).to_string();
+    sources.keep_point(&machine, &id, true).await.unwrap();
+    assert_eq!(site.points().await.pinned, [id.as_str()]);
+    sources.keep_point(&machine, &id, false).await.unwrap();
+    assert!(site.points().await.pinned.is_empty());
 }

@@ -35,7 +35,7 @@ pub(crate) struct Site {
     pub(crate) log: Arc<LogStore>,
     pub(crate) clock: Arc<Hand>,
     pub(crate) drawn: Arc<Drawn>,
-    key: KeyEncryptionKey,
+    pub(crate) key: Arc<KeyEncryptionKey>,
     pub(crate) at: BTreeMap<u64, Disks>,
 }
 
@@ -176,7 +176,7 @@ impl Site {
         let inner: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
         let faulty = Arc::new(Faulty::new(inner));
         let store: Arc<dyn Store> = Arc::clone(&faulty) as _;
-        let key = KeyEncryptionKey::of([7; 32].into());
+        let key = Arc::new(KeyEncryptionKey::of([7; 32].into()));
         let vault = Vault::new(Arc::clone(&store), key.derive("holdfast vault 1"));
         let (data_key, wrapped) = key.make_data_key(&machine(), 1, &System, Timestamp(0));
         let document = MachineDocument {
