@@ -9,6 +9,7 @@ use super::bodies::Bodies;
 use super::checkpoint::{Applied, Checkpoint, RecoveryPoint};
 use super::due::{self, Due, Run};
 use super::error::ApplyError;
+use super::pins::PinsSeen;
 use super::plan;
 use super::seed::{self, SeedDisks};
 use super::witness;
@@ -44,6 +45,8 @@ pub struct ApplierContext {
     pub streams: usize,
     /// Memory that they are joined in.
     pub bodies: Bodies,
+    /// Pins of recoveries, as they were seen so far.
+    pub pins: PinsSeen,
 }
 
 /// What one step did.

@@ -17,15 +17,12 @@ use super::retention::{self, Decision};
 use super::seed;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
-use crate::model::{DiskSpec, Epoch, ObjectName, Timestamp};
+use crate::model::{DiskSpec, Epoch, ObjectName};
 use crate::store::{SnapshotInfo, StoreError};
 use crate::vault::{PinDocument, Policy, VaultError};
 
 /// How often others may change the document between decision and swap.
 const TRIES: u32 = 16;
-/// A pin that ended longer ago is removed: its recovery was killed, for it renews its pin three
-/// times in its life.
-const DEAD_PIN_S: i64 = 600;
 
 impl Applier {
     /// Drops the snapshots that the policy no longer keeps and says how much of the log may go.
@@ -73,18 +70,12 @@ impl Applier {
         let machine = self.context.log.machine();
         let vault = &self.context.vault;
         let failed = |source| ApplyError::Points { machine: machine.clone(), source };
-        let now = self.context.clock.wall();
-        let (running, ended): (Vec<_>, Vec<_>) = vault
-            .pins(machine)
-            .await
-            .map_err(failed)?
-            .into_iter()
-            .partition(|(_, pin)| pin.expires > now);
-        let dead = |expires: Timestamp| expires.plus_seconds(DEAD_PIN_S) <= now;
-        for (id, _) in ended.iter().filter(|(_, pin)| dead(pin.expires)) {
+        let pins = vault.pins(machine).await.map_err(failed)?;
+        let pins = self.context.pins.sort(pins, self.context.clock.monotonic());
+        for id in &pins.dead {
             vault.remove_pin(machine, id).await.map_err(failed)?;
         }
-        Ok(running.into_iter().map(|(_, pin)| pin).collect())
+        Ok(pins.running)
     }
 
     /// Of an epoch without points; called again until the manifest has forgotten the epoch.

@@ -9,6 +9,7 @@ use axum::{Extension, Json, Router, middleware};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::Inquiry;
 use super::answer::Refusal;
 use super::auth::{self, Peer};
 use super::body::Body;
@@ -17,7 +18,6 @@ use super::ca::SigningRequest;
 use super::placing::{MoveAnswer, MoveOrder, Wish, assign, move_machine};
 use super::sidecar::Shared;
 use super::status::{MachineStatus, status};
-use super::Inquiry;
 use crate::model::{MachineId, Timestamp};
 use crate::vault::{CertificateEntry, MachineDocument, Policy, PolicyBounds};
 

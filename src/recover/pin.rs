@@ -13,7 +13,8 @@ use crate::clock::{Clock, Entropy, random16};
 use crate::model::MachineId;
 use crate::vault::{PinDocument, Vault, VaultError};
 
-/// Life of a pin that is not renewed: what a killed recovery keeps retention waiting.
+/// Life of a pin that is not renewed: what a killed recovery keeps retention waiting, once an applier
+/// looks at it.
 const LIFE: Duration = Duration::from_secs(600);
 /// Three tries before it ends.
 const RENEW_AFTER: Duration = Duration::from_secs(200);

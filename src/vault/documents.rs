@@ -260,6 +260,7 @@ pub struct PinDocument {
     pub sequence: u64,
     /// The snapshot it starts from; 0 when it starts from the beginning of the log.
     pub base: u64,
-    /// Renewed while the recovery runs.
+    /// For people: when it ends if nobody renews it, by the recovering host's clock. Each renewal
+    /// changes it; that is what retention looks at.
     pub expires: Timestamp,
 }

@@ -2,7 +2,7 @@
 //! tidies between runs.
 
 use holdfast::clock::Clock;
-use holdfast::model::{DeltaId, Sequence};
+use holdfast::model::{DeltaId, Sequence, Timestamp};
 use holdfast::store::faulty::{Fault, Gate, Op, Rule};
 use holdfast::store::{Class, Store};
 use holdfast::vault::{PinDocument, Policy};
@@ -70,18 +70,62 @@ async fn a_run_must_chain_to_the_delta_before_it() {
     assert_eq!(site.check().await, 2);
 }
 
+/// Writes a recovery's pin, as it does when it begins and each time that it renews it.
+async fn write_pin(site: &Site, id: &str, expires: Timestamp) {
+    let pin = PinDocument { sequence: at_round(0), base: at_round(0), expires };
+    site.vault.write_pin(&machine(), id, &pin).await.unwrap();
+}
+
+async fn pins(site: &Site) -> Vec<String> {
+    site.vault.pins(&machine()).await.unwrap().into_iter().map(|(id, _)| id).collect()
+}
+
+/// Gives up all that it may.
+fn nothing_old() -> Policy {
+    Policy { snapshot_interval_s: 1, journal_window_s: 0, ladder: Vec::new(), ..policy() }
+}
+
+#[tokio::test]
+async fn a_pin_that_is_renewed_holds_whatever_the_clocks_say() {
+    let site = Site::of(rounds(4, distinct)).await;
+    let mut applier = site.applier().await.unwrap();
+    let policy = nothing_old();
+    site.apply_all(&mut applier, &policy).await;
+    let manifest = site.manifest().await;
+    // The recovering host's clock is right, ours is an hour ahead, then an hour behind.
+    for (wrong_by, steps) in [(3_600, 5), (-3_600, 5)] {
+        site.clock.set_wrong_by(wrong_by);
+        for _ in 0..steps {
+            let expires = Timestamp(site.clock.monotonic().as_micros() as i64).plus_seconds(600);
+            write_pin(&site, "running", expires).await;
+            let decision = applier.retain(&manifest, &policy).await.unwrap();
+            assert_eq!(decision.truncate_through.0, at_round(0), "the log after its base stays");
+            let points = site.points().await.snapshots;
+            let kept: Vec<_> = points.iter().map(|point| point.sequence).collect();
+            assert_eq!(kept, [at_round(0), at_round(3)], "its base and the newest");
+            site.clock.advance(200);
+        }
+        // A newer applier of the same process goes on with what was seen.
+        applier = site.applier().await.unwrap();
+    }
+    assert_eq!(pins(&site).await, ["running"]);
+}
+
 #[tokio::test]
 async fn pins_of_killed_recoveries_are_removed() {
-    let site = Site::of(rounds(1, distinct)).await;
+    let site = Site::of(rounds(2, distinct)).await;
     let mut applier = site.applier().await.unwrap();
-    site.apply_all(&mut applier, &policy()).await;
-    for (id, seconds) in [("running", 1), ("late", -599), ("dead", -600)] {
-        let expires = site.clock.wall().plus_seconds(seconds);
-        let pin = PinDocument { sequence: at_round(0), base: at_round(0), expires };
-        site.vault.write_pin(&machine(), id, &pin).await.unwrap();
+    let policy = nothing_old();
+    site.apply_all(&mut applier, &policy).await;
+    let manifest = site.manifest().await;
+    // By a clock that is ahead: what a pin says of its end counts for nothing.
+    write_pin(&site, "killed", site.clock.wall().plus_seconds(86_400)).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        applier.retain(&manifest, &policy).await.unwrap();
+        held.push((site.points().await.snapshots.len(), pins(&site).await.len()));
+        site.clock.advance(300);
+        applier = site.applier().await.unwrap(); // restarts of appliers do not prolong its life
     }
-    applier.retain(&site.manifest().await, &Policy::default()).await.unwrap();
-    let left = site.vault.pins(&machine()).await.unwrap();
-    let left: Vec<_> = left.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(left, ["late", "running"]);
+    assert_eq!(held, [(2, 1), (2, 1), (1, 1), (1, 1), (1, 0)]);
 }

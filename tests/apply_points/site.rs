@@ -2,10 +2,11 @@
 //! appliers and recoveries over it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast::apply::{Applier, ApplierContext, ApplyError, Bodies};
+use holdfast::apply::{Applier, ApplierContext, ApplyError, Bodies, PinsSeen};
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, Entropy, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -35,32 +36,43 @@ pub(crate) struct Site {
     pub(crate) log: Arc<LogStore>,
     pub(crate) clock: Arc<Hand>,
     pub(crate) drawn: Arc<Drawn>,
+    pins: PinsSeen,
     pub(crate) key: Arc<KeyEncryptionKey>,
     pub(crate) at: BTreeMap<u64, Disks>,
 }
 
-/// A clock that moves when it is told to, and wakes who waited for that.
-pub(crate) struct Hand(watch::Sender<Duration>);
+/// A clock that moves when it is told to, and wakes who waited for that. Its wall clock can be set
+/// apart from that.
+pub(crate) struct Hand {
+    now: watch::Sender<Duration>,
+    wrong_by: AtomicI64,
+}
 
 impl Hand {
     pub(crate) fn advance(&self, seconds: u64) {
-        self.0.send_modify(|now| *now += Duration::from_secs(seconds));
+        self.now.send_modify(|now| *now += Duration::from_secs(seconds));
+    }
+
+    /// Sets the wall clock alone: seconds.
+    pub(crate) fn set_wrong_by(&self, seconds: i64) {
+        self.wrong_by.store(seconds, Ordering::Relaxed);
     }
 }
 
 #[async_trait::async_trait]
 impl Clock for Hand {
     fn wall(&self) -> Timestamp {
-        Timestamp(self.0.borrow().as_micros() as i64)
+        let right = Timestamp(self.now.borrow().as_micros() as i64);
+        right.plus_seconds(self.wrong_by.load(Ordering::Relaxed))
     }
 
     fn monotonic(&self) -> Duration {
-        *self.0.borrow()
+        *self.now.borrow()
     }
 
     async fn sleep(&self, duration: Duration) {
         let until = self.monotonic() + duration;
-        self.0.subscribe().wait_for(|now| *now >= until).await.unwrap();
+        self.now.subscribe().wait_for(|now| *now >= until).await.unwrap();
     }
 }
 
@@ -172,7 +184,8 @@ pub(crate) fn at_round(round: u8) -> u64 {
 
 impl Site {
     pub(crate) async fn of((changes, at): History) -> Self {
-        let clock = Arc::new(Hand(watch::Sender::new(Duration::from_secs(4_000_000_000))));
+        let now = watch::Sender::new(Duration::from_secs(4_000_000_000));
+        let clock = Arc::new(Hand { now, wrong_by: AtomicI64::new(0) });
         let inner: Arc<dyn Store> = Arc::new(Memory::new(Arc::clone(&clock) as _));
         let faulty = Arc::new(Faulty::new(inner));
         let store: Arc<dyn Store> = Arc::clone(&faulty) as _;
@@ -189,7 +202,8 @@ impl Site {
         vault.create_machine(&document).await.unwrap();
         let log = Arc::new(LogStore::new(store, machine(), KeyRing::of(machine(), data_key)));
         let drawn = Arc::new(Drawn::default());
-        let site = Self { faulty, vault, log, clock, drawn, key, at };
+        let pins = PinsSeen::default();
+        let site = Self { faulty, vault, log, clock, drawn, pins, key, at };
         site.publish(changes).await;
         site
     }
@@ -256,6 +270,7 @@ impl Site {
             metrics: Arc::new(Metrics::default()),
             streams: 3,
             bodies: Bodies::default(),
+            pins: self.pins.clone(),
         })
         .await
     }

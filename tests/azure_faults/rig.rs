@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use holdfast::apply::{Applier, ApplierContext, Bodies};
+use holdfast::apply::{Applier, ApplierContext, Bodies, PinsSeen};
 use holdfast::cache::Durable;
 use holdfast::clock::{Clock, Entropy, System, random16};
 use holdfast::cloud_log::{ENTRIES_MAX, LogStore};
@@ -254,6 +254,7 @@ impl Rig {
             metrics: Arc::new(Metrics::default()),
             streams: 2,
             bodies: Bodies::default(),
+            pins: PinsSeen::default(),
         })
         .await
     }

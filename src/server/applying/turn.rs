@@ -13,7 +13,7 @@ use super::Applying;
 use super::error::TurnError;
 use super::rhythm::{Rhythm, TIDY_IDLE_INTERVAL};
 use super::standby::Standby;
-use crate::apply::{Applier, ApplierContext, ApplyError};
+use crate::apply::{Applier, ApplierContext, ApplyError, PinsSeen};
 use crate::clock::fraction;
 use crate::cloud_log::{ENTRIES_MAX, LogStore};
 use crate::format::manifest::Manifest;
@@ -39,6 +39,8 @@ pub(super) struct Work {
     machine: MachineId,
     rhythm: Rhythm,
     open: Option<Box<Open>>,
+    /// Outlives appliers: a pin ends when it was long seen unchanged.
+    pins: PinsSeen,
     /// Under which ownership it was seen last, and whose it was to apply; another one decides anew
     /// who applies.
     seen: Option<(Generation, bool)>,
@@ -82,6 +84,7 @@ impl Work {
             machine,
             rhythm: Rhythm::new(now, spread),
             open: None,
+            pins: PinsSeen::default(),
             seen: None,
             standby: None,
             applied: None,
@@ -367,6 +370,7 @@ impl Work {
             metrics: Arc::clone(&applying.metrics),
             streams: applying.tuning.now().apply.streams,
             bodies: applying.bodies.clone(),
+            pins: self.pins.clone(),
         }
     }
 
