@@ -99,8 +99,9 @@ impl Applier {
         Ok(())
     }
 
-    /// Snapshots that no point names: given up by retention, or left by a crash between making
-    /// and recording (then the next run makes its own again).
+    /// Snapshots of appliers that no point names: given up by retention, or left by a crash between
+    /// making and recording (then the next run makes its own again). Others are somebody else's: ours
+    /// get their label with the same request that makes them.
     async fn delete_unnamed_snapshots(
         &mut self,
         manifest: &Manifest,
@@ -113,7 +114,11 @@ impl Applier {
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(source) => return Err(self.store_failed(source)),
             };
-            if there.iter().all(|snapshot| self.is_named(epoch.epoch, spec, snapshot)) {
+            let left = |snapshot: &SnapshotInfo| {
+                seed::made_by(&snapshot.label).is_some()
+                    && !self.is_named(epoch.epoch, spec, snapshot)
+            };
+            if !there.iter().any(left) {
                 continue;
             }
             // The record of one of them may still be on its way: this makes it fail.
@@ -139,10 +144,11 @@ impl Applier {
         disks.any(|disk| disk.index == spec.index.0 && disk.snapshot == snapshot.id)
     }
 
-    /// A newer applier's snapshot may be named by now, in a document that we have not seen.
+    /// Not somebody else's, and not a newer applier's: that may be named by now, in a document that we
+    /// have not seen.
     fn may_delete(&self, snapshot: &SnapshotInfo) -> bool {
         seed::made_by(&snapshot.label)
-            .is_none_or(|by| by.generation <= self.checkpoint.generation())
+            .is_some_and(|by| by.generation <= self.checkpoint.generation())
     }
 
     async fn delete_snapshot(

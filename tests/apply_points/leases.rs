@@ -4,7 +4,7 @@
 use holdfast::clock::Clock;
 use holdfast::model::{DeltaId, Sequence, Timestamp};
 use holdfast::store::faulty::{Fault, Gate, Op, Rule};
-use holdfast::store::{Class, Store};
+use holdfast::store::{Class, LeaseId, PageGuard, Store};
 use holdfast::vault::{PinDocument, Policy};
 
 use super::races::{distinct, meanwhile};
@@ -128,4 +128,29 @@ async fn pins_of_killed_recoveries_are_removed() {
         applier = site.applier().await.unwrap(); // restarts of appliers do not prolong its life
     }
     assert_eq!(held, [(2, 1), (2, 1), (1, 1), (1, 1), (1, 0)]);
+}
+
+#[tokio::test]
+async fn snapshots_that_somebody_else_made_stay() {
+    let site = Site::of(rounds(3, distinct)).await;
+    let mut applier = site.applier().await.unwrap();
+    let policy = nothing_old();
+    site.apply_all(&mut applier, &policy).await;
+    let lease = LeaseId([9; 16]);
+    let sequence_number = site.points().await.applier_generation;
+    let guard = PageGuard { lease, sequence_number };
+    site.faulty.break_lease(&seed_disk(0)).await.unwrap();
+    site.faulty.acquire_lease(&seed_disk(0), lease, 60).await.unwrap();
+    for label in ["", "before the upgrade", "12: see the ticket"] {
+        site.faulty.snapshot(&seed_disk(0), label, &guard).await.unwrap();
+    }
+    site.faulty.release_lease(&seed_disk(0), lease).await.unwrap();
+    let manifest = site.manifest().await;
+    applier.retain(&manifest, &policy).await.unwrap();
+    let there = site.faulty.list_snapshots(&seed_disk(0)).await.unwrap();
+    assert_eq!(there.len(), 1 + 3, "the newest point and theirs: {there:?}");
+    // They alone are no reason to write the points document again at every look.
+    let writes = site.faulty.calls(Op::Put, "/points");
+    applier.retain(&manifest, &policy).await.unwrap();
+    assert_eq!(site.faulty.calls(Op::Put, "/points"), writes);
 }
