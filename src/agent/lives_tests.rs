@@ -44,6 +44,13 @@ fn settings(directory: &Path, capture: Capture) -> AgentSettings {
         quic_congestion: Congestion::Bbr,
         buffer_bytes_max: 1 << 20,
         bandwidth_bytes_per_second_max: None,
+        mirror: MirrorTls {
+            ca_certificate: path("ca.pem"),
+            certificate: path("agent.pem"),
+            key: path("agent.key"),
+            server_credentials: "server".into(),
+            client_credentials: "client".into(),
+        },
         bitmap_chunk_bytes: 65536,
         ebpf_ring_bytes: 256 << 10,
         application: None,

@@ -30,7 +30,7 @@ struct Seen {
 pub(super) struct Pins {
     /// Of recoveries that may still run.
     pub(super) running: Vec<PinDocument>,
-    /// Ids of those that nobody will renew.
+    /// Ids of those that nobody will renew, until they are gone.
     pub(super) dead: Vec<String>,
 }
 
@@ -47,11 +47,10 @@ impl PinsSeen {
             if age < LIFE {
                 sorted.running.push(pin.clone());
             }
-            if age < REMOVED_AFTER {
-                seen.insert(id, Seen { pin, since });
-            } else {
-                sorted.dead.push(id);
+            if age >= REMOVED_AFTER {
+                sorted.dead.push(id.clone());
             }
+            seen.insert(id, Seen { pin, since });
         }
         sorted
     }
@@ -80,6 +79,7 @@ mod tests {
         assert_eq!(at(&seen, 5_600, &[("a", 1), ("b", 2)]), (1, vec![]));
         assert_eq!(at(&seen.clone(), 6_199, &[("a", 1), ("b", 3)]), (1, vec![]));
         assert_eq!(at(&seen, 6_200, &[("a", 1), ("b", 3)]), (1, vec!["a".to_owned()]));
+        assert_eq!(at(&seen, 6_200, &[("a", 1), ("b", 3)]).1, ["a"], "it could not be removed");
         assert_eq!(at(&seen, 6_201, &[("a", 2), ("b", 3)]), (2, vec![]), "a came back");
         assert_eq!(at(&seen, 9_999, &[]), (0, vec![]));
         assert_eq!(at(&seen, 9_999, &[("a", 2)]), (1, vec![]), "what was gone is new");

@@ -278,7 +278,7 @@ async fn a_point_that_retention_gives_up_meanwhile_is_not_said_to_be_pinned() {
     // One that is still there is kept, and let go.
     let id = BookmarkId(distinct(7)).to_string();
     sources.keep_point(&machine, &id, true).await.unwrap();
-    assert_eq!(site.points().await.pinned, [id.clone()]);
+    assert_eq!(site.points().await.pinned, [id.as_str()]);
     sources.keep_point(&machine, &id, false).await.unwrap();
     assert!(site.points().await.pinned.is_empty());
 }
