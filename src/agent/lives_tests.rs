@@ -16,7 +16,8 @@ use crate::clock::{Clock, System};
 use crate::format::wire::{FromServer, Refusal, Refuse, Welcome, encode_from_server};
 use crate::model::{Epoch, Generation, Sequence};
 use crate::settings::{
-    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, ScanSettings, TransportChoice,
+    AgentDisk, AgentMode, AgentSettings, Capture, Congestion, MirrorTls, ScanSettings,
+    TransportChoice,
 };
 
 const DISK_BYTES: u64 = 1 << 20;

@@ -68,7 +68,9 @@ fn the_longest_answer_about_a_dirty_bitmap_is_taken() {
     let listener = UnixListener::bind(&socket).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| serve(listener.accept().unwrap().0));
-        let mut client = Client::connect_for(&Peer::Socket(socket.clone()), "bits", "qemu:dirty-bitmap:b").unwrap();
+        let mut client =
+            Client::connect_for(&Peer::Socket(socket.clone()), "bits", "qemu:dirty-bitmap:b")
+                .unwrap();
         let dirty = client.dirty(0, client.size_bytes()).unwrap();
         assert_eq!(dirty.len(), EXTENTS as usize / 2);
         let grain = u64::from(GRAIN);
@@ -96,7 +98,9 @@ fn an_answer_without_extents_is_no_reason_to_ask_for_ever() {
                 sent.unwrap();
             }
         });
-        let mut client = Client::connect_for(&Peer::Socket(socket.clone()), "bits", "qemu:dirty-bitmap:b").unwrap();
+        let mut client =
+            Client::connect_for(&Peer::Socket(socket.clone()), "bits", "qemu:dirty-bitmap:b")
+                .unwrap();
         let error = client.dirty(0, client.size_bytes()).unwrap_err();
         assert!(matches!(error, NbdError::Format { .. }), "{error}");
     });
