@@ -109,7 +109,7 @@ impl Applier {
             Err(error) => error,
         };
         let stuck = match &stopped {
-            ApplyError::Ahead { epoch, .. } => *epoch,
+            ApplyError::Ahead { epoch, .. } | ApplyError::Missing { epoch, .. } => *epoch,
             ApplyError::Gap { .. } => Epoch(self.checkpoint.document().epoch),
             _ => return Err(stopped),
         };

@@ -96,6 +96,22 @@ pub enum ApplyError {
         /// What tells.
         witness: String,
     },
+    /// A seed disk is gone: one that is made in its place would hold what is applied next, and nothing of
+    /// what was before.
+    #[error(
+        "seed disk {object} of machine {machine} is not there, and everything through record {applied} was \
+         applied to it. Resync the machine: the disks of epoch {epoch} are not used again"
+    )]
+    Missing {
+        /// Whose.
+        machine: MachineId,
+        /// Which disk.
+        object: ObjectName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Where the points document stands.
+        applied: Sequence,
+    },
     /// A delta names a disk or an epoch that the manifest does not.
     #[error(
         "delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have"
@@ -133,6 +149,7 @@ impl ApplyError {
             Self::LeaseLost { .. } => Class::Retry,
             Self::Gap { .. }
             | Self::Ahead { .. }
+            | Self::Missing { .. }
             | Self::UnknownDisk { .. }
             | Self::UnknownEpoch { .. } => Class::Poison,
         }

@@ -1,5 +1,6 @@
 //! Whether seed disks are ahead of the points document: then it was set back (a backup of it was
-//! put in its place), and a snapshot made now would hold writes from after its bookmark.
+//! put in its place), and a snapshot made now would hold writes from after its bookmark. Or behind it: a
+//! disk that is gone.
 //!
 //! Owns: what a disk can tell of its own past, which is the number of the last applier that took it
 //! and the labels of its snapshots. What no snapshot was made of leaves no trace there
@@ -10,7 +11,7 @@ use super::error::ApplyError;
 use super::seed;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
-use crate::model::{Epoch, ObjectName};
+use crate::model::{Epoch, ObjectName, Sequence};
 use crate::store::{SnapshotInfo, StoreError};
 use crate::vault::PointsDocument;
 
@@ -50,7 +51,10 @@ impl Applier {
     ) -> Result<(), ApplyError> {
         let ours = self.checkpoint.generation();
         for (object, number) in self.numbers(manifest, epoch).await? {
-            let Some(number) = number else { continue };
+            let Some(number) = number else {
+                self.check_unused(manifest, epoch, object)?;
+                continue;
+            };
             if number > ours || (first && number == ours) {
                 self.checkpoint.reload().await?; // a newer applier's number fences us here
                 let witness =
@@ -59,6 +63,23 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    /// A disk that is not there may be made: unless something was applied to it.
+    fn check_unused(
+        &self,
+        manifest: &Manifest,
+        epoch: Epoch,
+        object: ObjectName,
+    ) -> Result<(), ApplyError> {
+        let (machine, applied) = (manifest.machine.clone(), self.checkpoint.document().applied);
+        let begins = manifest.epochs.iter().find(|entry| entry.epoch == epoch);
+        let used = self.checkpoint.document().epoch == epoch.0
+            && begins.is_some_and(|entry| applied >= entry.first.0);
+        match used {
+            true => Err(ApplyError::Missing { machine, object, epoch, applied: Sequence(applied) }),
+            false => Ok(()),
+        }
     }
 
     /// After the disks were taken, so that no older applier adds a snapshot any more: none was made

@@ -155,6 +155,28 @@ async fn a_running_applier_that_takes_its_disks_again_is_no_stranger_to_them() {
     assert_eq!(site.check().await, 2);
 }
 
+/// One that is made anew would hold what comes next and nothing of what was before.
+#[tokio::test]
+async fn a_disk_that_is_gone_is_not_made_again() {
+    let (site, mut applier) = begun(&policy()).await;
+    site.apply_all(&mut applier, &policy()).await;
+    applier.release().await.unwrap();
+    site.publish(round(2)).await;
+    site.faulty.delete_pages(&seed_disk(1), None).await.unwrap();
+    let mut next = site.applier().await.unwrap();
+    let manifest = site.manifest().await;
+    for _ in 0..2 {
+        let error = next.step(&manifest, &policy()).await.unwrap_err();
+        assert!(matches!(error, ApplyError::Missing { .. }), "{error:?}");
+    }
+    let points = site.points().await;
+    assert_eq!((points.applied, points.snapshots.len()), (at(1), 2));
+    let why = points.quarantine.unwrap();
+    assert!(why.contains(seed_disk(1).as_str()) && why.contains("Resync"), "{why}");
+    let gone = site.faulty.page_properties(&seed_disk(1)).await;
+    assert!(gone.is_err(), "nothing was made in its place");
+}
+
 #[tokio::test]
 async fn retention_deletes_no_witness() {
     let (site, mut applier) = begun(&policy()).await;

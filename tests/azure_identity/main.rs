@@ -180,7 +180,7 @@ fn a_key_a_signature_a_connection_string() {
     let wrong = case.file("wrong", "d3Jvbmc=");
     let store = case.store(azurite, &format!("auth=shared-key&file={}", wrong.display()));
     let said = case.init(&store, &[]).unwrap_err();
-    assert!(said.contains("check key, signature or token"), "{said}");
+    assert!(said.contains("check the key, signature or token"), "{said}");
     let right = format!("auth=shared-key&file={}", azurite.key_file().display());
     case.init(&case.store(azurite, &right), &[]).unwrap();
 

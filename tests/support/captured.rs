@@ -206,7 +206,11 @@ impl Ext4 {
     }
 
     pub fn unmount(self) {
-        super::run("umount", &[text(&self.path)]);
+        // A test beside this one that starts a program holds what is open here until that runs.
+        eventually("it is unmounted", 30, || {
+            let ended = std::process::Command::new("umount").arg(&self.path).output().unwrap();
+            ended.status.success().then_some(())
+        });
         std::mem::forget(self);
     }
 }
