@@ -59,6 +59,15 @@ impl Site {
     }
 
     /// A move, while time passes.
+    /// Until the pipeline has found out that it was fenced.
+    async fn stops_serving(&self, machine: &MachineId) {
+        let mut steps = 0..100_000;
+        while self.registry.served(machine).is_some() {
+            steps.next().expect("it comes to an end");
+            self.clock.advance(Duration::from_millis(100)).await;
+        }
+    }
+
     async fn moves(&self, machine: &MachineId, to: &str) -> Result<(), HandoverError> {
         let document = self.registry.shared().peers.target(&to.parse().unwrap()).await.unwrap();
         self.moves_to(machine, document).await
@@ -338,11 +347,7 @@ async fn what_a_fenced_server_made_durable_is_held() {
     first.back("ps-1").await;
     let records = kept(&machine);
     first.registry.routes().durable(records.clone());
-    let mut steps = 0..100_000;
-    while first.registry.served(&machine).is_some() {
-        steps.next().expect("it comes to an end");
-        first.clock.advance(Duration::from_millis(100)).await;
-    }
+    first.stops_serving(&machine).await;
     assert_eq!(first.registry.kept().records(), 4);
     assert!(records.iter().all(|record| record.holders() > 1), "they may be the only copies");
     assert_eq!(first.counted(|scale| &scale.fenced), 1);
@@ -364,11 +369,7 @@ async fn what_was_durable_when_a_process_of_the_same_name_came_is_held() {
     first.owned_by("ps-1", &document).await;
     let records = kept(&machine);
     first.registry.routes().durable(records.clone());
-    let mut steps = 0..100_000;
-    while first.registry.served(&machine).is_some() {
-        steps.next().expect("it comes to an end");
-        first.clock.advance(Duration::from_millis(100)).await;
-    }
+    first.stops_serving(&machine).await;
     assert_eq!(first.registry.kept().records(), 4);
     assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
     assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 2), "nothing was taken back");
