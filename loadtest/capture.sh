@@ -104,8 +104,8 @@ load() {
     flushed) job=(--rw=randwrite --bs=4k --iodepth=1 --fsync=1) ;;
     random) job=(--rw=randwrite --bs=4k --iodepth=32) ;;
     sequence) job=(--rw=write --bs=1m --iodepth=4) ;;
-    *k) job=(--rw=randwrite --bs=4k --iodepth=32 --rate_iops="${2%k}000" --rate_process=poisson) ;;
-    *m) job=(--rw=write --bs=1m --iodepth=4 --rate="${2%m}000000") ;;
+    *[0-9]k) job=(--rw=randwrite --bs=4k --iodepth=32 --rate_iops="${2%k}000" --rate_process=poisson) ;;
+    *[0-9]m) job=(--rw=write --bs=1m --iodepth=4 --rate="${2%m}000000") ;;
   esac
   fio --name=load "${target[@]}" "${job[@]}" --size="${size}m" --time_based --runtime="$seconds" --randrepeat=0 --output-format=json 2>>"$work/fio.log"
 }
@@ -197,8 +197,8 @@ if [ -n "$json" ]; then cat "$work/figures"; exit; fi
 printf 'medians of %s rounds of %s s, a disk of %s MiB, %s cores\n' "$rounds" "$seconds" "$size" "$(nproc)"
 for job in $jobs; do
   case $job in
-    *k) printf '\n4 KiB random writes, at most %s a second\n' "${job%k}000" ;;
-    *m) printf '\n1 MiB writes in sequence, at most %s MB/s\n' "${job%m}" ;;
+    *[0-9]k) printf '\n4 KiB random writes, at most %s a second\n' "${job%k}000" ;;
+    *[0-9]m) printf '\n1 MiB writes in sequence, at most %s MB/s\n' "${job%m}" ;;
   esac
   case $job in
     flushed) printf '\n4 KiB random writes, one at a time, each flushed\n' ;;
