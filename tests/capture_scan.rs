@@ -113,6 +113,13 @@ fn what_changed_between_passes_is_sent_and_nothing_else() {
         let disk = &scanned.status("disks")[0];
         (disk["rpo_s"].as_f64()? >= 0.0 && disk["rpo_s_max"].as_f64()? > 0.0).then_some(())
     });
+    eventually("the server knows how it is captured", 20, || {
+        let args = ["status", "web-1", "--json"];
+        let status: serde_json::Value =
+            serde_json::from_slice(&scanned.site.try_holdfast(&args).stdout).ok()?;
+        let disk = &status["machines"][0]["live"]["disks"][0];
+        (disk["mode"] == "bitmap" && disk["why"].as_str()?.contains("as of")).then_some(())
+    });
     // Its hashes are in the file before it ends, so the next life sends what changed meanwhile.
     eventually("all is published", 60, || (scanned.status("unsettled_bytes") == 0).then_some(()));
     agent.stop();

@@ -288,6 +288,7 @@ fn every_frame_stands_in_the_wire_page_under_its_code() {
         (FrameKind::Progress, "progress | agent"),
         (FrameKind::BookmarkReply, "bookmark reply | agent"),
         (FrameKind::Goodbye, "goodbye | agent"),
+        (FrameKind::Capture, "capture | agent"),
         (FrameKind::Welcome, "welcome | server"),
         (FrameKind::Ack, "ack | server"),
         (FrameKind::BookmarkRequest, "bookmark request | server"),

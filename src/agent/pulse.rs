@@ -5,10 +5,11 @@
 //! say, so while nothing changes a word is rare. It still comes: on an idle machine each one moves
 //! the newest moment that is known to be complete.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::format::wire::Progress;
-use crate::model::Sequence;
+use crate::format::wire::{Capture, Progress};
+use crate::model::{DiskIndex, Sequence};
 
 /// Shortest pause between two words.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -16,18 +17,19 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What was told last, and when.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pulse {
     look_at: Duration,
     told: Option<(Progress, Sequence)>,
     told_at: Duration,
+    captures: BTreeMap<DiskIndex, (Capture, Duration)>,
 }
 
 impl Pulse {
     /// The first word is due now.
     #[must_use]
     pub fn new(now: Duration) -> Self {
-        Self { look_at: now, told: None, told_at: now }
+        Self { look_at: now, told: None, told_at: now, captures: BTreeMap::new() }
     }
 
     /// When to ask next whether something is to be told.
@@ -51,12 +53,25 @@ impl Pulse {
         self.told_at = now;
         true
     }
+
+    /// Whether `capture` is to be told now: at first, when its mode is another, and when its words are, but
+    /// those no more often than a word is due anyway.
+    pub fn tells_of(&mut self, now: Duration, capture: &Capture) -> bool {
+        if let Some((told, at)) = self.captures.get(&capture.disk) {
+            let late = now.saturating_sub(*at) >= HEARTBEAT_INTERVAL;
+            if told == capture || told.mode == capture.mode && !late {
+                return false;
+            }
+        }
+        self.captures.insert(capture.disk, (capture.clone(), now));
+        true
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Timestamp, TrackingMode};
+    use crate::model::{CaptureMode, Timestamp, TrackingMode};
 
     fn progress(at: u64, last: u64) -> Progress {
         Progress {
@@ -96,5 +111,24 @@ mod tests {
         let published = |second| if second < 15 { 7 } else { 8 };
         assert_eq!(told(40, last, published), [0, 10, 13, 15, 25, 35]);
         assert_eq!(told(5, |second| second, |_| 0), [0, 1, 2, 3, 4], "while it writes");
+    }
+
+    #[test]
+    fn a_disk_is_told_of_when_its_mode_changes_and_words_wait() {
+        let second = Duration::from_secs;
+        let mut pulse = Pulse::new(second(0));
+        let capture =
+            |disk, mode, why: &str| Capture { disk: DiskIndex(disk), mode, why: why.into() };
+        let ordered = capture(0, CaptureMode::Ordered, "as it is written");
+        assert!(pulse.tells_of(second(0), &ordered), "the first word");
+        assert!(
+            pulse.tells_of(second(0), &capture(1, CaptureMode::Bitmap, "pass 1, 3 %")),
+            "of each"
+        );
+        assert!(!pulse.tells_of(second(20), &ordered), "nothing is new");
+        assert!(pulse.tells_of(second(20), &capture(0, CaptureMode::Extents, "the ring was full")));
+        assert!(pulse.tells_of(second(21), &ordered), "a mode is told at once");
+        assert!(!pulse.tells_of(second(9), &capture(1, CaptureMode::Bitmap, "pass 1, 9 %")));
+        assert!(pulse.tells_of(second(10), &capture(1, CaptureMode::Bitmap, "pass 1, 10 %")));
     }
 }

@@ -27,6 +27,7 @@ use super::pulse::Pulse;
 use super::quiesce::NO_HOOK;
 use super::replies::Replies;
 use super::run::Shared;
+use super::status::captures;
 use super::stream::Stream;
 
 /// Time for the server to answer the Hello, in timeouts: it may have to take the machine over first.
@@ -262,14 +263,9 @@ impl Session<'_> {
         let most = self.shared.settings.bandwidth_bytes_per_second_max;
         let mut bandwidth = Bandwidth::new(most, clock.monotonic());
         loop {
-            let now = clock.monotonic();
-            if now >= pulse.look_at() {
-                let (progress, published) = self.progress();
-                if pulse.tells(now, &progress, published) {
-                    outgoing
-                        .send(encode_from_agent(&FromAgent::Progress(progress)))
-                        .await
-                        .map_err(lost)?;
+            if clock.monotonic() >= pulse.look_at() {
+                for word in self.words(&mut pulse) {
+                    outgoing.send(encode_from_agent(&word)).await.map_err(lost)?;
                 }
                 self.resume();
             }
@@ -309,6 +305,20 @@ impl Session<'_> {
                 },
             }
         }
+    }
+
+    /// What is to be said of the agent and its disks now.
+    fn words(&self, pulse: &mut Pulse) -> Vec<FromAgent> {
+        let now = self.shared.clock.monotonic();
+        let (progress, published) = self.progress();
+        let progress = pulse.tells(now, &progress, published).then_some(progress);
+        let captures = captures(&self.shared.stream).into_iter();
+        let captures = captures.filter(|capture| pulse.tells_of(now, capture));
+        progress
+            .map(FromAgent::Progress)
+            .into_iter()
+            .chain(captures.map(FromAgent::Capture))
+            .collect()
     }
 
     /// How the agent is, and how far it was told that its stream is published.

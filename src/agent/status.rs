@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::format::wire::Capture;
 use crate::model::{DiskIndex, DiskName, MachineId, Timestamp, TrackingMode};
 use crate::settings::AgentMode;
 
 use super::capture::{Age, CaptureMode};
 use super::dial::Way;
 use super::run::{ConnectionState, Shared};
+use super::stream::Stream;
 
 /// Everything worth knowing about an agent at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -105,33 +107,40 @@ fn words(mode: TrackingMode) -> &'static str {
     }
 }
 
+/// How well each disk's changes are known now. Asked without the stream's lock: observers take it
+/// themselves.
+pub(super) fn captures(stream: &Stream) -> Vec<Capture> {
+    let observers = stream.observers();
+    let observed = observers.iter().flat_map(|observer| observer.modes());
+    let mut observed: BTreeMap<DiskIndex, (CaptureMode, String)> =
+        observed.map(|(disk, mode, why)| (disk, (mode, why))).collect();
+    let disks = stream.disks.iter().map(|disk| {
+        let inline = || (CaptureMode::Ordered, "in the way of every write".to_owned());
+        let (mode, why) = observed.remove(&disk.index).unwrap_or_else(inline);
+        Capture { disk: disk.index, mode, why }
+    });
+    disks.collect()
+}
+
 impl AgentStatus {
     /// Looks at the agent. The catch-up's rate is the caller's: it knows two moments.
     pub(super) fn of(shared: &Shared, catch_up_bytes_per_s: f64) -> Self {
         let ConnectionState { server, switches, switched_because, last_error, halted, .. } =
             shared.connection_state();
         let (server, way) = server.unzip();
-        // Asked before the lock is taken: observers take it themselves.
+        let captures = captures(&shared.stream);
         let observers = shared.stream.observers();
-        let observed = observers.iter().flat_map(|observer| observer.modes());
-        let mut observed: BTreeMap<DiskIndex, (CaptureMode, String)> =
-            observed.map(|(disk, mode, why)| (disk, (mode, why))).collect();
         let ages: BTreeMap<DiskIndex, Age> =
             observers.iter().flat_map(|observer| observer.ages()).collect();
         let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
         let core = shared.stream.lock();
-        let mut captured = |disk| {
-            let inline = (CaptureMode::Ordered, "in the way of every write".to_owned());
-            observed.remove(&disk).unwrap_or(inline)
-        };
-        let disks: Vec<DiskStatus> = (shared.stream.disks.iter())
-            .map(|disk| (disk, captured(disk.index)))
-            .map(|(disk, (mode, why))| (disk, mode, why, ages.get(&disk.index).copied()))
-            .map(|(disk, mode, why, age)| DiskStatus {
+        let disks: Vec<DiskStatus> = (shared.stream.disks.iter().zip(captures))
+            .map(|(disk, capture)| (disk, capture, ages.get(&disk.index).copied()))
+            .map(|(disk, capture, age)| DiskStatus {
                 rpo_s: seconds(age.and_then(|age| age.now)),
                 rpo_s_max: seconds(age.and_then(|age| age.max)),
-                capture: mode.as_str(),
-                capture_why: why,
+                capture: capture.mode.as_str(),
+                capture_why: capture.why,
                 name: disk.name.clone(),
                 size_bytes: disk.size_bytes,
                 dirty_bytes: disk.bitmap.dirty_bytes(),

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::rate::Rate;
 use super::sources::{Live, MachineFactsheet};
 use super::words::{bytes, span};
-use crate::model::{MachineId, Timestamp};
-use crate::observe::{AgentTracking, MachineFacts, Pressure, ServerFacts};
+use crate::model::{CaptureMode, MachineId, Timestamp};
+use crate::observe::{AgentTracking, DiskCapture, MachineFacts, Pressure, ServerFacts};
 
 #[cfg(test)]
 mod tests;
@@ -227,6 +227,11 @@ fn agent(live: &MachineFacts, now: Timestamp) -> Vec<HealthLine> {
         );
         lines.push(line(Health::Warning, text));
     }
+    let unordered = live.disks.iter().filter(|disk| disk.mode != CaptureMode::Ordered);
+    lines.extend(unordered.map(|DiskCapture { disk, mode, why }| {
+        let mode = mode.as_str();
+        line(Health::Notice, format!("disk {disk} is captured by {mode} only: {why}"))
+    }));
     lines
 }
 

@@ -338,6 +338,7 @@ impl Live<'_> {
                 show(self.link, &progress, self.ground.ingest.clock.wall());
                 self.link.note_progress(progress);
             }
+            Event::Capture(capture) => self.link.metrics().note_capture(capture),
             Event::Bookmark(reply) => {
                 // One that nobody waits for any more is no error: its asker went.
                 if let Some(answer) = self.asked().remove(&reply.id) {

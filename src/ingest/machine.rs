@@ -474,6 +474,7 @@ impl Drop for Seat {
         // Before the stream's guard is dropped: the next one has not sat down yet.
         *self.link.way_to_agent() = None;
         self.link.metrics.connected.store(0, Ordering::Relaxed);
+        self.link.metrics.forget_captures();
     }
 }
 

@@ -9,13 +9,13 @@ use std::fmt::Display;
 use super::credit::Credit;
 use super::stream::StreamState;
 use crate::format::wire::{
-    self, Ack, BookmarkReply, FrameHeader, FrameKind, FromAgent, Hello, Progress, Refusal, Refuse,
-    Welcome,
+    self, Ack, BookmarkReply, Capture, FrameHeader, FrameKind, FromAgent, Hello, Progress, Refusal,
+    Refuse, Welcome,
 };
 use crate::model::{
     Change, DiskSpec, Epoch, Generation, MachineId, Payload, Record, Sequence, ServerId,
 };
-use crate::observe::error_chain;
+use crate::observe::{DiskCapture, error_chain};
 
 /// What a welcome says beside the stream's own state.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub enum Event {
     Admit(Record),
     /// How the agent is.
     Progress(Progress),
+    /// How well the changes of a disk are known.
+    Capture(DiskCapture),
     /// What became of a bookmark request.
     Bookmark(BookmarkReply),
     /// The agent leaves; nothing follows.
@@ -144,6 +146,16 @@ impl Session {
             FromAgent::Record(record) => self.admit(stream, header.frame_bytes(), record),
             FromAgent::Progress(progress) => Ok(Event::Progress(progress)),
             FromAgent::Bookmark(reply) => Ok(Event::Bookmark(reply)),
+            FromAgent::Capture(Capture { disk, mode, why }) => {
+                let spec = self.disks.iter().find(|spec| spec.index == disk);
+                let unknown = || {
+                    let text =
+                        format_args!("a word on disk {}, which the hello does not have", disk.0);
+                    refuse(Refusal::Protocol, text)
+                };
+                let name = spec.ok_or_else(unknown)?.name.clone();
+                Ok(Event::Capture(DiskCapture { disk: name, mode, why }))
+            }
             FromAgent::Goodbye => Ok(Event::Goodbye),
         }
     }

@@ -62,6 +62,30 @@ pub enum TrackingMode {
     Bitmap,
 }
 
+/// How well a disk's changes are known to its agent at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaptureMode {
+    /// Every change with its bytes, in order.
+    Ordered,
+    /// Where something was written, not what: it is read again.
+    Extents,
+    /// In which chunks something was written: they are read again.
+    Bitmap,
+}
+
+impl CaptureMode {
+    /// Its word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ordered => "ordered",
+            Self::Extents => "extents",
+            Self::Bitmap => "bitmap",
+        }
+    }
+}
+
 /// A marker that is a consistent point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bookmark {

@@ -12,7 +12,8 @@ mod time;
 mod watermarks;
 
 pub use change::{
-    Bookmark, BookmarkKind, CatchUp, Change, DiskSpec, EpochBegin, Record, TrackingMode,
+    Bookmark, BookmarkKind, CaptureMode, CatchUp, Change, DiskSpec, EpochBegin, Record,
+    TrackingMode,
 };
 pub use checksum::Checksum;
 pub use extent::{Extent, ExtentError, SECTOR_BYTES};

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheOutlook, MachineMetrics, Metrics, QueueFacts, RequestFacts, Stage, process};
-use crate::model::{MachineId, Timestamp, TrackingMode};
+use crate::model::{CaptureMode, DiskName, MachineId, Timestamp, TrackingMode};
 
 /// Everything that one process server knows right now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,10 +88,23 @@ pub struct MachineFacts {
     pub dirty_bytes: u64,
     /// Bytes of all disks.
     pub total_bytes: u64,
+    /// How well the agent knows the changes of each disk, by its last word; empty while none is connected.
+    pub disks: Vec<DiskCapture>,
     /// Requests to the store for it, by kind; those that were never asked are left out.
     pub store_requests: BTreeMap<String, RequestFacts>,
     /// What keeps the machine from advancing.
     pub trouble: Option<String>,
+}
+
+/// How well the changes of one disk are known to its agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCapture {
+    /// Which.
+    pub disk: DiskName,
+    /// How well.
+    pub mode: CaptureMode,
+    /// Why not better, or what there is to say.
+    pub why: String,
 }
 
 /// How an agent tracks its machine.
@@ -194,6 +207,13 @@ impl MachineFacts {
             mode: AgentTracking::of(metrics.agent_mode.load(Ordering::Relaxed)),
             dirty_bytes: metrics.agent_dirty_bytes.load(Ordering::Relaxed),
             total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
+            disks: metrics
+                .captures
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values()
+                .cloned()
+                .collect(),
             store_requests: metrics.store.facts(hours),
             trouble,
         }

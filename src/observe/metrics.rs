@@ -8,12 +8,13 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::PacingMetrics;
+use super::facts::DiskCapture;
 use super::pressure::{OutlookCell, Pressure};
 use super::queues::{Queue, QueueFacts};
 use super::requests::{RequestCounts, StoreMetrics};
 use super::scale::ScaleMetrics;
 use super::stage::{Stage, StageMetrics};
-use crate::model::{MachineId, Sequence, Timestamp, Watermarks};
+use crate::model::{DiskName, MachineId, Sequence, Timestamp, Watermarks};
 
 /// Everything one process measures. Cheap to update, shared by `Arc`.
 #[derive(Debug, Default)]
@@ -79,6 +80,8 @@ pub struct MachineMetrics {
     pub connected: AtomicU64,
     /// Time (µs) of the agent's last word; 0 before the first.
     pub heard_time: AtomicI64,
+    /// The agent's last word on each disk; empty while none is connected.
+    pub captures: Mutex<BTreeMap<DiskName, DiskCapture>>,
     /// Requests to the store for it.
     pub store: RequestCounts,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
@@ -118,6 +121,17 @@ impl MachineMetrics {
     /// Sets or clears the sentence that says what is wrong.
     pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// What an agent says of one of its disks.
+    pub fn note_capture(&self, said: DiskCapture) {
+        let mut captures = self.captures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        captures.insert(said.disk.clone(), said);
+    }
+
+    /// The agent went: what it said counts no more.
+    pub fn forget_captures(&self) {
+        self.captures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
     }
 
     /// The same of applying: what one of the two says, the other does not take back.

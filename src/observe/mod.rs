@@ -19,7 +19,7 @@ mod stage;
 mod tuning;
 
 pub use chain::error_chain;
-pub use facts::{AgentTracking, MachineFacts, ServerFacts, StageFacts};
+pub use facts::{AgentTracking, DiskCapture, MachineFacts, ServerFacts, StageFacts};
 pub use idle::IdleMeter;
 pub use log::{LogError, start_log};
 pub use meter::Meter;

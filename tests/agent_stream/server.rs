@@ -12,7 +12,9 @@ use holdfast::format::wire::{
     Ack, BookmarkReply, BookmarkRequest, FrameHeader, FromAgent, FromServer, HEADER_BYTES, Hello,
     Progress, Redirect, Refuse, Welcome, decode_from_agent, encode_from_server,
 };
-use holdfast::model::{CatchUp, Change, DiskIndex, Epoch, Generation, Record, Sequence};
+use holdfast::model::{
+    CaptureMode, CatchUp, Change, DiskIndex, Epoch, Generation, Record, Sequence,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -31,6 +33,8 @@ pub(crate) struct Held {
     pub(crate) progress: Option<Progress>,
     /// Payload bytes ever received, counting what was sent twice.
     pub(crate) received_bytes: u64,
+    /// What the agent said last of each disk.
+    pub(crate) captures: BTreeMap<DiskIndex, CaptureMode>,
     pub(crate) goodbyes: u64,
     pub(crate) ask: Vec<BookmarkRequest>,
     pub(crate) refuse: Option<Refuse>,
@@ -200,6 +204,9 @@ impl Server {
                     held.admit(record);
                 }
                 FromAgent::Progress(progress) => held.progress = Some(progress),
+                FromAgent::Capture(capture) => {
+                    held.captures.insert(capture.disk, capture.mode);
+                }
                 FromAgent::Bookmark(reply) => held.replies.push(reply),
                 FromAgent::Goodbye => held.goodbyes += 1,
                 FromAgent::Hello(_) => held.violations.push("a second hello".into()),

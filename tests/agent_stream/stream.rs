@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast::agent::{AgentStatus, Stopped};
 use holdfast::format::wire::{BookmarkOutcome, BookmarkRequest, Refusal, Refuse};
-use holdfast::model::{BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, Record};
+use holdfast::model::{BookmarkId, BookmarkKind, CaptureMode, CatchUp, Change, DiskIndex, Record};
 use holdfast::settings::AgentMode;
 
 use crate::machine::{Machine, blocking, export, noise, settled, until};
@@ -62,6 +62,8 @@ async fn the_first_copy_runs_beside_live_writes_within_its_buffer() {
     no_violations(&server);
     equals_source(&server, &machine);
     let held = server.held();
+    let ordered = [0, 1].map(|disk| (DiskIndex(disk), CaptureMode::Ordered));
+    assert_eq!(held.captures, ordered.into(), "told of each disk");
     assert!(matches!(held.log[1].change, Change::CatchUpBegin(CatchUp::InitialReplication)));
     let begins = |record: &&Record| matches!(record.change, Change::CatchUpBegin(_));
     assert_eq!(held.log.iter().filter(begins).count(), 1, "the copy never lost its order");

@@ -17,30 +17,10 @@ use std::time::Duration;
 
 use crate::model::DiskIndex;
 
+pub(super) use crate::model::CaptureMode;
 pub(super) use captures::{Captures, Opening, open, start};
 pub use ebpf::release;
 pub(super) use scan::Scanned;
-
-/// How well a disk's changes are known at this moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CaptureMode {
-    /// Every change with its bytes, in order.
-    Ordered,
-    /// Where something was written, not what: it is read again.
-    Extents,
-    /// In which chunks something was written: they are read again.
-    Bitmap,
-}
-
-impl CaptureMode {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Ordered => "ordered",
-            Self::Extents => "extents",
-            Self::Bitmap => "bitmap",
-        }
-    }
-}
 
 /// How old what a point of a disk shows is, where that is not the moment of its bookmark.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

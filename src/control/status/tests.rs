@@ -92,6 +92,7 @@ fn facts() -> MachineFacts {
         mode: AgentTracking::Ordered,
         dirty_bytes: 0,
         total_bytes: 10 << 30,
+        disks: Vec::new(),
         store_requests: std::collections::BTreeMap::new(),
         trouble: None,
     }
@@ -241,6 +242,27 @@ fn what_is_wrong_is_said_worst_first() {
         assert!(texts.contains(&expected), "{expected}: {texts:?}");
     }
     assert_eq!(texts.len(), 7, "{texts:?}");
+}
+
+#[test]
+fn a_disk_that_is_not_captured_in_order_is_named() {
+    let mut sheet = sheet();
+    sheet.manifest = manifest(false, vec![entry(9, 1, true)]);
+    let disk = |name: &str, mode, why: &str| DiskCapture {
+        disk: name.parse().unwrap(),
+        mode,
+        why: why.to_owned(),
+    };
+    let disks = vec![
+        disk("data", CaptureMode::Extents, "the ring was full: what was written is read again"),
+        disk("root", CaptureMode::Ordered, "as it is written"),
+    ];
+    sheet.live = live(MachineFacts { disks, ..facts() }, 0);
+    let text =
+        "disk data is captured by extents only: the ring was full: what was written is read again";
+    let named: Vec<_> =
+        said(&sheet).into_iter().filter(|(_, text)| text.starts_with("disk")).collect();
+    assert_eq!(named, [(Health::Notice, text.to_owned())]);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub enum FrameKind {
     BookmarkReply,
     /// Orderly end; agent.
     Goodbye,
+    /// How well a disk's changes are known; agent.
+    Capture,
     /// Answer to the hello; server.
     Welcome,
     /// Watermarks and credit; server.
@@ -43,6 +45,7 @@ impl FrameKind {
             Self::Progress => 0x11,
             Self::BookmarkReply => 0x12,
             Self::Goodbye => 0x13,
+            Self::Capture => 0x14,
             Self::Welcome => 0x20,
             Self::Ack => 0x21,
             Self::BookmarkRequest => 0x22,
@@ -58,6 +61,7 @@ impl FrameKind {
             0x11 => Self::Progress,
             0x12 => Self::BookmarkReply,
             0x13 => Self::Goodbye,
+            0x14 => Self::Capture,
             0x20 => Self::Welcome,
             0x21 => Self::Ack,
             0x22 => Self::BookmarkRequest,
@@ -68,7 +72,7 @@ impl FrameKind {
                 return Err(FormatError::value(
                     "frame type",
                     found,
-                    "1 to 6, 0x10 to 0x13, 0x20 to 0x24",
+                    "1 to 6, 0x10 to 0x14, 0x20 to 0x24",
                 ));
             }
         })

@@ -1,8 +1,8 @@
 //! What the two sides say.
 
 use crate::model::{
-    BookmarkId, BookmarkKind, DiskSpec, Epoch, Generation, Incarnation, MachineId, Record,
-    Sequence, ServerId, Timestamp, TrackingMode,
+    BookmarkId, BookmarkKind, CaptureMode, DiskIndex, DiskSpec, Epoch, Generation, Incarnation,
+    MachineId, Record, Sequence, ServerId, Timestamp, TrackingMode,
 };
 
 /// From the agent.
@@ -16,6 +16,8 @@ pub enum FromAgent {
     Progress(Progress),
     /// Answer to a [`BookmarkRequest`].
     Bookmark(BookmarkReply),
+    /// How well the changes of a disk are known.
+    Capture(Capture),
     /// The agent leaves in an orderly way; nothing follows.
     Goodbye,
 }
@@ -101,6 +103,17 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Bytes held for resending.
     pub buffered_bytes: u64,
+}
+
+/// How well the changes of one disk are known to the agent, from now until it says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// One of the hello's.
+    pub disk: DiskIndex,
+    /// How well.
+    pub mode: CaptureMode,
+    /// Why not better, or what there is to say; for people, at most 512 bytes.
+    pub why: String,
 }
 
 /// A bookmark somebody asked for.

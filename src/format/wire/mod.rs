@@ -8,8 +8,8 @@ mod tests;
 
 pub use frame::{Frame, FrameHeader, FrameKind};
 pub use message::{
-    Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
-    Redirect, Refusal, Refuse, Welcome,
+    Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, Capture, FromAgent, FromServer, Hello,
+    Progress, Redirect, Refusal, Refuse, Welcome,
 };
 pub use payload::{
     decode_from_agent, decode_from_server, encode_from_agent, encode_from_server, spoken_version,

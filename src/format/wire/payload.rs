@@ -2,8 +2,8 @@
 
 use super::frame::Place;
 use super::message::{
-    Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
-    Redirect, Refusal, Refuse, Welcome,
+    Ack, BookmarkOutcome, BookmarkReply, BookmarkRequest, Capture, FromAgent, FromServer, Hello,
+    Progress, Redirect, Refusal, Refuse, Welcome,
 };
 use super::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, Frame, FrameHeader, FrameKind, SENTENCE_BYTES_MAX};
 use crate::format::bytes::{FormatError, Reader, Writer};
@@ -12,8 +12,8 @@ use crate::format::change::{
     decode_mark, encode_mark, put_disks, read_disks,
 };
 use crate::model::{
-    BookmarkId, Change, Checksum, DiskIndex, Epoch, Extent, Generation, Incarnation, Payload,
-    Record, Sequence, Timestamp, TrackingMode,
+    BookmarkId, CaptureMode, Change, Checksum, DiskIndex, Epoch, Extent, Generation, Incarnation,
+    Payload, Record, Sequence, Timestamp, TrackingMode,
 };
 
 /// Encodes what an agent says. The payload of a write is shared, not copied.
@@ -37,6 +37,10 @@ pub fn encode_from_agent(message: &FromAgent) -> Frame {
                 BookmarkOutcome::Refused(why) => to.u8(2).text(clipped(why)),
             };
             FrameKind::BookmarkReply
+        }
+        FromAgent::Capture(capture) => {
+            to.u16(capture.disk.0).u8(capture_code(capture.mode)).text(clipped(&capture.why));
+            FrameKind::Capture
         }
         FromAgent::Goodbye => FrameKind::Goodbye,
     };
@@ -93,6 +97,11 @@ pub fn decode_from_agent(header: &FrameHeader, payload: Payload) -> Result<FromA
         FrameKind::Hello => FromAgent::Hello(read_hello(&mut from)?),
         FrameKind::Progress => FromAgent::Progress(read_progress(&mut from)?),
         FrameKind::BookmarkReply => FromAgent::Bookmark(read_bookmark_reply(&mut from)?),
+        FrameKind::Capture => FromAgent::Capture(Capture {
+            disk: DiskIndex(from.u16("disk")?),
+            mode: capture_mode(from.u8("capture mode")?)?,
+            why: from.text(SENTENCE_BYTES_MAX, "why")?.into(),
+        }),
         FrameKind::Goodbye => FromAgent::Goodbye,
         FrameKind::Record(_)
         | FrameKind::Welcome
@@ -136,6 +145,7 @@ pub fn decode_from_server(header: &FrameHeader, payload: &[u8]) -> Result<FromSe
         | FrameKind::Hello
         | FrameKind::Progress
         | FrameKind::BookmarkReply
+        | FrameKind::Capture
         | FrameKind::Goodbye => {
             let found = format_args!("{:#04x}", header.kind().code());
             return Err(FormatError::value("frame type", found, "a type that servers send"));
@@ -252,6 +262,23 @@ fn read_progress(from: &mut Reader<'_>) -> Result<Progress, FormatError> {
         dirty_bytes: from.u64("dirty bytes")?,
         total_bytes: from.u64("total bytes")?,
         buffered_bytes: from.u64("buffered bytes")?,
+    })
+}
+
+fn capture_code(mode: CaptureMode) -> u8 {
+    match mode {
+        CaptureMode::Ordered => 1,
+        CaptureMode::Extents => 2,
+        CaptureMode::Bitmap => 3,
+    }
+}
+
+fn capture_mode(code: u8) -> Result<CaptureMode, FormatError> {
+    Ok(match code {
+        1 => CaptureMode::Ordered,
+        2 => CaptureMode::Extents,
+        3 => CaptureMode::Bitmap,
+        other => return Err(FormatError::value("capture mode", other, "1 to 3")),
     })
 }
 

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::format::bytes::FormatError;
 use crate::model::{
-    Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DiskIndex, DiskSpec, Epoch, EpochBegin,
-    Extent, Generation, Incarnation, Payload, Record, Sequence, Timestamp, TrackingMode,
+    Bookmark, BookmarkId, BookmarkKind, CaptureMode, CatchUp, Change, DiskIndex, DiskSpec, Epoch,
+    EpochBegin, Extent, Generation, Incarnation, Payload, Record, Sequence, Timestamp,
+    TrackingMode,
 };
 
 #[derive(Debug, PartialEq, Clone)]
@@ -106,6 +107,14 @@ fn from_agent() -> Vec<(&'static str, FromAgent)> {
         ),
         ("bookmark-placed", reply(BookmarkOutcome::Placed(Sequence(100)))),
         ("bookmark-refused", reply(BookmarkOutcome::Refused("catching up".into()))),
+        (
+            "capture",
+            FromAgent::Capture(Capture {
+                disk: DiskIndex(3),
+                mode: CaptureMode::Extents,
+                why: "the ring was full: what was written is read again".into(),
+            }),
+        ),
         ("goodbye", FromAgent::Goodbye),
     ]
 }

@@ -6,8 +6,8 @@ use super::*;
 use crate::format::wire::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::ingest::stream::Order;
 use crate::model::{
-    Bookmark, BookmarkId, BookmarkKind, CatchUp, DiskIndex, EpochBegin, Extent, Incarnation,
-    Payload, Timestamp, TrackingMode,
+    Bookmark, BookmarkId, BookmarkKind, CaptureMode, CatchUp, DiskIndex, EpochBegin, Extent,
+    Incarnation, Payload, Timestamp, TrackingMode,
 };
 
 const CREDIT: u64 = 4 << 20;
@@ -288,6 +288,13 @@ fn words_that_are_no_records_pass_through() {
     };
     let event = stand.take(&FromAgent::Progress(progress));
     assert_eq!(event, Ok(Event::Progress(progress)));
+    let mode = CaptureMode::Extents;
+    let of = |disk| FromAgent::Capture(Capture { disk: DiskIndex(disk), mode, why: "full".into() });
+    let spec = hello().disks[1].clone();
+    let said = DiskCapture { disk: spec.name, mode, why: "full".into() };
+    assert_eq!(stand.take(&of(spec.index.0)), Ok(Event::Capture(said)));
+    let stranger = stand.take(&of(40)).map_err(|refuse| refuse.code);
+    assert_eq!(stranger, Err(Refusal::Protocol), "a disk that is none of the hello's");
     assert_eq!(stand.take(&FromAgent::Goodbye), Ok(Event::Goodbye));
 }
 
