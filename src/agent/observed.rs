@@ -131,6 +131,8 @@ impl Stream {
         if observers.is_empty() {
             return self.bookmark(bookmark);
         }
+        // Observers need not be asked, and QEMU not be drained, for what cannot be.
+        self.lock().ordered()?;
         let _alone = self.bookmarking.lock().unwrap_or_else(PoisonError::into_inner);
         observers.iter().try_for_each(|observer| observer.settle())?;
         let placed = {

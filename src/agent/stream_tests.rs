@@ -105,8 +105,12 @@ fn welcome(epoch: u32, durable: u64, published: u64) -> Welcome {
     }
 }
 
-/// Two disks, never replicated.
 fn machine(buffer_bytes: u64) -> Machine {
+    machine_of(Teller::Agent, buffer_bytes)
+}
+
+/// Two disks, never replicated.
+fn machine_of(teller: Teller, buffer_bytes: u64) -> Machine {
     let (mut sources, mut files) = (Vec::new(), Vec::new());
     let disk = |index: u16| {
         let source = Arc::new(Memory::default());
@@ -118,7 +122,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             disk_bytes: DISK_BYTES,
             chunk_bytes: CHUNK as u32,
             disks_crc: 7,
-            teller: Teller::Agent,
+            teller,
         };
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
@@ -152,7 +156,11 @@ fn machine(buffer_bytes: u64) -> Machine {
 
 /// The same in ordered mode: initial replication ran, everything is published and cleared.
 pub(super) fn ordered(buffer_bytes: u64) -> Machine {
-    let machine = machine(buffer_bytes);
+    ordered_of(Teller::Agent, buffer_bytes)
+}
+
+pub(super) fn ordered_of(teller: Teller, buffer_bytes: u64) -> Machine {
+    let machine = machine_of(teller, buffer_bytes);
     machine.connect(welcome(0, 0, 0)).unwrap();
     machine.repair();
     machine.publish_all();
