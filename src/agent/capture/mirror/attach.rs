@@ -118,6 +118,8 @@ impl Link<'_> {
         steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
         let context = format!("qemu:dirty-bitmap:{bitmap}");
         let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
+        // Who attaches holds what a bookmark and the agent's stop wait for.
+        client.within(self.reach.patience)?;
         for range in client.dirty(0, disk.size_bytes)? {
             bytes += range.end - range.start;
             unordered(range, "what the guest wrote while no mirror ran is read again")?;

@@ -1,11 +1,13 @@
 //! Mirrors that fail, or are not believed: what was missed is read again, and little is left in QEMU.
 //! With a real QEMU (its storage daemon).
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -19,7 +21,7 @@ use super::{Daemon, Gate, eventually, pause};
 use crate::agent::capture::Observer;
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::System;
-use crate::nbd::{self, Client};
+use crate::nbd::{self, Client, Peer};
 
 #[test]
 fn a_bookmark_is_taken_back_when_a_catch_up_read_while_it_was_placed() {
@@ -195,6 +197,54 @@ fn however_often_attaching_fails_few_bitmaps_are_left_and_they_hold_all_that_was
         assert_eq!(bitmap.next_dirty(range.start, CHUNK), Some(range));
     }
     assert_eq!((machine.dirty(), daemon.bitmaps().len()), (6 * CHUNK, 1));
+}
+
+/// Passes connections on; the first that asks where a bitmap is dirty has no answer to that, nor to
+/// anything later.
+fn silent_once(socket: &Path, qemu: PathBuf) {
+    const ASKS: [u8; 8] = [0x25, 0x60, 0x95, 0x13, 0, 0, 0, 7];
+    let listener = UnixListener::bind(socket).unwrap();
+    let silence = Arc::new(AtomicBool::new(true));
+    std::thread::spawn(move || {
+        for agent in listener.incoming() {
+            let (Ok(agent), Ok(qemu)) = (agent, UnixStream::connect(&qemu)) else { return };
+            for (mut from, mut to) in [
+                (agent.try_clone().unwrap(), qemu.try_clone().unwrap()),
+                (qemu.try_clone().unwrap(), agent.try_clone().unwrap()),
+            ] {
+                let silence = Arc::clone(&silence);
+                std::thread::spawn(move || {
+                    let (mut part, mut silent) = ([0; 64 << 10], false);
+                    while let Ok(length @ 1..) = from.read(&mut part) {
+                        let asks = part[..length].windows(8).any(|bytes| bytes == ASKS);
+                        silent |= asks && silence.swap(false, Ordering::Relaxed);
+                        if !silent && to.write_all(&part[..length]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_bitmap_that_is_not_told_in_time_is_asked_for_again() {
+    let machine = ordered(8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let server = daemon.serve(&Arc::new(Gate::default()));
+    attach(&daemon, &machine).unwrap();
+    let mut reach = daemon.reach();
+    let Peer::Socket(reads) = &reach.reads else { panic!("{}", reach.reads) };
+    let between = reads.with_extension("between");
+    silent_once(&between, reads.clone());
+    reach.reads = Peer::Socket(between);
+    reach.patience = Duration::from_millis(100);
+    let disks = vec![Mirrored { place: daemon.place_of(&machine, 0), server }];
+    let watched = Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap();
+    eventually("another attempt", || watched.settle().ok());
+    watched.stop();
 }
 
 #[test]
