@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, TryLockError};
 
 use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 
@@ -121,6 +121,16 @@ impl Stream {
         Arc::clone(&self.observers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// No bookmark is being placed as long as this is held. `None`: one is now, and what stands behind it
+    /// is not sent, so whoever waits for a write may wait for that bookmark.
+    pub(super) fn between_bookmarks(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.bookmarking.try_read() {
+            Ok(held) => Some(held),
+            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// [`Stream::bookmark`] behind everything that the workload did before this call, also where it is
     /// seen after the fact. Blocks while an observer catches up.
     ///
@@ -133,7 +143,7 @@ impl Stream {
         }
         // Observers need not be asked, and QEMU not be drained, for what cannot be.
         self.lock().ordered()?;
-        let _alone = self.bookmarking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.bookmarking.write().unwrap_or_else(PoisonError::into_inner);
         observers.iter().try_for_each(|observer| observer.settle())?;
         let placed = {
             let mut core = self.lock();

@@ -191,19 +191,19 @@ fn a_round_of_clearing_that_begins_before_a_write_has_its_sequence_leaves_its_bi
 }
 
 /// Says what it is told to say, after the hook ran.
-struct Said {
+pub(super) struct Said {
     hook: Mutex<Option<Hook>>,
     verdict: Result<(), String>,
     settled: AtomicBool,
 }
 
 impl Said {
-    fn new(hook: Option<Hook>, verdict: Result<(), String>) -> Arc<Self> {
+    pub(super) fn new(hook: Option<Hook>, verdict: Result<(), String>) -> Arc<Self> {
         Arc::new(Self { hook: Mutex::new(hook), verdict, settled: AtomicBool::new(false) })
     }
 }
 
-fn marked(machine: &Machine) -> Result<Placed, String> {
+pub(super) fn marked(machine: &Machine) -> Result<Placed, String> {
     machine.stream.bookmark_behind_all(Bookmark {
         id: BookmarkId([1; 16]),
         kind: BookmarkKind::CrashConsistent,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -39,8 +39,8 @@ pub(super) struct Stream {
     pub(super) clearing: Mutex<()>,
     /// Who tells of writes after the fact.
     pub(super) observers: Mutex<Arc<[Arc<dyn Observer>]>>,
-    /// Held while observers are asked for one bookmark.
-    pub(super) bookmarking: Mutex<()>,
+    /// Written while observers are asked for one bookmark; read by who must not come between.
+    pub(super) bookmarking: RwLock<()>,
     closed: AtomicBool,
 }
 
@@ -145,7 +145,7 @@ impl Stream {
             to_tell: Notify::new(),
             clearing: Mutex::new(()),
             observers: Mutex::new(Arc::default()),
-            bookmarking: Mutex::new(()),
+            bookmarking: RwLock::new(()),
             closed: AtomicBool::new(false),
         }
     }

@@ -142,6 +142,10 @@ impl Guest {
     /// One turn of the watch: attaches what is not attached, looks at the rest. Gives the pause to the
     /// next.
     fn turn(&self, rhythm: &mut Rhythm) -> Duration {
+        // Before `connected`, as a bookmark does. QEMU drains when a disk is attached and when its bitmap
+        // is renewed: that waits for the guest's writes, in mode sync these for the server, and what
+        // stands behind a bookmark is not sent before this lets it ask.
+        let Some(_held) = self.stream.between_bookmarks() else { return LOOK };
         let connected = &mut *lock(&self.connected);
         let mut well = true;
         for mirrored in &self.disks {
@@ -204,6 +208,7 @@ impl Guest {
 
     /// Ends the mirrors so that the guest waits for nobody; QEMU's bitmaps record what follows.
     fn detach(&self) {
+        let _held = self.stream.bookmarking.read().unwrap_or_else(PoisonError::into_inner);
         let connected = &mut *lock(&self.connected);
         let Some(qmp) = connected.qmp.as_mut() else { return };
         let mut link = Link { qmp, reach: &self.reach, stream: &self.stream };

@@ -43,13 +43,13 @@ fn a_bookmark_is_taken_back_when_a_catch_up_read_while_it_was_placed() {
 /// A monitor between the agent and QEMU: it knows what was asked, tells events that never were, and
 /// says that each disk is a guest's device.
 #[derive(Default)]
-struct Between {
+pub(super) struct Between {
     asked: Mutex<Vec<Value>>,
     events: Mutex<Vec<Value>>,
 }
 
 impl Between {
-    fn listen(self: &Arc<Self>, socket: &Path, qemu: PathBuf) {
+    pub(super) fn listen(self: &Arc<Self>, socket: &Path, qemu: PathBuf) {
         let (between, listener) = (Arc::clone(self), UnixListener::bind(socket).unwrap());
         std::thread::spawn(move || {
             for agent in listener.incoming() {
@@ -87,7 +87,7 @@ impl Between {
         Ok(())
     }
 
-    fn count(&self, wanted: impl Fn(&Value) -> bool) -> usize {
+    pub(super) fn count(&self, wanted: impl Fn(&Value) -> bool) -> usize {
         self.asked.lock().unwrap().iter().filter(|command| wanted(command)).count()
     }
 

@@ -5,12 +5,19 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::super::attach::Link;
+use super::super::guest::{Guest, Mirrored};
 use super::super::qmp::Qmp;
-use super::{Daemon, Gate, LATE, eventually, pause};
+use super::super::reach::Reach;
+use super::loss_tests::Between;
+use super::{Daemon, Gate, LATE, eventually, moment, pause};
 use crate::agent::bitmap::Teller;
+use crate::agent::capture::Observer;
 use crate::agent::catchup::{self, Step};
 use crate::agent::disk::Captured;
+use crate::agent::observed_tests::{Said, marked};
 use crate::agent::stream_tests::{CHUNK, Machine, ordered_of};
+use crate::clock::System;
+use crate::model::TrackingMode;
 use crate::nbd::Client;
 use crate::settings::AgentMode;
 
@@ -65,4 +72,43 @@ fn a_drain_ends_while_a_catch_up_reads_what_the_guest_writes() {
     assert!(matches!(step, Ok(Step::Placed(_))), "read and placed");
     assert!(writer.join().unwrap().is_ok());
     assert_eq!(machine.dirty(), 0);
+}
+
+/// In mode sync a write behind a bookmark is answered when that is confirmed and sent.
+#[test]
+fn no_bitmap_is_renewed_while_a_bookmark_is_placed() {
+    let machine = Arc::new(ordered_of(Teller::Guest, 8 << 20));
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let (monitor, between) = (daemon.monitor().with_extension("between"), Arc::<Between>::default());
+    Between::listen(&between, &monitor, daemon.monitor());
+    let gate = Arc::new(Gate::before(captured(&machine, AgentMode::Sync)));
+    let server = daemon.serve(&gate);
+    let [reach, through] = [(); 2].map(|()| Reach::here(&monitor, monitor.parent().unwrap()));
+    let disks = vec![Mirrored { place: daemon.place_of(&machine, 0), server }];
+    let watched = Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap();
+    eventually("every write is mirrored", || watched.settle().ok());
+    machine.repair();
+    machine.publish_all();
+    let mut guest = daemon.guest(&through);
+    let (begin, begun) = channel();
+    let (shared, asked) = (Arc::clone(&machine), Arc::clone(&between));
+    let renewals = move || asked.count(|one| one["execute"] == "transaction");
+    // The bookmark stands and is not sent.
+    let said = Said::new(
+        Some(Box::new(move || {
+            let before = renewals();
+            begin.send(std::thread::spawn(move || guest.write(FIVE, &[7; 512], false))).unwrap();
+            eventually("it waits", || (shared.stream.lock().waiters == 1).then_some(()));
+            // Time for ten renewals.
+            (0..30).for_each(|_| moment());
+            assert_eq!(renewals(), before);
+        })),
+        Ok(()),
+    );
+    machine.stream.observe_with(vec![said, Arc::clone(&watched) as _]);
+    marked(&machine).unwrap();
+    assert_eq!(machine.mode(), TrackingMode::Ordered, "nothing was taken back");
+    machine.publish_all();
+    assert!(begun.recv().unwrap().join().unwrap().is_ok());
+    watched.stop();
 }
