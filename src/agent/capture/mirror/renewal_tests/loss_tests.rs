@@ -17,7 +17,7 @@ use super::super::guest::{Guest, Mirrored};
 use super::super::qmp::Qmp;
 use super::super::reach::Reach;
 use super::super::steps;
-use super::{Daemon, Gate, eventually, pause};
+use super::{DEVICE, Daemon, Gate, OTHER_DEVICE, eventually, pause};
 use crate::agent::capture::Observer;
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::System;
@@ -40,12 +40,14 @@ fn a_bookmark_is_taken_back_when_a_catch_up_read_while_it_was_placed() {
     watched.stop();
 }
 
-/// A monitor between the agent and QEMU: it knows what was asked, tells events that never were, and
-/// says that each disk is a guest's device.
+/// A monitor between the agent and QEMU: it knows what was asked, tells events that never were, refuses
+/// in QEMU's place, and says that each disk is a guest's device.
 #[derive(Default)]
 pub(super) struct Between {
     asked: Mutex<Vec<Value>>,
     events: Mutex<Vec<Value>>,
+    /// Of which disk it refuses to begin a mirror.
+    refused: Mutex<Option<&'static str>>,
 }
 
 impl Between {
@@ -66,8 +68,14 @@ impl Between {
         writeln!(agent, "{}", next()?)?;
         for line in BufReader::new(agent.try_clone()?).lines() {
             let line = line?;
-            writeln!(qemu, "{line}")?;
             let command: Value = serde_json::from_str(&line)?;
+            let refused = *self.refused.lock().unwrap();
+            if refused.is_some_and(|device| begins(&command, device)) {
+                self.asked.lock().unwrap().push(command);
+                writeln!(agent, "{}", json!({ "error": { "desc": "it is in use" } }))?;
+                continue;
+            }
+            writeln!(qemu, "{line}")?;
             let drives = command["execute"] == "query-block";
             self.asked.lock().unwrap().push(command);
             for event in self.events.lock().unwrap().drain(..) {
@@ -93,22 +101,31 @@ impl Between {
 
     /// How often each disk was attached.
     fn begun(&self) -> [usize; 2] {
-        ["vda", "vdb"].map(|device| {
-            self.count(|one| {
-                one["execute"] == "blockdev-mirror" && one["arguments"]["device"] == device
-            })
-        })
+        DEVICES.map(|device| self.count(|one| begins(one, device)))
     }
 
     /// Returns when the agent has heard of them, and has looked at each disk twice after that.
     fn tell(&self, events: Vec<Value>) {
         *self.events.lock().unwrap() = events;
         eventually("events", || self.events.lock().unwrap().is_empty().then_some(()));
-        // Each third turn renews each bitmap, with one of these.
-        let renewed = || self.count(|one| one["execute"] == "transaction");
-        let before = renewed();
-        eventually("turns", || (renewed() > before + 4).then_some(()));
+        // Each third turn adds one to each, and attaching does.
+        let added = |device: &str| {
+            self.count(|one| {
+                one["execute"] == "block-dirty-bitmap-add" && one["arguments"]["node"] == device
+            })
+        };
+        let before = DEVICES.map(added);
+        eventually("turns", || {
+            let now = DEVICES.map(added);
+            (now[0] > before[0] + 2 && now[1] > before[1] + 2).then_some(())
+        });
     }
+}
+
+const DEVICES: [&str; 2] = [DEVICE, OTHER_DEVICE];
+
+fn begins(command: &Value, device: &str) -> bool {
+    command["execute"] == "blockdev-mirror" && command["arguments"]["device"] == device
 }
 
 fn drives_said() -> Value {
@@ -116,25 +133,31 @@ fn drives_said() -> Value {
         let qdev = format!("/machine/peripheral/{name}/virtio-backend");
         json!({ "device": "", "qdev": qdev, "inserted": { "node-name": name } })
     };
-    json!([drive("vda"), drive("vdb")])
+    json!(DEVICES.map(drive))
 }
 
-#[test]
-fn a_disk_whose_write_failed_is_attached_again_and_no_other() {
-    let machine = ordered(8 << 20);
-    let Some(daemon) = Daemon::new(&machine) else { return };
-    let (monitor, between) = (daemon.monitor().with_extension("between"), Arc::default());
-    Between::listen(&between, &monitor, daemon.monitor());
+/// Watches both disks of the QEMU.
+fn two_disks(daemon: &Daemon, machine: &Machine, between: &Arc<Between>) -> Arc<Guest> {
+    let monitor = daemon.monitor().with_extension("between");
+    Between::listen(between, &monitor, daemon.monitor());
     let gate = Arc::new(Gate::default());
     let mirrored = |number| {
-        let place = daemon.place_of(&machine, number);
+        let place = daemon.place_of(machine, number);
         let (socket, name) = (&place.names.target_socket, place.disk.name.as_str());
         let server = nbd::Server::bind_for_one(socket, name, Arc::clone(&gate) as _).unwrap();
         Mirrored { place, server }
     };
     let reach = Reach::here(&monitor, monitor.parent().unwrap());
     let disks = (0..2).map(mirrored).collect();
-    let watched = Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap();
+    Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap()
+}
+
+#[test]
+fn a_disk_whose_write_failed_is_attached_again_and_no_other() {
+    let machine = ordered(8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let between = Arc::default();
+    let watched = two_disks(&daemon, &machine, &between);
     eventually("every write is mirrored", || watched.settle().ok());
     let failed = |node: &str| {
         let about = json!({ "device": "", "node-name": node, "operation": "write" });
@@ -149,6 +172,22 @@ fn a_disk_whose_write_failed_is_attached_again_and_no_other() {
     let added = between.count(|one| one["execute"] == "block-dirty-bitmap-add");
     let coarse = between.count(|one| one["arguments"]["granularity"] == 65536);
     assert_eq!(added, coarse, "whatever its clusters are");
+    watched.stop();
+}
+
+#[test]
+fn a_disk_that_qemu_refuses_is_tried_again_and_no_other() {
+    let machine = ordered(8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let between = Arc::new(Between::default());
+    *between.refused.lock().unwrap() = Some(OTHER_DEVICE);
+    let watched = two_disks(&daemon, &machine, &between);
+    eventually("attempts", || (between.begun()[1] > 2).then_some(()));
+    assert_eq!(between.begun()[0], 1);
+    assert!(watched.settle().unwrap_err().contains("it is in use"));
+    *between.refused.lock().unwrap() = None;
+    eventually("every write is mirrored", || watched.settle().ok());
+    assert_eq!(between.begun()[0], 1, "all the time");
     watched.stop();
 }
 
