@@ -204,6 +204,9 @@ impl Guest {
         };
         match steps::mirror(link.qmp, &place.names)? {
             Mirror::Gone => return Err(steps::ended(link.qmp, &place.names)),
+            Mirror::Completed => {
+                return Err(steps::end_completed(link.qmp, &place.names, &mut || self.pause(STEP)));
+            }
             Mirror::Behind(why) => self.apart(mirrored, false, &why),
             Mirror::Synced if mirrored.server.connections() == 0 => {
                 // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
@@ -213,6 +216,7 @@ impl Guest {
                 if let Some(trouble) = link.qmp.take_trouble(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
+                steps::still_below(link.qmp, &place.names, known.above.as_deref())?;
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;
                 if rotates {
                     link.rotate(place, known)?;
@@ -257,12 +261,19 @@ impl Guest {
         };
         let outcome = before.and_then(|()| {
             for mirrored in &self.disks {
-                let disk = mirrored.place.disk.name.as_str();
-                match steps::mirror(qmp, &mirrored.place.names)? {
-                    Mirror::Synced => {}
-                    Mirror::Behind(why) => return Ok(Err(not_mirrored(disk, &why))),
-                    Mirror::Gone => return Ok(Err(not_mirrored(disk, "the mirror job is gone"))),
-                }
+                let Place { disk, names, .. } = &mirrored.place;
+                let why = match steps::mirror(qmp, names)? {
+                    Mirror::Synced => {
+                        let known = connected.attached.get(&disk.index);
+                        let above = known.and_then(|known| known.above.as_deref());
+                        steps::still_below(qmp, names, above)?;
+                        continue;
+                    }
+                    Mirror::Behind(why) => why,
+                    Mirror::Completed => "the mirror job was completed by somebody".to_owned(),
+                    Mirror::Gone => "the mirror job is gone".to_owned(),
+                };
+                return Ok(Err(not_mirrored(disk.name.as_str(), &why)));
             }
             Ok(Ok(()))
         });
