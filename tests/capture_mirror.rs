@@ -5,25 +5,19 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use holdfast::nbd::Client;
 use serde_json::{Value, json};
 use support::guest::have_mirror;
+use support::qemu::Qemu;
 use support::{AgentSite, Process, Site, eventually, have, text};
 
 const DISK_BYTES: u64 = 48 << 20;
 const CHUNK: u64 = 64 << 10;
-
-/// A QEMU with one disk, `vda`. Of its two monitors the first is the agent's.
-struct Qemu {
-    child: Child,
-    monitor: BufReader<UnixStream>,
-}
+const MACHINE: &str = "qemu-system-x86_64";
 
 struct Vm {
     site: Site,
@@ -67,26 +61,46 @@ impl Vm {
         std::fs::write(&config, toml::to_string(&table).unwrap()).unwrap();
     }
 
+    /// Of its two monitors the first is the agent's.
     fn boot(&self) -> Qemu {
         let monitor = |number| {
             let path = self.monitor(number);
             let _ = std::fs::remove_file(&path);
             format!("socket,id=m{number},path={},server=on,wait=off", path.display())
         };
-        let child = Command::new("qemu-storage-daemon")
-            .args(["--blockdev", &format!("file,node-name=file,filename={}", text(&self.image))])
-            .args(["--blockdev", "raw,node-name=vda,file=file"])
-            .args(["--chardev", &monitor(1), "--monitor", "chardev=m1"])
-            .args(["--chardev", &monitor(2), "--monitor", "chardev=m2"])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let path = self.monitor(2);
-        let stream = eventually("QEMU's monitor", 20, || UnixStream::connect(&path).ok());
-        let mut qemu = Qemu { child, monitor: BufReader::new(stream) };
-        qemu.line();
-        qemu.ask("qmp_capabilities", json!({})).unwrap();
-        qemu
+        let (ours, own) = (monitor(1), monitor(2));
+        let arguments = [
+            "--chardev",
+            &ours,
+            "--monitor",
+            "chardev=m1",
+            "--chardev",
+            &own,
+            "--monitor",
+            "chardev=m2",
+        ];
+        Qemu::start("qemu-storage-daemon", &self.image, &arguments, &self.monitor(2))
+    }
+
+    /// One whose disk is that of a device, with another disk beside it. There is no guest: the monitor writes.
+    fn boot_machine(&self, other: &std::path::Path) -> Qemu {
+        let own = self.monitor(2);
+        let other =
+            format!("driver=raw,node-name=other,file.driver=file,file.filename={}", text(other));
+        let monitors =
+            [1, 2].map(|number| format!("unix:{},server=on,wait=off", text(&self.monitor(number))));
+        let arguments = [
+            ["-machine", "q35,accel=tcg"],
+            ["-m", "64"],
+            ["-display", "none"],
+            ["-vga", "none"],
+            ["-net", "none"],
+            ["-device", "virtio-blk-pci,id=vda,drive=vda"],
+            ["-blockdev", &other],
+            ["-qmp", &monitors[0]],
+            ["-qmp", &monitors[1]],
+        ];
+        Qemu::start(MACHINE, &self.image, &[&arguments.concat()[..], &["-S"]].concat(), &own)
     }
 
     fn protect(&self) -> Process {
@@ -104,13 +118,9 @@ impl Vm {
         status
     }
 
-    /// The guest's connection to its disk. A real guest's is there before the mirror, which then steps
-    /// between; this one comes later and must be put where the guest's would be: above the mirror.
+    /// The guest's connection to its disk.
     fn guest(&self, qemu: &mut Qemu) -> Client {
-        let job = eventually("the mirror runs", 30, || qemu.jobs().pop());
-        let export = json!({ "type": "nbd", "id": "guest", "name": "guest",
-            "node-name": format!("{job}-filter"), "writable": true });
-        qemu.ask("block-export-add", export).unwrap();
+        qemu.export_guest();
         let socket = support::files(&self.agent_site.directory)
             .into_iter()
             .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("qemu-"));
@@ -157,46 +167,6 @@ impl Vm {
         let differs =
             found.chunks(512).zip(model.chunks(512)).position(|(one, other)| one != other);
         assert_eq!(differs, None, "first sector of point {name} that differs");
-    }
-}
-
-impl Qemu {
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.monitor.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
-        let text = json!({ "execute": command, "arguments": arguments }).to_string();
-        self.monitor.get_mut().write_all(text.as_bytes()).unwrap();
-        loop {
-            let answer = self.line();
-            if answer.get("return").is_some() {
-                return Ok(answer["return"].clone());
-            }
-            if answer.get("error").is_some() {
-                return Err(answer["error"]["desc"].to_string());
-            }
-        }
-    }
-
-    fn jobs(&mut self) -> Vec<String> {
-        let jobs = self.ask("query-block-jobs", json!({})).unwrap();
-        let jobs = jobs.as_array().unwrap().iter();
-        jobs.map(|job| job["device"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -345,6 +315,58 @@ fn a_point_holds_what_was_acknowledged_before_qemu_was_killed_and_a_new_qemu_is_
     eventually("mirrored again", 30, || (!qemu.jobs().is_empty()).then_some(()));
     vm.bookmark("again");
     vm.compare("again", &vm.model);
+    agent.stop();
+}
+
+/// 64 KiB from the device, on the way that a guest's writes go.
+fn write_by_device(qemu: &mut Qemu, chunk: u64, byte: u8, content: &mut [u8]) {
+    let line = format!("qemu-io -d vda \"write -P {byte} {} {CHUNK}\"", chunk * CHUNK);
+    let said = qemu.ask("human-monitor-command", json!({ "command-line": line })).unwrap();
+    assert_eq!(said, "", "written");
+    content[(chunk * CHUNK) as usize..][..CHUNK as usize].fill(byte);
+}
+
+#[test]
+fn a_device_keeps_its_disk_when_the_job_is_completed_and_another_disk_of_it_is_noticed() {
+    if !have(&[MACHINE, "curl"]) || !have_mirror(MACHINE) {
+        return;
+    }
+    let mut vm = Vm::new();
+    let mut other = vec![5; DISK_BYTES as usize];
+    let file = vm.site.path("other.img");
+    std::fs::write(&file, &other).unwrap();
+    let _server = vm.site.serve();
+    let mut qemu = vm.boot_machine(&file);
+    let agent = vm.protect();
+    vm.ordered(&agent);
+    let said = |words: &str| {
+        eventually(words, 30, || agent.log().contains(words).then_some(()));
+    };
+    let job = eventually("mirrored", 30, || qemu.jobs().pop());
+    qemu.ask("block-job-complete", json!({ "device": job })).unwrap();
+    said("completed by somebody");
+    eventually("mirrored again", 30, || qemu.jobs().pop());
+    write_by_device(&mut qemu, 3, 7, &mut vm.model);
+    vm.bookmark("completed");
+    vm.compare("completed", &vm.model);
+    assert!(std::fs::read(&vm.image).unwrap() == vm.model, "the guest's own disk");
+
+    let give = |qemu: &mut Qemu, node: &str| {
+        let drive =
+            json!({ "path": "/machine/peripheral/vda", "property": "drive", "value": node });
+        qemu.ask("qom-set", drive).unwrap();
+    };
+    give(&mut qemu, "other");
+    vm.bookmark("other");
+    vm.compare("other", &other);
+    said("has another disk in QEMU now");
+    write_by_device(&mut qemu, 4, 9, &mut other);
+    vm.bookmark("written");
+    vm.compare("written", &other);
+    // What QEMU recorded of the first one says nothing of what was published since.
+    give(&mut qemu, "vda");
+    vm.bookmark("back");
+    vm.compare("back", &vm.model);
     agent.stop();
 }
 

@@ -1,5 +1,5 @@
-//! Catching up: dirty chunks are read again under their range lock and placed in the stream, beside
-//! live writes. Initial replication is the same with every chunk dirty.
+//! Catching up: dirty chunks are read again and placed in the stream, beside live writes. Initial
+//! replication is the same with every chunk dirty.
 //!
 //! Owns: what is read and in which pieces. Does not own: when it may ([`Stream::may_repair`]).
 
@@ -13,8 +13,10 @@ use bytes::Bytes;
 use crate::clock::Clock;
 use crate::model::{Change, DiskIndex, Extent, WRITE_BYTES_MAX, ZERO_BYTES_MAX};
 
+use super::bitmap::Teller;
 use super::buffer::cost;
 use super::disk::{Disk, cut};
+use super::locks::Held;
 use super::stream::Stream;
 
 /// Bytes read at a time: a live write into the range waits that long.
@@ -122,9 +124,9 @@ pub(super) fn step(
     let index = disk.index;
     let hole = hole_end(disk, &run).map_err(named)?;
     let end = if hole > run.start { hole } else { run.end.min(run.start + most) };
-    let held = disk.locks.hold(run.start..end);
+    let held = held_back(disk, run.start..end);
     stream.begin_reading(index, run.start..end);
-    // What was a hole may have been written before the range was ours.
+    // What was a hole may have been written before the reading began.
     let still = hole_end(disk, &(run.start..end)).map_err(named)?;
     let range =
         if still > run.start { run.start..still } else { run.start..end.min(run.start + most) };
@@ -143,6 +145,14 @@ pub(super) fn step(
         let offset = range.start;
         Step::Wait(Place { disk, offset })
     })
+}
+
+/// Writes of the range wait until this is dropped, where they come to the agent first. Not those of a
+/// guest: its QEMU may be waiting for them, and take no read before it has the answer. They are on the
+/// guest's disk when they come, so what is read is as old as they are, or is cut out.
+fn held_back(disk: &Disk, range: Range<u64>) -> Option<Held<'_>> {
+    let waits = disk.bitmap.identity().teller != Teller::Guest;
+    waits.then(|| disk.locks.hold(range))
 }
 
 /// The next dirty run at or after `from`, round once.

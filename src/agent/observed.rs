@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, TryLockError};
 
 use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
+
+/// Most ranges that are made known under one lock, and with one sync.
+const TOGETHER: usize = 4096;
 
 /// What an observer saw of one disk.
 pub(super) struct Seen {
@@ -84,6 +87,29 @@ impl Stream {
         intended
     }
 
+    /// The same of many ranges, with one sync for each [`TOGETHER`].
+    ///
+    /// # Errors
+    /// As there, of the ranges up to those that could not be written.
+    pub(super) fn unordered_all(
+        &self,
+        disk: DiskIndex,
+        ranges: impl IntoIterator<Item = Range<u64>>,
+        why: &'static str,
+    ) -> io::Result<()> {
+        let mut seen =
+            ranges.into_iter().map(|range| Seen { disk, range, what: What::Unordered(why) });
+        loop {
+            let together: Vec<Seen> = seen.by_ref().take(TOGETHER).collect();
+            if together.is_empty() {
+                return Ok(());
+            }
+            if let Some(error) = self.observed(together).remove(&disk) {
+                return Err(error);
+            }
+        }
+    }
+
     /// Until [`Stream::release`] no catch-up ends, so no bookmark is placed: the disk's observer does
     /// not know everything in order.
     pub(super) fn withhold(&self, disk: DiskIndex, why: &str) {
@@ -121,6 +147,16 @@ impl Stream {
         Arc::clone(&self.observers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// No bookmark is being placed as long as this is held. `None`: one is now, and what stands behind it
+    /// is not sent, so whoever waits for a write may wait for that bookmark.
+    pub(super) fn between_bookmarks(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.bookmarking.try_read() {
+            Ok(held) => Some(held),
+            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// [`Stream::bookmark`] behind everything that the workload did before this call, also where it is
     /// seen after the fact. Blocks while an observer catches up.
     ///
@@ -131,7 +167,9 @@ impl Stream {
         if observers.is_empty() {
             return self.bookmark(bookmark);
         }
-        let _alone = self.bookmarking.lock().unwrap_or_else(PoisonError::into_inner);
+        // Observers need not be asked, and QEMU not be drained, for what cannot be.
+        self.lock().ordered()?;
+        let _alone = self.bookmarking.write().unwrap_or_else(PoisonError::into_inner);
         observers.iter().try_for_each(|observer| observer.settle())?;
         let placed = {
             let mut core = self.lock();

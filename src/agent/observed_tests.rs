@@ -1,17 +1,21 @@
 //! Writes that are seen after the fact, beside catch-up reads and rounds of clearing.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::bitmap::Teller;
 use super::capture::{CaptureMode, Observer};
 use super::clearing::Round;
 use super::observed::{Seen, What};
-use super::stream_tests::{CHUNK, DISK_BYTES, Hook, Machine, ordered};
+use super::stream::Placed;
+use super::stream_tests::{CHUNK, DISK_BYTES, Hook, Machine, ordered, ordered_of};
 use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, Change, DiskIndex, Extent, Record, Timestamp, TrackingMode,
     WRITE_BYTES_MAX,
 };
+use crate::nbd::Export;
 
 const DISK: DiskIndex = DiskIndex(0);
 
@@ -62,6 +66,29 @@ fn a_read_never_covers_what_was_written_while_it_ran() {
         behind_its_back(&shared, 4096, &[2; 1024]);
         behind_its_back(&shared, CHUNK - 512, &[3; 1024]);
         behind_its_back(&shared, 4608, &[4; 512]);
+    }));
+    machine.repair();
+    assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
+    replayed(&mut image, &machine.take());
+    assert!(image == *machine.sources[0].bytes.lock().unwrap());
+}
+
+/// Its QEMU may be holding everything still until that write is answered, the read as well.
+#[test]
+fn a_guests_write_is_answered_while_a_catch_up_reads_its_range() {
+    let machine = Arc::new(ordered_of(Teller::Guest, 8 << 20));
+    let mut image = vec![0; DISK_BYTES as usize];
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DISK, 0..CHUNK, "not seen").unwrap();
+    let shared = Arc::clone(&machine);
+    // The read has the old bytes and does not return before the write does.
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(move || {
+        let (done, ended) = channel();
+        std::thread::spawn(move || {
+            let written = shared.exports[0].write(512, vec![1; 1024].into(), false);
+            done.send(written).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(20)).expect("it waits for the read").unwrap();
     }));
     machine.repair();
     assert_eq!((machine.mode(), machine.dirty()), (TrackingMode::Ordered, 0));
@@ -164,13 +191,30 @@ fn a_round_of_clearing_that_begins_before_a_write_has_its_sequence_leaves_its_bi
 }
 
 /// Says what it is told to say, after the hook ran.
-struct Said {
+pub(super) struct Said {
     hook: Mutex<Option<Hook>>,
     verdict: Result<(), String>,
+    settled: AtomicBool,
+}
+
+impl Said {
+    pub(super) fn new(hook: Option<Hook>, verdict: Result<(), String>) -> Arc<Self> {
+        Arc::new(Self { hook: Mutex::new(hook), verdict, settled: AtomicBool::new(false) })
+    }
+}
+
+pub(super) fn marked(machine: &Machine) -> Result<Placed, String> {
+    machine.stream.bookmark_behind_all(Bookmark {
+        id: BookmarkId([1; 16]),
+        kind: BookmarkKind::CrashConsistent,
+        time: Timestamp(0),
+        name: String::new(),
+    })
 }
 
 impl Observer for Said {
     fn settle(&self) -> Result<(), String> {
+        self.settled.store(true, Ordering::Relaxed);
         Ok(())
     }
     fn confirm(&self) -> Result<(), String> {
@@ -196,14 +240,8 @@ fn a_bookmark_is_sent_when_observers_confirm_it_and_taken_back_when_not() {
             let sent = shared.take();
             assert!(sent.len() == 1 && !sent.iter().any(is_bookmark), "{sent:?}");
         });
-        let said = Said { hook: Mutex::new(Some(hook)), verdict: verdict.clone() };
-        machine.stream.observe_with(vec![Arc::new(said)]);
-        let placed = machine.stream.bookmark_behind_all(Bookmark {
-            id: BookmarkId([1; 16]),
-            kind: BookmarkKind::CrashConsistent,
-            time: Timestamp(0),
-            name: String::new(),
-        });
+        machine.stream.observe_with(vec![Said::new(Some(hook), verdict.clone())]);
+        let placed = marked(&machine);
         let sent = machine.take();
         assert_eq!(placed.is_ok(), verdict.is_ok());
         match verdict {
@@ -214,6 +252,37 @@ fn a_bookmark_is_sent_when_observers_confirm_it_and_taken_back_when_not() {
             }
         }
     }
+}
+
+#[test]
+fn no_observer_is_asked_for_a_bookmark_that_cannot_be() {
+    let machine = ordered(8 << 20);
+    let said = Said::new(None, Ok(()));
+    machine.stream.observe_with(vec![Arc::clone(&said) as _]);
+    machine.stream.withhold(DISK, "the mirror is away");
+    assert!(marked(&machine).unwrap_err().contains("the mirror is away"));
+    assert!(!said.settled.load(Ordering::Relaxed));
+    machine.stream.release(DISK);
+    machine.repair();
+    marked(&machine).unwrap();
+    assert!(said.settled.load(Ordering::Relaxed));
+}
+
+#[test]
+fn many_ranges_become_dirty_with_one_sync() {
+    let machine = ordered(8 << 20);
+    let syncs = || machine.bits[0].syncs.load(Ordering::Relaxed);
+    let before = syncs();
+    let all = (0..DISK_BYTES).step_by(512).map(|at| at..at + 512);
+    let ranges = all.clone().step_by(2);
+    machine.stream.unordered_all(DISK, ranges, "test").unwrap();
+    assert_eq!((machine.dirty(), syncs() - before), (DISK_BYTES, 1));
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    // The file cannot be written: more of them than are made known together.
+    let machine = ordered(8 << 20);
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+    machine.stream.unordered_all(DISK, all, "test").unwrap_err();
+    assert!(machine.dirty() > 0);
 }
 
 /// Without its bit on the agent's disk a write would be forgotten by an agent that is killed: it is no

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -39,8 +39,8 @@ pub(super) struct Stream {
     pub(super) clearing: Mutex<()>,
     /// Who tells of writes after the fact.
     pub(super) observers: Mutex<Arc<[Arc<dyn Observer>]>>,
-    /// Held while observers are asked for one bookmark.
-    pub(super) bookmarking: Mutex<()>,
+    /// Written while observers are asked for one bookmark; read by who must not come between.
+    pub(super) bookmarking: RwLock<()>,
     closed: AtomicBool,
 }
 
@@ -145,7 +145,7 @@ impl Stream {
             to_tell: Notify::new(),
             clearing: Mutex::new(()),
             observers: Mutex::new(Arc::default()),
-            bookmarking: Mutex::new(()),
+            bookmarking: RwLock::new(()),
             closed: AtomicBool::new(false),
         }
     }
@@ -269,7 +269,7 @@ impl Stream {
         self.to_tell.notify_one();
     }
 
-    /// Places re-read changes; the caller holds the range, and all of its chunks were read. `false`
+    /// Places re-read changes; the reading of the range began, and all of its chunks were read. `false`
     /// when there is no room or no catch-up, or the range changed meanwhile nobody knows how: its
     /// chunks are still dirty.
     pub(super) fn tee_repair(
@@ -339,9 +339,7 @@ impl Stream {
         if self.closed() {
             return Err("the agent is stopping".to_owned()); // it waits for what is placed already
         }
-        if core.mode != TrackingMode::Ordered {
-            return Err(format!("no consistent point is possible now: {}", core.why));
-        }
+        core.ordered()?;
         if !core.make_room(cost(0)) {
             return Err("the resend buffer is full".to_owned());
         }
@@ -508,6 +506,17 @@ impl Stream {
 }
 
 impl Core {
+    /// Whether a bookmark can be placed.
+    ///
+    /// # Errors
+    /// In words, why not.
+    pub(super) fn ordered(&self) -> Result<(), String> {
+        if self.mode == TrackingMode::Ordered {
+            return Ok(());
+        }
+        Err(format!("no consistent point is possible now: {}", self.why))
+    }
+
     fn make_room(&mut self, bytes: u64) -> bool {
         self.buffer.make_room(bytes, self.durable)
     }

@@ -1,7 +1,7 @@
 //! The stream's rules, one by one, without a connection.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub(super) struct Memory {
     pub(super) hook: Mutex<Option<Hook>>,
     pub(super) broken: AtomicBool,
     deaf: AtomicBool,
+    /// How often it was synced.
+    pub(super) syncs: AtomicU64,
 }
 
 impl Memory {
@@ -70,6 +72,7 @@ impl Medium for Arc<Memory> {
         self.write_at(offset, &vec![0; length as usize])
     }
     fn sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         match self.deaf.load(Ordering::Relaxed) {
             true => Err(io::Error::other("deaf")),
             false => Ok(()),
@@ -105,8 +108,12 @@ fn welcome(epoch: u32, durable: u64, published: u64) -> Welcome {
     }
 }
 
-/// Two disks, never replicated.
 fn machine(buffer_bytes: u64) -> Machine {
+    machine_of(Teller::Agent, buffer_bytes)
+}
+
+/// Two disks, never replicated.
+fn machine_of(teller: Teller, buffer_bytes: u64) -> Machine {
     let (mut sources, mut files) = (Vec::new(), Vec::new());
     let disk = |index: u16| {
         let source = Arc::new(Memory::default());
@@ -118,7 +125,7 @@ fn machine(buffer_bytes: u64) -> Machine {
             disk_bytes: DISK_BYTES,
             chunk_bytes: CHUNK as u32,
             disks_crc: 7,
-            teller: Teller::Agent,
+            teller,
         };
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);
@@ -152,7 +159,11 @@ fn machine(buffer_bytes: u64) -> Machine {
 
 /// The same in ordered mode: initial replication ran, everything is published and cleared.
 pub(super) fn ordered(buffer_bytes: u64) -> Machine {
-    let machine = machine(buffer_bytes);
+    ordered_of(Teller::Agent, buffer_bytes)
+}
+
+pub(super) fn ordered_of(teller: Teller, buffer_bytes: u64) -> Machine {
+    let machine = machine_of(teller, buffer_bytes);
     machine.connect(welcome(0, 0, 0)).unwrap();
     machine.repair();
     machine.publish_all();

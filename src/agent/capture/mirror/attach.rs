@@ -20,9 +20,6 @@ use super::qmp::Qmp;
 use super::reach::Reach;
 use super::steps::{self, Mirror, Pause};
 
-/// Longest range that is marked at a time.
-const MARK_BYTES: u64 = 1 << 30;
-
 type Result<T> = std::result::Result<T, MirrorError>;
 
 /// One disk and where it is found.
@@ -38,6 +35,8 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct Attached {
     pub(super) node: String,
+    /// The guest's device that sits above the mirror, where it is one and not some other node.
+    pub(super) above: Option<String>,
     /// The bitmap that records now.
     pub(super) bitmap: String,
 }
@@ -66,6 +65,10 @@ impl Link<'_> {
                 found: device.size_bytes,
             });
         }
+        // Before anything of this disk is in the stream: should the other one come back, it is read as a whole.
+        for (node, bitmap) in &device.elsewhere {
+            steps::remove_bitmap(qmp, node, bitmap)?;
+        }
         steps::serve(qmp, self.reach, &device.node, names)?;
         // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
@@ -76,12 +79,13 @@ impl Link<'_> {
         let disk = place.disk.name.as_str();
         steps::start(qmp, &device.node, disk, names, &place.target)?;
         steps::await_mirror(qmp, names, pause)?;
+        let above = device::above(qmp, &names.filter)?;
         // The new bitmap before the old is stopped: no write falls between them.
         let bitmaps = bitmaps::begin(qmp, &device, names)?;
         self.mark_what_was_missed(place, &device, bitmaps.before.as_deref(), pause)?;
         // The old bitmap is forgotten when its bits are on the agent's disk.
         bitmaps::forget(self.qmp, &device, names, &bitmaps)?;
-        Ok(Attached { node: device.node, bitmap: bitmaps.now })
+        Ok(Attached { node: device.node, above, bitmap: bitmaps.now })
     }
 
     /// Sets the bits of what was written while no mirror ran.
@@ -93,35 +97,27 @@ impl Link<'_> {
         pause: Pause<'_>,
     ) -> Result<()> {
         let disk = &place.disk;
-        let unordered = |range, why: &str| {
-            let told = self.stream.unordered(disk.index, range, why);
+        let unordered = |ranges, why| {
+            let told = self.stream.unordered_all(disk.index, ranges, why);
             told.map_err(|error| {
-                MirrorError::State(format!(
-                    "disk {}: the bitmap cannot be written: {error}",
-                    disk.name
-                ))
+                let name = &disk.name;
+                MirrorError::State(format!("disk {name}: the bitmap cannot be written: {error}"))
             })
         };
         let Some(bitmap) = recorded else {
             let why = "QEMU has no record of what was written before (it is new, or was started \
                        again): the whole disk is read again";
             tracing::warn!(disk = %disk.name, device = place.device, why);
-            let mut at = 0;
-            while at < disk.size_bytes {
-                let end = disk.size_bytes.min(at + MARK_BYTES);
-                unordered(at..end, why)?;
-                at = end;
-            }
-            return Ok(());
+            return unordered(vec![0..disk.size_bytes], why);
         };
-        let mut bytes = 0;
         steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
         let context = format!("qemu:dirty-bitmap:{bitmap}");
         let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
-        for range in client.dirty(0, disk.size_bytes)? {
-            bytes += range.end - range.start;
-            unordered(range, "what the guest wrote while no mirror ran is read again")?;
-        }
+        // Who attaches holds what a bookmark and the agent's stop wait for.
+        client.within(self.reach.patience)?;
+        let dirty = client.dirty(0, disk.size_bytes)?;
+        let bytes: u64 = dirty.iter().map(|range| range.end - range.start).sum();
+        unordered(dirty, "what the guest wrote while no mirror ran is read again")?;
         drop(client);
         steps::end_export(self.qmp, &place.names.bits, pause)?;
         tracing::info!(disk = %disk.name, bytes, "written while no mirror ran, as QEMU recorded it");

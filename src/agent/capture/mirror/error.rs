@@ -70,6 +70,11 @@ pub(in crate::agent) enum MirrorError {
 }
 
 impl MirrorError {
+    /// Whether the monitor is of no use any more: its answers are out of step, or it is gone.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self, Self::Qmp(error) if !matches!(error, QmpError::Refused { .. }))
+    }
+
     /// Whether nobody is there: QEMU is not running.
     pub(super) fn off(&self) -> bool {
         matches!(self, Self::Qmp(error) if error.gone())

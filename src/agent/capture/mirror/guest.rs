@@ -42,11 +42,23 @@ pub(super) struct Mirrored {
 struct Connected {
     qmp: Option<Qmp>,
     attached: BTreeMap<DiskIndex, Attached>,
+    /// Disks of which the last attempt or look failed.
+    attempts: BTreeMap<DiskIndex, Attempts>,
     /// What catch-ups had read at the last bookmark.
     read_bytes: u64,
     /// How often a disk was attached, and how often it was when a bookmark was settled.
     attachments: u64,
     settled_at: u64,
+}
+
+impl Connected {
+    /// What QEMU refuses is of one disk. After anything else nothing it says is believed: the watcher
+    /// connects again.
+    fn begin_anew_after(&mut self, error: &MirrorError) {
+        if error.ends_connection() {
+            (self.qmp, self.attached) = (None, BTreeMap::new());
+        }
+    }
 }
 
 /// A QEMU with its disks.
@@ -91,11 +103,11 @@ impl Guest {
         let watcher = Arc::downgrade(&guest);
         let thread = std::thread::Builder::new().name("mirror".to_owned());
         let thread = thread.spawn(move || {
-            let mut rhythm = Rhythm::default();
+            let mut looks = 0;
             // An agent that is dropped without a stop ends its watchers, too.
             while let Some(guest) = watcher.upgrade() {
-                let pause = guest.turn(&mut rhythm);
-                if !guest.pause(pause) {
+                guest.turn(&mut looks);
+                if !guest.pause(LOOK) {
                     return;
                 }
             }
@@ -139,30 +151,39 @@ impl Guest {
         }
     }
 
-    /// One turn of the watch: attaches what is not attached, looks at the rest. Gives the pause to the
-    /// next.
-    fn turn(&self, rhythm: &mut Rhythm) -> Duration {
+    /// One turn of the watch: attaches what is not attached, looks at the rest.
+    fn turn(&self, looks: &mut u32) {
+        // Before `connected`, as a bookmark does. QEMU drains when a disk is attached and when its bitmap
+        // is renewed: that waits for the guest's writes, in mode sync these for the server, and what
+        // stands behind a bookmark is not sent before this lets it ask.
+        let Some(_held) = self.stream.between_bookmarks() else { return };
+        let rotates = *looks == ROTATE_LOOKS;
+        *looks = if rotates { 1 } else { *looks + 1 };
         let connected = &mut *lock(&self.connected);
-        let mut well = true;
         for mirrored in &self.disks {
-            if let Err(error) = self.tend(connected, mirrored, rhythm) {
-                well = false;
-                connected.attached.remove(&mirrored.place.disk.index);
-                if matches!(error, MirrorError::Qmp(_)) {
-                    // Its answers are out of step, or it is gone: begin anew.
-                    (connected.qmp, connected.attached) = (None, BTreeMap::new());
-                }
-                self.apart(mirrored, error.off(), &in_words(&error));
+            let index = mirrored.place.disk.index;
+            // One that fails is nothing to the others: they are looked at as before.
+            let due = connected.attempts.get(&index).map_or(Duration::ZERO, |tried| tried.due);
+            if self.clock.monotonic() < due {
+                continue;
             }
+            let Err(error) = self.tend(connected, mirrored, rotates) else {
+                connected.attempts.remove(&index);
+                continue;
+            };
+            connected.attached.remove(&index);
+            let tried = connected.attempts.entry(index).or_default();
+            tried.failed(self.clock.monotonic());
+            self.apart(mirrored, error.off(), &in_words(&error));
+            connected.begin_anew_after(&error);
         }
-        rhythm.next(well)
     }
 
     fn tend(
         &self,
         connected: &mut Connected,
         mirrored: &Mirrored,
-        rhythm: &Rhythm,
+        rotates: bool,
     ) -> Result<(), MirrorError> {
         let place = &mirrored.place;
         let Connected { qmp, attached, attachments, .. } = connected;
@@ -183,6 +204,9 @@ impl Guest {
         };
         match steps::mirror(link.qmp, &place.names)? {
             Mirror::Gone => return Err(steps::ended(link.qmp, &place.names)),
+            Mirror::Completed => {
+                return Err(steps::end_completed(link.qmp, &place.names, &mut || self.pause(STEP)));
+            }
             Mirror::Behind(why) => self.apart(mirrored, false, &why),
             Mirror::Synced if mirrored.server.connections() == 0 => {
                 // Its writes wait for a new connection; QEMU gives up after a while and the job ends.
@@ -192,8 +216,9 @@ impl Guest {
                 if let Some(trouble) = link.qmp.take_trouble(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
+                steps::still_below(link.qmp, &place.names, known.above.as_deref())?;
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;
-                if rhythm.rotates() {
+                if rotates {
                     link.rotate(place, known)?;
                 }
                 self.synced(mirrored);
@@ -204,6 +229,7 @@ impl Guest {
 
     /// Ends the mirrors so that the guest waits for nobody; QEMU's bitmaps record what follows.
     fn detach(&self) {
+        let _held = self.stream.bookmarking.read().unwrap_or_else(PoisonError::into_inner);
         let connected = &mut *lock(&self.connected);
         let Some(qmp) = connected.qmp.as_mut() else { return };
         let mut link = Link { qmp, reach: &self.reach, stream: &self.stream };
@@ -235,18 +261,24 @@ impl Guest {
         };
         let outcome = before.and_then(|()| {
             for mirrored in &self.disks {
-                let disk = mirrored.place.disk.name.as_str();
-                match steps::mirror(qmp, &mirrored.place.names)? {
-                    Mirror::Synced => {}
-                    Mirror::Behind(why) => return Ok(Err(not_mirrored(disk, &why))),
-                    Mirror::Gone => return Ok(Err(not_mirrored(disk, "the mirror job is gone"))),
-                }
+                let Place { disk, names, .. } = &mirrored.place;
+                let why = match steps::mirror(qmp, names)? {
+                    Mirror::Synced => {
+                        let known = connected.attached.get(&disk.index);
+                        let above = known.and_then(|known| known.above.as_deref());
+                        steps::still_below(qmp, names, above)?;
+                        continue;
+                    }
+                    Mirror::Behind(why) => why,
+                    Mirror::Completed => "the mirror job was completed by somebody".to_owned(),
+                    Mirror::Gone => "the mirror job is gone".to_owned(),
+                };
+                return Ok(Err(not_mirrored(disk.name.as_str(), &why)));
             }
             Ok(Ok(()))
         });
         outcome.unwrap_or_else(|error| {
-            // The watcher connects again.
-            (connected.qmp, connected.attached) = (None, BTreeMap::new());
+            connected.begin_anew_after(&error);
             Err(in_words(&error))
         })
     }
@@ -317,29 +349,19 @@ impl std::fmt::Debug for Guest {
     }
 }
 
-/// When the next look is due.
+/// Attempts at a disk that failed, one after the other.
 #[derive(Debug, Default)]
-struct Rhythm {
-    looks: u32,
+struct Attempts {
     failed: u32,
+    /// When the next one may be made.
+    due: Duration,
 }
 
-impl Rhythm {
-    /// Whether this look also rotates.
-    fn rotates(&self) -> bool {
-        self.looks > 0 && self.looks.is_multiple_of(ROTATE_LOOKS)
-    }
-
-    /// After a turn that went well, or did not.
-    fn next(&mut self, well: bool) -> Duration {
-        self.looks = if self.looks == ROTATE_LOOKS { 1 } else { self.looks + 1 };
-        if well {
-            self.failed = 0;
-            return LOOK;
-        }
+impl Attempts {
+    fn failed(&mut self, now: Duration) {
         let pause = PAUSE_MIN * 2u32.pow(self.failed.min(10));
         self.failed += 1;
-        pause.min(PAUSE_MAX)
+        self.due = now + pause.min(PAUSE_MAX);
     }
 }
 
@@ -359,17 +381,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_become_rarer_and_looks_rotate() {
-        let mut rhythm = Rhythm::default();
-        let pauses: Vec<_> = (0..12).map(|_| rhythm.next(false)).collect();
+    fn attempts_become_rarer() {
+        let (mut attempts, mut now) = (Attempts::default(), Duration::from_secs(7));
+        let mut next = || {
+            attempts.failed(now);
+            let pause = attempts.due - now;
+            now = attempts.due;
+            pause
+        };
+        let pauses: Vec<_> = (0..12).map(|_| next()).collect();
         assert_eq!(pauses[..3], [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4]);
         assert_eq!(pauses[11], PAUSE_MAX);
-        let rotations = (0..ROTATE_LOOKS * 5)
-            .filter(|_| {
-                assert_eq!(rhythm.next(true), LOOK);
-                rhythm.rotates()
-            })
-            .count();
-        assert_eq!(rotations, 5);
     }
 }

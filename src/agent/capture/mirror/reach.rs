@@ -7,6 +7,7 @@ use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
@@ -26,6 +27,9 @@ const RECONNECT_S: u32 = 5;
 /// The same between two hosts, where seconds have passed before QEMU knows that the path is lost (docs/capture.md).
 const RECONNECT_REMOTE_S: u32 = 1;
 
+/// Longest wait for a part of a reply of its NBD server: a guest's storage that takes longer counts as gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A QEMU, from the agent.
 pub(super) struct Reach {
     /// Its monitor.
@@ -34,6 +38,8 @@ pub(super) struct Reach {
     pub(super) reads: Peer,
     /// What that server does TLS by.
     credentials: String,
+    /// [`PATIENCE`].
+    pub(super) patience: Duration,
 }
 
 impl Reach {
@@ -58,14 +64,16 @@ impl Reach {
         if let Peer::Tls { port, .. } = &mut reads {
             *port = remote.reads_port;
         }
-        Ok(Self { monitor, reads, credentials: settings.mirror.server_credentials.clone() })
+        let credentials = settings.mirror.server_credentials.clone();
+        Ok(Self { monitor, reads, credentials, patience: PATIENCE })
     }
 
     /// A QEMU on this host.
     pub(super) fn here(monitor: &Path, state_directory: &Path) -> Self {
         let reads = reads_socket(state_directory, monitor);
         let credentials = String::new();
-        Self { monitor: monitor.into(), reads: Peer::Socket(reads), credentials }
+        let (monitor, reads) = (monitor.into(), Peer::Socket(reads));
+        Self { monitor, reads, credentials, patience: PATIENCE }
     }
 
     /// What QEMU is asked for when it is to serve its disks.

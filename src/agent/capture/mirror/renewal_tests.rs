@@ -2,6 +2,7 @@
 //! With a real QEMU (its storage daemon).
 
 mod loss_tests;
+mod waiting_tests;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use super::names::Names;
 use super::qmp::Qmp;
 use super::reach::{self, Reach};
 use crate::agent::capture::Observer;
+use crate::agent::disk::Captured;
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, Machine, ordered};
 use crate::clock::{Clock, System};
 use crate::nbd::{self, BlockStatus, Client, Export, Peer};
@@ -110,11 +112,11 @@ impl Daemon {
     }
 
     /// The guest's own connection to its disk, above the mirror.
-    pub(super) fn guest(&mut self) -> Client {
+    pub(super) fn guest(&mut self, reach: &Reach) -> Client {
         let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
             "node-name": self.place.names.filter });
         self.other.execute("block-export-add", export).unwrap();
-        Client::connect_to(&self.reach().reads, "guest").unwrap()
+        Client::connect_to(&reach.reads, "guest").unwrap()
     }
 
     /// Our bitmaps: name, and how much is dirty.
@@ -144,16 +146,24 @@ impl Drop for Daemon {
     }
 }
 
-/// The agent's end of a mirror, of which one write can be kept waiting and then refused.
+/// The agent's end of a mirror, of which one write can be kept waiting. It is refused then, unless
+/// there is somebody behind.
 #[derive(Default)]
-pub(super) struct Gate(Mutex<Option<(Sender<()>, Receiver<()>)>>);
+pub(super) struct Gate {
+    closed: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    behind: Option<Captured>,
+}
 
 impl Gate {
-    /// The next write says that it is there, waits until it is told to go, and fails.
+    fn before(behind: Captured) -> Self {
+        Self { closed: Mutex::default(), behind: Some(behind) }
+    }
+
+    /// The next write says that it is there, and waits until it is told to go.
     fn close(&self) -> (Receiver<()>, Sender<()>) {
         let (come, came) = channel();
         let (go, gone) = channel();
-        *self.0.lock().unwrap() = Some((come, gone));
+        *self.closed.lock().unwrap() = Some((come, gone));
         (came, go)
     }
 }
@@ -168,12 +178,18 @@ impl Export for Gate {
     fn read(&self, _offset: u64, _target: &mut [u8]) -> io::Result<()> {
         Err(io::Error::other("a mirror reads nothing"))
     }
-    fn write(&self, _offset: u64, _payload: Bytes, _fua: bool) -> io::Result<()> {
-        let closed = self.0.lock().unwrap().take();
-        let Some((come, gone)) = closed else { return Ok(()) };
-        come.send(()).unwrap();
-        gone.recv_timeout(LATE).unwrap();
-        Err(io::Error::other("refused"))
+    fn write(&self, offset: u64, payload: Bytes, fua: bool) -> io::Result<()> {
+        let closed = self.closed.lock().unwrap().take();
+        let waited = closed.is_some();
+        if let Some((come, gone)) = closed {
+            come.send(()).unwrap();
+            gone.recv_timeout(LATE).unwrap();
+        }
+        match &self.behind {
+            Some(behind) => behind.write(offset, payload, fua),
+            None if waited => Err(io::Error::other("refused")),
+            None => Ok(()),
+        }
     }
     fn zero(&self, _offset: u64, _length: u64, _trim: bool, _fua: bool) -> io::Result<()> {
         Ok(())
@@ -204,7 +220,7 @@ fn a_write_that_never_reached_the_agent_is_in_the_old_bitmap_until_the_new_one_i
     machine.repair();
     assert_eq!(machine.dirty(), 0);
     // It is on the guest's disk, and on its way to the agent.
-    let mut guest = daemon.guest();
+    let mut guest = daemon.guest(&daemon.reach());
     let (came, go) = gate.close();
     let writer = std::thread::spawn(move || guest.write(5 * CHUNK, &[7; 512], false));
     came.recv_timeout(LATE).unwrap();
@@ -240,7 +256,7 @@ fn as_time_goes_by_the_bitmap_forgets_what_reached_the_agent() {
     let watched = Guest::watch(daemon.reach(), &machine.stream, &System::clock(), disks);
     let watched = watched.unwrap();
     eventually("every write is mirrored", || watched.settle().ok());
-    let mut guest = daemon.guest();
+    let mut guest = daemon.guest(&daemon.reach());
     for turn in 0..3 {
         for chunk in 0..10 {
             guest.write(chunk * CHUNK, &[turn + 1; 4096], false).unwrap();

@@ -4,13 +4,11 @@
 
 use std::io;
 use std::sync::{Mutex, PoisonError, TryLockError};
-use std::time::Duration;
 
 use crate::agent::medium::Medium;
 use crate::nbd::{Client, NbdError, Peer};
 
-/// Longest wait for a part of a reply: a guest's storage that takes longer counts as gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::reach::PATIENCE;
 
 /// A guest's disk.
 pub(in crate::agent) struct GuestDisk {
