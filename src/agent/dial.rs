@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +14,7 @@ use super::dial_quic::QuicDial;
 use super::dial_tcp::TcpDial;
 use super::error::AgentError;
 use super::outgoing::Outgoing;
+use crate::observe::error_chain;
 use crate::settings::{AgentSettings, TransportChoice};
 
 /// What carries the frames.
@@ -41,25 +42,54 @@ pub trait Dial: Send + Sync + 'static {
     async fn dial(&self, server: &str, way: Way) -> Result<Connection, AgentError>;
 }
 
-/// Over the network, with the certificates of the settings.
+/// Over the network, with the certificates of the settings as they are when it connects: renewing one is
+/// writing its files anew.
 pub(super) struct Network {
+    settings: AgentSettings,
+    /// With the last files that could be used.
+    usable: Mutex<Arc<Dials>>,
+}
+
+struct Dials {
     tcp: TcpDial,
     quic: QuicDial,
+}
+
+impl Dials {
+    fn new(settings: &AgentSettings) -> Result<Self, AgentError> {
+        Ok(Self { tcp: TcpDial::new(settings)?, quic: QuicDial::new(settings)? })
+    }
 }
 
 impl Network {
     /// Reads certificates and key.
     pub(super) fn new(settings: &AgentSettings) -> Result<Self, AgentError> {
-        Ok(Self { tcp: TcpDial::new(settings)?, quic: QuicDial::new(settings)? })
+        let usable = Mutex::new(Arc::new(Dials::new(settings)?));
+        Ok(Self { settings: settings.clone(), usable })
+    }
+
+    /// Reads them again. Files that cannot be used, or are just being written, replace nothing.
+    fn fresh(&self) -> Arc<Dials> {
+        let read = Dials::new(&self.settings);
+        let mut usable = self.usable.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Ok(dials) => *usable = Arc::new(dials),
+            Err(error) => tracing::warn!(
+                error = error_chain(&error),
+                "the certificates cannot be read again: those before are used"
+            ),
+        }
+        Arc::clone(&usable)
     }
 }
 
 #[async_trait]
 impl Dial for Network {
     async fn dial(&self, server: &str, way: Way) -> Result<Connection, AgentError> {
+        let dials = self.fresh();
         match way {
-            Way::Tcp => self.tcp.dial(server).await,
-            Way::Quic => self.quic.dial(server).await,
+            Way::Tcp => dials.tcp.dial(server).await,
+            Way::Quic => dials.quic.dial(server).await,
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Held {
     /// What the agent said last of each disk.
     pub(crate) captures: BTreeMap<DiskIndex, CaptureMode>,
     pub(crate) goodbyes: u64,
+    /// The certificate that each connection showed.
+    pub(crate) shown: Vec<Vec<u8>>,
     pub(crate) ask: Vec<BookmarkRequest>,
     pub(crate) refuse: Option<Refuse>,
     /// Nothing is admitted any more; agents are sent there.

@@ -36,11 +36,17 @@ impl Authority {
     /// The site's one: the agent's files are written beside the machine's.
     fn of(machine: &Machine) -> Self {
         let site = Self::new();
-        let (agent, key) = site.issue("web-1");
         std::fs::write(machine.path("ca.pem"), site.root.pem()).unwrap();
+        site.renew(machine);
+        site
+    }
+
+    /// Another certificate for the agent, in the place of the one before.
+    fn renew(&self, machine: &Machine) -> Vec<u8> {
+        let (agent, key) = self.issue("web-1");
         std::fs::write(machine.path("agent.pem"), agent.pem()).unwrap();
         std::fs::write(machine.path("agent.key"), key.serialize_pem()).unwrap();
-        site
+        agent.der().to_vec()
     }
 
     fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
@@ -85,7 +91,8 @@ async fn listen(listener: TcpListener, acceptor: TlsAcceptor, server: Arc<Server
         let (acceptor, server) = (acceptor.clone(), Arc::clone(&server));
         tokio::spawn(async move {
             let Ok(mut tls) = acceptor.accept(tcp).await else { return };
-            assert!(tls.get_ref().1.peer_certificates().is_some());
+            let shown = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+            server.held().shown.push(shown);
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(tls.read_u8().await.unwrap());
@@ -169,6 +176,33 @@ async fn a_redirect_is_followed_to_a_server_of_the_site_and_to_nobody_else() {
     for refused in [stranger, other] {
         assert!(refused.held().hellos.is_empty(), "not a word to it");
     }
+    assert_eq!(agent.stop().await, Stopped::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_shown_at_the_next_connection() {
+    let mut machine = Machine::new(&[1 << 20], 4 << 20);
+    let server = Server::new(4 << 20);
+    let site = Authority::of(&machine);
+    machine.settings.servers = vec![start(site.acceptor("localhost"), &server).await];
+    let agent =
+        Agent::start(machine.settings.clone(), Arc::new(Fast(SPEED)), System::entropy()).unwrap();
+    settled(&agent).await;
+    let connected = |times: usize| {
+        let server = &server;
+        move |status: &AgentStatus| {
+            server.held().hellos.len() == times && status.published == status.last
+        }
+    };
+    let renewed = site.renew(&machine);
+    server.kill(false);
+    until(&agent, "connected again", connected(2)).await;
+    assert_eq!(server.held().shown[1], renewed);
+    // One that cannot be used ends nothing.
+    std::fs::write(machine.path("agent.key"), "half of a k").unwrap();
+    server.kill(false);
+    until(&agent, "connected with the one before", connected(3)).await;
+    assert_eq!(server.held().shown[2], renewed);
     assert_eq!(agent.stop().await, Stopped::Clean);
 }
 
