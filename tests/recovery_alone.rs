@@ -6,10 +6,12 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use holdfast::nbd::Client;
+use support::loops::Loop;
 use support::workload::{Target, Workload};
 use support::{Process, Site, eventually, files, have, run, text};
 
@@ -100,10 +102,45 @@ fn the_store_and_the_key_are_enough() {
         assert!(fs::read(&out).unwrap() == *bytes, "export of {name}");
         assert!(mounted(rest.path(), &config, &point) == *bytes, "mount of {name}");
     }
+    onto_devices(rest.path(), &config, &held[1].1);
     holdfast(&config, &["verify", "web-1"]);
     let status = holdfast(&config, &["status", "web-1"]);
     assert!(String::from_utf8_lossy(&status.stdout).contains("web-1"), "{status:?}");
     holdfast(&config, &["status", "--json"]);
+}
+
+/// The disk at the second point, onto a device that held something else.
+fn onto_devices(folder: &Path, config: &Path, expected: &[u8]) {
+    let tail = 1 << 20;
+    let backing = folder.join("new-disk");
+    fs::write(&backing, vec![0xff; expected.len() + tail]).unwrap();
+    let Some(device) = Loop::over(&backing, &[]) else { return };
+    let export = |onto: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.args(["export", "web-1", "--disk", "root", "--point", "name:second", "--onto"]);
+        command.arg(onto).arg("--config").arg(config).output().unwrap()
+    };
+    let refused = |onto: &Path, words: &str| {
+        let output = export(onto);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(words), "{words}: {output:?}");
+    };
+    refused(&backing, "is no block device");
+    {
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        let _user =
+            fs::File::options().read(true).custom_flags(exclusive).open(&device.path).unwrap();
+        refused(&device.path, "is in use");
+    }
+    let Some(small) = Loop::new(&folder.join("small"), 1 << 20) else { return };
+    refused(&small.path, "name a device that is as large");
+    assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 0xff), "nothing was touched");
+    let output = export(&device.path);
+    assert!(output.status.success(), "{output:?}");
+    drop(device);
+    let found = fs::read(&backing).unwrap();
+    assert!(found[..expected.len()] == *expected, "the device holds the disk");
+    assert!(found[expected.len()..].iter().all(|byte| *byte == 0xff), "and behind it what it held");
 }
 
 /// The whole disk, read through a mount.

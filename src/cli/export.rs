@@ -1,6 +1,6 @@
 //! `holdfast export`: a disk at a point as a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -12,10 +12,10 @@ use crate::clock::System;
 use crate::control::words;
 use crate::model::{DiskName, MachineId};
 use crate::recover::{
-    CACHE_BYTES, DiskReader, ExportFormat, Exported, Pin, PointSpec, Progress, export,
+    CACHE_BYTES, DiskReader, ExportFormat, Exported, Pin, PointSpec, Progress, export, export_onto,
 };
 
-/// Write a disk as it was at a recovery point to a file
+/// Write a disk as it was at a recovery point to a file, or onto a block device
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Which machine
@@ -30,14 +30,24 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "raw")]
     pub format: Format,
     /// The file; it must not exist
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "onto")]
+    pub out: Option<PathBuf>,
+    /// Overwrite a block device instead, one that nobody uses
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["out", "format"])]
+    pub onto: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
     /// Which site
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+impl Args {
+    /// One of both is there, as they are declared.
+    fn target(&self) -> &Path {
+        self.onto.as_deref().or(self.out.as_deref()).unwrap_or(Path::new(""))
+    }
 }
 
 /// Form of an exported disk.
@@ -60,11 +70,11 @@ struct Report<'a> {
     copied_bytes: u64,
 }
 
-/// Writes the file; nothing is left behind when it fails.
+/// Writes the file, of which nothing is left behind when it fails, or the device.
 ///
 /// # Errors
-/// When the point or the disk is unknown, something it needs cannot be believed, or the file
-/// exists.
+/// When the point or the disk is unknown, something it needs cannot be believed, the file exists, or the
+/// device cannot be overwritten.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let spec: PointSpec = args.point.parse().map_err(Failure::usage)?;
     let site = Site::open(&args.config.config)?;
@@ -85,7 +95,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                     bar.set_length(now.total_bytes);
                     bar.set_position(now.done_bytes);
                 };
-                let done = export(&args.machine, &reader, format, &args.out, &progress).await;
+                let done = match args.onto {
+                    Some(_) => export_onto(&reader, args.target(), &progress).await,
+                    None => export(&args.machine, &reader, format, args.target(), &progress).await,
+                };
                 bar.finish_and_clear();
                 done
             }
@@ -100,12 +113,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn report(args: &Args, sequence: u64, exported: &Exported) -> Result<(), Failure> {
     let (file_bytes, copied_bytes) = (exported.file_bytes, exported.copied_bytes);
     if args.json {
-        let (machine, disk, file) = (&args.machine, &args.disk, args.out.as_path());
+        let (machine, disk, file) = (&args.machine, &args.disk, args.target());
         return print_json(&Report { machine, disk, sequence, file, file_bytes, copied_bytes });
     }
     print(&format!(
         "{}: disk {} of {} at sequence {sequence}, {}, of which {} are no holes",
-        args.out.display(),
+        args.target().display(),
         args.disk,
         args.machine,
         words::bytes(file_bytes),

@@ -120,6 +120,28 @@ pub enum RecoverError {
         /// Which file.
         path: PathBuf,
     },
+    /// What is to be written onto is no block device.
+    #[error("{} is no block device; --out FILE makes a file", path.display())]
+    NoDevice {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// Somebody else has the device open for himself.
+    #[error("{} is in use (mounted, or below dm, md or swap); free it, or name another device", path.display())]
+    DeviceInUse {
+        /// Which device.
+        path: PathBuf,
+    },
+    /// The disk does not fit.
+    #[error("{} has {found} bytes and the disk {size_bytes}; name a device that is as large", path.display())]
+    DeviceSmall {
+        /// Which device.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+        /// The disk's.
+        size_bytes: u64,
+    },
     /// The output cannot be written.
     #[error("{}: {action}", path.display())]
     File {
@@ -172,6 +194,9 @@ impl RecoverError {
             | Self::NoDisk { .. }
             | Self::Range { .. }
             | Self::NoVhd { .. }
+            | Self::NoDevice { .. }
+            | Self::DeviceInUse { .. }
+            | Self::DeviceSmall { .. }
             | Self::OutputExists { .. } => Class::Reject,
             Self::Chain { .. } | Self::Entry { .. } | Self::Footer { .. } => Class::Poison,
             Self::File { .. } => Class::Retry,

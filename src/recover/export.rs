@@ -69,24 +69,46 @@ pub async fn export(
     };
     let file_bytes = size_bytes + footer.map_or(0, |footer| footer.len() as u64);
     let partial = Partial::create(out, file_bytes)?;
-    let ranges = reader.ranges().await?;
+    let copied_bytes = copy_all(reader, &partial.target, reader.ranges().await?, progress).await?;
+    if let Some(footer) = footer {
+        let written = partial.target.file.write_all_at(&footer, size_bytes);
+        written.map_err(|source| partial.target.failed("writing the footer", source))?;
+    }
+    partial.publish().await?;
+    Ok(Exported { file_bytes, copied_bytes })
+}
+
+/// Where bytes go.
+pub(super) struct Target {
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<std::fs::File>,
+}
+
+impl Target {
+    pub(super) fn failed(&self, action: &'static str, source: io::Error) -> RecoverError {
+        RecoverError::File { path: self.path.clone(), action, source }
+    }
+}
+
+/// Copies these ranges of the disk, several pieces at a time, telling `progress` at the start and after
+/// every piece; returns their bytes.
+pub(super) async fn copy_all(
+    reader: &Arc<DiskReader>,
+    target: &Target,
+    ranges: &[Range<u64>],
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<u64, RecoverError> {
     let total_bytes = ranges.iter().map(|range| range.end - range.start).sum();
     let mut done_bytes = 0;
     progress(Progress { done_bytes, total_bytes });
     let mut pieces = stream::iter(ranges.iter().cloned().flat_map(pieces))
-        .map(|piece| copy(Arc::clone(reader), &partial, piece))
+        .map(|piece| copy(Arc::clone(reader), target, piece))
         .buffer_unordered(STREAMS);
     while let Some(copied) = pieces.try_next().await? {
         done_bytes += copied;
         progress(Progress { done_bytes, total_bytes });
     }
-    drop(pieces);
-    if let Some(footer) = footer {
-        let written = partial.file.write_all_at(&footer, size_bytes);
-        written.map_err(|source| partial.failed("writing the footer", source))?;
-    }
-    partial.publish().await?;
-    Ok(Exported { file_bytes, copied_bytes: done_bytes })
+    Ok(done_bytes)
 }
 
 fn footer(machine: &MachineId, reader: &DiskReader) -> Result<[u8; FOOTER_BYTES], RecoverError> {
@@ -110,20 +132,20 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 /// Reads, opens and writes one piece; a task of its own, so that pieces share all cores.
 async fn copy(
     reader: Arc<DiskReader>,
-    partial: &Partial,
+    target: &Target,
     piece: Range<u64>,
 ) -> Result<u64, RecoverError> {
-    let (length, file) = (piece.end - piece.start, Arc::clone(&partial.file));
+    let (length, file) = (piece.end - piece.start, Arc::clone(&target.file));
     let copied = tokio::spawn(async move {
         let bytes = reader.read(piece.start, length).await?;
         Ok::<_, RecoverError>(blocking(move || file.write_all_at(&bytes, piece.start)).await)
     });
     let written = copied.await.unwrap_or_else(|gone| Ok(Err(io::Error::other(gone))))?;
-    written.map_err(|source| partial.failed("writing", source))?;
+    written.map_err(|source| target.failed("writing", source))?;
     Ok(length)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -133,11 +155,10 @@ async fn blocking<T: Send + 'static>(
 /// A file that becomes `out` when it is whole, and goes away when dropped before. Where the file
 /// system can, it has no name until then, so that not even a kill leaves anything.
 struct Partial {
-    out: PathBuf,
+    target: Target,
     directory: PathBuf,
     /// Of a file system that knows no files without a name.
     path: Option<tempfile::TempPath>,
-    file: Arc<std::fs::File>,
 }
 
 /// A new file in `directory`, without a name where that is possible.
@@ -173,12 +194,13 @@ impl Partial {
         let (file, path) = make(&directory).map_err(|e| failed("making the file", e))?;
         let sized = file.set_len(file_bytes);
         sized.map_err(|source| failed("setting its length", source))?;
-        Ok(Self { out: out.to_owned(), directory, path, file: Arc::new(file) })
+        let target = Target { path: out.to_owned(), file: Arc::new(file) };
+        Ok(Self { target, directory, path })
     }
 
     /// Data first, then the name, then the directory: what is there under the name is whole.
     async fn publish(self) -> Result<(), RecoverError> {
-        let Self { out, directory, path, file } = self;
+        let Self { target: Target { path: out, file }, directory, path } = self;
         let failed = |source| RecoverError::File {
             path: out.clone(),
             action: "syncing and naming it",
@@ -198,9 +220,5 @@ impl Partial {
             Err(error) => return Err(failed(error)),
         }
         blocking(move || std::fs::File::open(directory)?.sync_all()).await.map_err(failed)
-    }
-
-    fn failed(&self, action: &'static str, source: io::Error) -> RecoverError {
-        RecoverError::File { path: self.out.clone(), action, source }
     }
 }

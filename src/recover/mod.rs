@@ -2,11 +2,11 @@
 //!
 //! Owns: what a recovery point is ([`Recovery::points`]), what it needs ([`Recovery::resolve`]),
 //! reading any byte of it ([`DiskReader`]), serving it over NBD ([`Mounted`]), writing it out
-//! ([`export`]), proving it ([`verify`]), keeping retention from it meanwhile ([`Pin`]). Does not
+//! ([`export`], [`export_onto`]), proving it ([`verify`]), keeping retention from it meanwhile ([`Pin`]). Does not
 //! own: making points, changing the log or the seed disks.
 //!
 //! ```text
-//! PointSpec ──▶ ResolvedPoint ──▶ DiskReader ──▶ Mounted (NBD) | export (raw, VHD) | verify
+//! PointSpec ──▶ ResolvedPoint ──▶ DiskReader ──▶ Mounted (NBD) | export (raw, VHD, device) | verify
 //!                 + Pin
 //! ```
 
@@ -16,6 +16,7 @@ mod export;
 mod frames;
 mod list;
 mod mount;
+mod onto;
 mod overlay;
 mod pin;
 mod point;
@@ -31,6 +32,7 @@ pub use error::RecoverError;
 pub use export::{ExportFormat, Exported, Progress, export};
 pub use list::{Point, Stored};
 pub use mount::Mounted;
+pub use onto::export_onto;
 pub use pin::Pin;
 pub use point::PointSpec;
 pub use reader::{CACHE_BYTES, DiskReader};
