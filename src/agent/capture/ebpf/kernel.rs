@@ -5,7 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,8 @@ use aya::programs::{
     BtfTracePoint, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
 };
 use aya::{Btf, Ebpf, EbpfLoader};
+
+use super::walk;
 
 /// Built from `program/capture.bpf.c`; a test of `tests/capture_ebpf.rs` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("program/capture.bpf.o");
@@ -105,6 +107,8 @@ pub(super) struct Kernel {
     programs: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     links: Mutex<Vec<(&'static str, FdLink)>>,
+    /// The map of flights, to be read as a whole.
+    all_flying: OwnedFd,
     pages: u32,
 }
 
@@ -181,11 +185,14 @@ impl Kernel {
         }
         let mut take = |name: &'static str| programs.take_map(name).ok_or_else(|| no_map(name));
         let wrong = "a map of the program";
+        let flying = take("flying")?;
+        let Map::HashMap(data) = &flying else { return Err(no_map("flying")) };
+        let all_flying = data.fd().as_fd().try_clone_to_owned().map_err(said(wrong))?;
         let maps = Maps {
             counts: Array::try_from(take("counts")?).map_err(said(wrong))?,
             probed: Array::try_from(take("probed")?).map_err(said(wrong))?,
             watched: HashMap::try_from(take("watched")?).map_err(said(wrong))?,
-            flying: HashMap::try_from(take("flying")?).map_err(said(wrong))?,
+            flying: HashMap::try_from(flying).map_err(said(wrong))?,
         };
         let rings = Rings {
             events: RingBuf::try_from(take("events")?).map_err(said(wrong))?,
@@ -195,6 +202,7 @@ impl Kernel {
             programs: Mutex::new(programs),
             maps: Mutex::new(maps),
             links: Mutex::default(),
+            all_flying,
             pages: pages as u32,
         };
         Ok((kernel, rings))
@@ -354,17 +362,25 @@ impl Kernel {
         self.control(|words| words[HANDLED] = missed)
     }
 
-    /// Writes that the devices have not answered.
+    /// Writes that the devices have not answered: each that flies at the call and when it returns; one that
+    /// begins or ends meanwhile may be there, or twice.
     pub(super) fn flights(&self) -> Result<Vec<Flight>, String> {
-        let maps = lock(&self.maps);
-        let mut flights = Vec::new();
-        for found in maps.flying.iter() {
-            // A walk beside changes may end early or see one twice; the caller looks again.
-            let (request, words) = found.map_err(said("read the flights"))?;
+        let elements = walk::elements(&self.all_flying).map_err(said("read the flights"))?;
+        let flights = elements.into_iter().map(|(request, words)| {
             let [disk, start, end, id, first_chunk] = words;
-            flights.push(Flight { request, disk, start, end, id, first_chunk });
+            Flight { request, disk, start, end, id, first_chunk }
+        });
+        Ok(flights.collect())
+    }
+
+    /// As if the program had seen that request begin (or, without words, end).
+    #[cfg(test)]
+    pub(super) fn note(&self, request: u64, words: Option<[u64; 5]>) {
+        let flying = &mut lock(&self.maps).flying;
+        match words {
+            Some(words) => flying.insert(request, words, 0).unwrap(),
+            None => flying.remove(&request).unwrap(),
         }
-        Ok(flights)
     }
 
     /// Whether that very flight is still in the air.

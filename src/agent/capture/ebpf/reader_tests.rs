@@ -1,9 +1,10 @@
 //! What the reader makes of losses, with the program in this machine's kernel and a loop device of the
 //! self-test's kind. Takes root.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -255,6 +256,42 @@ fn a_program_that_sees_nothing_is_not_taken_for_one_that_sees_places() {
     kernel.attach().unwrap();
     let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, places);
     assert_eq!(proven, Ok(Proven::Places("asked for".to_owned())));
+}
+
+#[test]
+fn a_flight_is_found_whatever_begins_and_ends_beside_it() {
+    let Some((kernel, _rings)) = loaded() else { return };
+    // More than one part of a walk. Requests are aligned to more than the 16 that one may be noted as.
+    let flying: BTreeSet<u64> = (1..=5000).map(|request| request * 64).collect();
+    for request in &flying {
+        kernel.note(*request, Some([0, *request, request + 1, 2, 0]));
+    }
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each takes the element that the one before gave back, mostly in another bucket.
+            for request in (5001..).take_while(|_| !ended.load(Ordering::Acquire)) {
+                kernel.note(request * 64, Some([0; 5]));
+                kernel.note(request * 64, None);
+            }
+        });
+        let _end = End(&ended);
+        for _ in 0..30 {
+            let flights = kernel.flights().unwrap();
+            let found: BTreeSet<u64> =
+                flights.iter().filter(|one| one.id == 2).map(|one| one.request).collect();
+            assert!(flying == found, "{} of {}", found.len(), flying.len());
+        }
+    });
+}
+
+/// Ends what runs beside a test that fails as well.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 #[test]
