@@ -41,7 +41,7 @@ fn runs_that_the_last_life_did_not_know_of_begin_a_new_epoch() {
     said(life(&kernel), "the kernel left the program out");
     kernel.handled(missed).unwrap();
     assert_eq!(life(&kernel), None);
-    for pin in ["control", "issue-program"] {
+    for pin in ["control", "issue-program", "failed-program"] {
         for folder in [0, 1].map(|number| pins.0.at(number)) {
             let _other = std::fs::remove_file(folder.join(pin));
         }
