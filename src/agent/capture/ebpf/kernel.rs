@@ -247,9 +247,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches again what a pin that did not succeed has cost.
-    pub(super) fn ensure_attached(&self) -> Result<(), String> {
-        if lock(&self.links).len() == 2 { Ok(()) } else { self.attach() }
+    /// Attaches again what a pin that did not succeed has cost; `true` when it has cost anything. Whatever is
+    /// attached stays so: a program that is attached twice is refused by older kernels.
+    pub(super) fn ensure_attached(&self) -> Result<bool, String> {
+        let whole = lock(&self.links).len() == self.points.len();
+        self.attach()?;
+        Ok(!whole)
     }
 
     /// Which parts of which devices are captured.

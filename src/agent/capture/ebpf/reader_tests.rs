@@ -58,18 +58,18 @@ pub(super) fn loaded_for(chunk_bytes: u64, chunks: u64) -> Option<(Kernel, Rings
 }
 
 /// A reader that is driven by hand, over the first MiB of the machine's first disk.
-struct Rig {
+pub(super) struct Rig {
     file: std::fs::File,
     // Gone before its directory.
     device: Loop,
-    reader: Reader,
-    machine: Machine,
+    pub(super) reader: Reader,
+    pub(super) machine: Machine,
     time: Arc<Hand>,
     _directory: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let (kernel, mut rings) = loaded()?;
         let directory = tempfile::tempdir().unwrap();
         kernel.attach().unwrap();
@@ -101,13 +101,13 @@ impl Rig {
         Some(Self { file, device, reader, machine, time, _directory: directory })
     }
 
-    fn write(&self, offset: u64, length: usize) {
+    pub(super) fn write(&self, offset: u64, length: usize) {
         let bytes = Aligned::random(&System, length);
         self.file.write_all_at(bytes.bytes(), offset).unwrap();
     }
 
     /// Reads a batch and tells it; returns how many records.
-    fn pass(&mut self) -> usize {
+    pub(super) fn pass(&mut self) -> usize {
         self.reader.pass().unwrap().read
     }
 

@@ -96,7 +96,9 @@ pub(in crate::agent::capture) fn start(
     let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
     shared.landed_unseen(&watched).map_err(refuse)?;
     // Behind it: which of these failed the old program alone knows, by its bits.
-    resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)?;
+    if resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)? {
+        shared.blind();
+    }
     for disk in &stream.disks {
         let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
         disk.source.guard(Arc::new(gate));
@@ -185,14 +187,18 @@ fn proven(
 }
 
 /// Takes over what an earlier life of this boot left collecting; the new program sees everything
-/// already. Without that nobody knows what was written since: a new epoch.
+/// already. Without that nobody knows what was written since: a new epoch. `true` when the program was out of
+/// the kernel for a moment: a write may fly that nobody noted.
+///
+/// # Errors
+/// In words, when a bitmap cannot be written, or the program is not in the kernel any more.
 pub(super) fn resume(
     stream: &Stream,
     kernel: &Kernel,
     pins: &Pins,
     mut note: Note,
     tracked: &[Tracked],
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let bits = pins.earlier(&note).and_then(|folder| {
         let (missed, handled) = kernel::pinned_misses(&folder)?;
         whole(missed, handled)?;
@@ -225,15 +231,31 @@ pub(super) fn resume(
         kernel.pin(&path)?;
         pins.keep(&note)
     });
-    if let Err(why) = pinned {
-        tracing::warn!(
-            why,
-            "the program is not pinned: after a restart of the agent the disks are read again"
-        );
-        kernel.ensure_attached()?;
-        pins.forget();
+    pinned.map_or_else(|why| unpinned(stream, kernel, pins, &why), |()| Ok(false))
+}
+
+/// The program could not be pinned. An attempt that ended half-way has taken it out of the kernel: what was
+/// written until it is back was seen by nobody, and the bits of the earlier life were read before.
+pub(super) fn unpinned(
+    stream: &Stream,
+    kernel: &Kernel,
+    pins: &Pins,
+    why: &str,
+) -> Result<bool, String> {
+    tracing::warn!(
+        why,
+        "the program is not pinned: after a restart of the agent the disks are read again"
+    );
+    let was_out = kernel.ensure_attached()?;
+    if was_out {
+        let why = format!("the program was out of the kernel for a moment: {why}");
+        tracing::warn!(why, "the disks are read again: a new epoch begins");
+        let mut core = stream.lock();
+        core.clean = false;
+        core.resync.get_or_insert(why);
     }
-    Ok(())
+    pins.forget();
+    Ok(was_out)
 }
 
 impl Observer for Ebpf {
