@@ -6,11 +6,13 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::device;
@@ -19,10 +21,11 @@ use super::proof::Aligned;
 use super::reader::{Tracked, runs};
 use super::reader_tests::{loaded, loaded_for};
 use super::record::{Record, parse};
-use crate::agent::capture::fuse;
+use super::shared::Shared;
+use crate::agent::capture::{CaptureMode, fuse};
 use crate::agent::stream_tests::CHUNK;
-use crate::clock::System;
-use crate::model::DiskIndex;
+use crate::clock::{Clock, System};
+use crate::model::{DiskIndex, Timestamp};
 use crate::nbd::{BlockStatus, Export};
 
 const SIZE_BYTES: u64 = 1 << 20;
@@ -37,6 +40,7 @@ fn done(program: &str, args: &[&str]) -> String {
 struct Device {
     path: PathBuf,
     disk: Tracked,
+    watched: Watched,
 }
 
 impl Device {
@@ -47,7 +51,7 @@ impl Device {
         let (device, end) = (part.device, part.end);
         let watched = Watched { device, start: 0, end, first_chunk: 1, disk: 0 };
         kernel.watch(&[watched]).unwrap();
-        Self { path, disk }
+        Self { path, disk, watched }
     }
 
     fn direct(&self) -> File {
@@ -217,4 +221,37 @@ fn a_write_that_fails_has_its_bit_again() {
         let completed = attached.contains(&"complete");
         assert_eq!(kernel.flights().unwrap().is_empty(), completed);
     }
+}
+
+/// Each look at it is half a minute later.
+struct Hurrying(AtomicU64);
+
+#[async_trait]
+impl Clock for Hurrying {
+    fn wall(&self) -> Timestamp {
+        Timestamp(0)
+    }
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(30, Ordering::Relaxed))
+    }
+    async fn sleep(&self, _: Duration) {}
+}
+
+#[test]
+fn a_write_flies_until_it_lands_and_one_whose_landing_was_missed_for_five_minutes() {
+    let Some((kernel, _rings)) = loaded() else { return };
+    kernel.attach().unwrap();
+    let flying = Flying::over(&kernel);
+    let clock: Arc<dyn Clock> = Arc::new(Hurrying(AtomicU64::new(0)));
+    let mode = (CaptureMode::Ordered, String::new());
+    let shared = Shared::new(kernel, clock, mode, vec![flying.device.watched]);
+    let landed = |range: &Range<u64>| shared.landed(0, range).is_ok();
+    // The device has answered this one, and no run of the program said so.
+    let missed = 5 * CHUNK..5 * CHUNK + 512;
+    shared.kernel.note(64, Some([0, missed.start, missed.end, 2 << 40, 1]));
+    let looks = (0..100).take_while(|_| !landed(&missed)).count();
+    assert!((2..100).contains(&looks), "after {looks} looks, with another write in flight");
+    let looks = (0..100).take_while(|_| !landed(&HELD)).count();
+    assert_eq!(looks, 100, "the device has it");
+    flying.fail(|_| assert!(landed(&HELD) && landed(&missed)));
 }

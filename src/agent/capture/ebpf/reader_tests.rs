@@ -81,18 +81,13 @@ impl Rig {
         let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
         let file = options.write(true).custom_flags(direct).open(&device.path).unwrap();
         let number = device::part(&device.path).unwrap();
-        kernel
-            .watch(&[Watched {
-                device: number.device,
-                start: 0,
-                end: number.end,
-                first_chunk: 0,
-                disk: 0,
-            }])
-            .unwrap();
+        let (device_number, end) = (number.device, number.end);
+        let watched = Watched { device: device_number, start: 0, end, first_chunk: 0, disk: 0 };
+        kernel.watch(&[watched]).unwrap();
         let (machine, time) = (ordered(8 << 20), Arc::new(Hand::default()));
         let clock: Arc<dyn Clock> = Arc::clone(&time) as _;
-        let shared = Shared::new(kernel, clock, (CaptureMode::Ordered, String::new()));
+        let shared =
+            Shared::new(kernel, clock, (CaptureMode::Ordered, String::new()), vec![watched]);
         let disks = (0..2)
             .map(|disk| Tracked { bytes: DISK_BYTES, first_chunk: disk * DISK_BYTES / CHUNK });
         let stream = Arc::clone(&machine.stream);

@@ -93,8 +93,8 @@ pub(in crate::agent::capture) fn start(
         disks: parts,
     };
     let pins = Pins::new(settings.machine.as_str(), directory);
-    let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
-    shared.landed_unseen(&watched).map_err(refuse)?;
+    let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode, watched));
+    shared.landed_unseen().map_err(refuse)?;
     // Behind it: which of these failed the old program alone knows, by its bits.
     if resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)? {
         shared.blind();
