@@ -168,7 +168,8 @@ impl Reader {
     pub(super) fn pass(&mut self) -> Result<Pass, String> {
         let mut pass = Pass { read: 0, emptied: false };
         let mut marker = None;
-        while pass.read < READ_MAX && !self.batch.is_full() && marker.is_none() {
+        let more = |batch: &Batch, assembly: &Assembly| !batch.is_full() && !assembly.is_full();
+        while pass.read < READ_MAX && more(&self.batch, &self.assembly) && marker.is_none() {
             let Some(item) = self.rings.events.next() else {
                 pass.emptied = true;
                 break;
@@ -183,7 +184,7 @@ impl Reader {
                     batch.unknown(piece.disk, piece.range, RESTS);
                 }
                 Record::Piece(piece) => match self.assembly.add(&piece) {
-                    Joined::Waits => {}
+                    Joined::Waits | Joined::Refused => {}
                     Joined::Whole(disk, range, bytes) => batch.write(disk, range, &bytes),
                     Joined::Broken(disk, range) => batch.unknown(disk, range, BROKEN),
                 },
@@ -253,7 +254,8 @@ impl Reader {
         while let Some(item) = self.rings.extents.next() {
             let (disk, range) = match parse(&item) {
                 Some(Record::Unknown(id, disk, range)) => {
-                    self.assembly.forget(id);
+                    // Its pieces stand in the first ring, and some of them are not read yet.
+                    self.assembly.refuse(id);
                     (disk, range)
                 }
                 Some(
