@@ -14,6 +14,9 @@ use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
 
+/// Ranges told with one sync at most: as long as they are put into the bits, the stream's lock is held.
+const TOLD_MAX: usize = 100_000;
+
 /// What an observer saw of one disk.
 pub(super) struct Seen {
     pub(super) disk: DiskIndex,
@@ -82,6 +85,25 @@ impl Stream {
         let intended = intended.and_then(|()| bitmap.intend(range.clone()));
         self.disorder(&mut core, disk, range, why);
         intended
+    }
+
+    /// The same of many ranges, with few syncs. Returns the disks whose bitmap file cannot be written, as
+    /// [`Stream::observed`].
+    pub(super) fn unordered_all(
+        &self,
+        ranges: &[(DiskIndex, Range<u64>)],
+        why: &'static str,
+    ) -> BTreeMap<DiskIndex, io::Error> {
+        let mut unwritten = BTreeMap::new();
+        for some in ranges.chunks(TOLD_MAX) {
+            let seen = |(disk, range): &(DiskIndex, Range<u64>)| Seen {
+                disk: *disk,
+                range: range.clone(),
+                what: What::Unordered(why),
+            };
+            unwritten.extend(self.observed(some.iter().map(seen).collect()));
+        }
+        unwritten
     }
 
     /// Until [`Stream::release`] no catch-up ends, so no bookmark is placed: the disk's observer does

@@ -290,8 +290,9 @@ impl Reader {
         } else if now.forgotten > was.forgotten {
             let why = "both rings were full: what their bits name is read again";
             tracing::warn!(lost = now.forgotten - was.forgotten, why);
-            for (disk, range) in runs(&self.shared.kernel.dirty()?, &self.disks, self.chunk_bytes) {
-                self.unordered(disk, range, why);
+            let runs = runs(&self.shared.kernel.dirty()?, &self.disks, self.chunk_bytes);
+            for (disk, error) in self.stream.unordered_all(&runs, why) {
+                self.unwritten(disk, &error);
             }
             self.shared.set_mode(CaptureMode::Bitmap, why);
         } else if now.dropped > was.dropped {

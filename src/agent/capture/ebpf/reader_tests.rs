@@ -106,6 +106,22 @@ impl Rig {
         self.reader.pass().unwrap().read
     }
 
+    /// No record fits into the first ring, and no extent into the second.
+    fn fill_rings(&self) {
+        let kernel = &self.reader.shared.kernel;
+        while kernel.mark(1).unwrap() {}
+        // Of one write as many records as a device may have captured parts.
+        let Part { device, end, .. } = device::part(&self.device.path).unwrap();
+        let part = Watched { device, start: 0, end, first_chunk: 0, disk: 0 };
+        kernel.watch(&[part; RANGES_MAX]).unwrap();
+        let mut written = 0;
+        while kernel.counts().unwrap().forgotten == 0 {
+            assert!(written < 100_000, "the second ring takes everything");
+            self.write(3 * CHUNK, 512);
+            written += 1;
+        }
+    }
+
     fn dirty(&self) -> bool {
         self.reader.shared.kernel.dirty().unwrap().iter().any(|word| *word != 0)
     }
@@ -201,19 +217,24 @@ fn pieces_whose_rest_nobody_may_remember_do_not_wait_for_it() {
     let Some(mut rig) = Rig::new() else { return };
     let piece = |at| Piece { id: u64::MAX, disk: 0, range: 0..1024, at, bytes: &[1; 512] };
     assert_eq!(rig.reader.assembly.add(&piece(0)), Joined::Waits);
-    while rig.reader.shared.kernel.mark(1).unwrap() {}
-    // Of one write as many records as a device may have captured parts.
-    let Part { device, end, .. } = device::part(&rig.device.path).unwrap();
-    let part = Watched { device, start: 0, end, first_chunk: 0, disk: 0 };
-    rig.reader.shared.kernel.watch(&[part; RANGES_MAX]).unwrap();
-    let mut written = 0;
-    while rig.reader.shared.kernel.counts().unwrap().forgotten == 0 {
-        assert!(written < 100_000, "the second ring takes everything");
-        rig.write(3 * CHUNK, 512);
-        written += 1;
-    }
+    rig.fill_rings();
     rig.pass();
     assert_eq!(rig.reader.assembly.add(&piece(512)), Joined::Broken(0, 0..1024));
+}
+
+#[test]
+fn however_many_chunks_only_the_bits_name_their_file_is_synced_for_all_at_once() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.fill_rings();
+    let chunks = (5..16).step_by(2);
+    chunks.clone().for_each(|chunk| rig.write(chunk * CHUNK, 512));
+    let bits = Arc::clone(&rig.machine.bits[0]);
+    let before = bits.syncs.load(Ordering::Relaxed);
+    rig.pass();
+    // One for the extents of the second ring.
+    let syncs = bits.syncs.load(Ordering::Relaxed) - before;
+    assert!(syncs <= 2, "{syncs} syncs");
+    assert_eq!(rig.machine.dirty(), (1 + chunks.count() as u64) * CHUNK);
 }
 
 #[test]

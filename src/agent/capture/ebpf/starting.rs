@@ -208,14 +208,11 @@ pub(super) fn resume(
         Ok(bits) => {
             let chunk_bytes = u64::from(note.chunk_bytes);
             let why = "written while the agent was not running";
-            let mut bytes = 0;
-            for (disk, range) in runs(&bits, tracked, chunk_bytes) {
-                bytes += range.end - range.start;
-                // The pins that hold these bits go below: not before they are in the file.
-                let told = stream.unordered(disk, range, why);
-                told.map_err(|error| {
-                    format!("the bitmap of disk {} cannot be written: {error}", disk.0)
-                })?;
+            let runs = runs(&bits, tracked, chunk_bytes);
+            let bytes: u64 = runs.iter().map(|(_, range)| range.end - range.start).sum();
+            // The pins that hold these bits go below: not before they are in the file.
+            if let Some((disk, error)) = stream.unordered_all(&runs, why).pop_first() {
+                return Err(format!("the bitmap of disk {} cannot be written: {error}", disk.0));
             }
             tracing::info!(bytes, "what was written while no agent ran is known, and read again");
         }
