@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -112,14 +113,13 @@ impl Reader {
 
     /// Until the observer stops, or the kernel does not answer.
     pub(super) fn run(mut self) {
-        let outcome = loop {
-            match self.step() {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(why) => break Err(why),
-            }
-        };
-        self.end(outcome);
+        let looks = catch_unwind(AssertUnwindSafe(|| self.looks()));
+        self.end(looks.unwrap_or_else(|_panic| Err("the reader of the ring panicked".to_owned())));
+    }
+
+    fn looks(&mut self) -> Result<(), String> {
+        while self.step()? {}
+        Ok(())
     }
 
     /// One look at the ring, and the rest behind it; `false` when the observer stops. What stands in the

@@ -27,7 +27,7 @@ use crate::model::{Change, Record, Timestamp, TrackingMode};
 pub(super) const RING_BYTES: u32 = 256 << 10;
 const CHUNKS: u64 = 2 * DISK_BYTES / CHUNK;
 
-/// Time as the test says it.
+/// Time as the test says it; at the end of all times nobody can tell it.
 #[derive(Default)]
 struct Hand(AtomicU64);
 
@@ -37,7 +37,9 @@ impl Clock for Hand {
         Timestamp(0)
     }
     fn monotonic(&self) -> Duration {
-        Duration::from_secs(self.0.load(Ordering::Relaxed))
+        let now = self.0.load(Ordering::Relaxed);
+        assert!(now < u64::MAX, "planned");
+        Duration::from_secs(now)
     }
     async fn sleep(&self, _: Duration) {}
 }
@@ -235,6 +237,19 @@ fn however_many_chunks_only_the_bits_name_their_file_is_synced_for_all_at_once()
     let syncs = bits.syncs.load(Ordering::Relaxed) - before;
     assert!(syncs <= 2, "{syncs} syncs");
     assert_eq!(rig.machine.dirty(), (1 + chunks.count() as u64) * CHUNK);
+}
+
+#[test]
+fn a_reader_that_panics_ends_the_capture_and_says_so() {
+    let Some(rig) = Rig::new() else { return };
+    let shared = Arc::clone(&rig.reader.shared);
+    rig.time.0.store(u64::MAX, Ordering::Relaxed);
+    rig.reader.run();
+    rig.time.0.store(0, Ordering::Relaxed);
+    assert!(shared.settle().is_err_and(|why| why.contains("the reader of the ring panicked")));
+    assert_eq!(shared.mode().0, CaptureMode::Bitmap);
+    assert_eq!(rig.machine.stream.lock().withheld.len(), 2);
+    assert_eq!(rig.machine.dirty(), 2 * DISK_BYTES, "everything is read again");
 }
 
 #[test]
