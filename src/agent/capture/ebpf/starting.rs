@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use rustix::io::Errno;
+
 use crate::clock::{Clock, Entropy};
 use crate::model::DiskIndex;
 use crate::settings::{AgentDisk, AgentSettings};
@@ -73,8 +75,9 @@ pub(in crate::agent::capture) fn start(
         let mode = proven(possible, &kernel, &mut rings, directory, chunks, entropy)?;
         Ok((kernel, rings, mode))
     };
-    let next_best = |why: String| refuse(format!("{why}; use capture = \"scan\""));
-    let (kernel, rings, mode) = started().map_err(next_best)?;
+    let pins = Pins::new(settings.machine.as_str(), directory);
+    let (kernel, rings, mode) =
+        started().map_err(|why: String| refuse(with_cure(&why, pins.hold_a_ring())))?;
     tracing::info!(mode = mode.0.as_str(), why = mode.1, ring_bytes, "eBPF capture");
     let watched: Vec<Watched> = (parts.iter().zip(&tracked).enumerate())
         .map(|(disk, ((_, part), tracked))| Watched {
@@ -92,7 +95,6 @@ pub(in crate::agent::capture) fn start(
         chunk_bytes: settings.bitmap_chunk_bytes,
         disks: parts,
     };
-    let pins = Pins::new(settings.machine.as_str(), directory);
     let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode, watched));
     shared.landed_unseen().map_err(refuse)?;
     // Behind it: which of these failed the old program alone knows, by its bits.
@@ -114,6 +116,21 @@ pub(in crate::agent::capture) fn start(
         .spawn(move || reader.run())
         .map_err(|source| AgentError::io(directory, "start a thread", source))?;
     Ok(Arc::new(Ebpf { shared, disks, reader: Mutex::new(Some(thread)) }))
+}
+
+/// Why the program could not be started, and what to do about it.
+pub(super) fn with_cure(why: &str, earlier_ring: bool) -> String {
+    let memory = format!("(os error {})", Errno::NOMEM.raw_os_error());
+    let cure = match (why.contains(&memory), earlier_ring) {
+        (true, true) => {
+            "the program of the agent that stopped keeps its ring until the new one has taken over: make \
+             [ebpf] ring_bytes smaller, or have `holdfast agent release` take it out (the disks are read again \
+             then)"
+        }
+        (true, false) => "make [ebpf] ring_bytes smaller, or use capture = \"scan\"",
+        (false, _) => "use capture = \"scan\"",
+    };
+    format!("{why}; {cure}")
 }
 
 /// The disks in the order of the stream, each on its device.

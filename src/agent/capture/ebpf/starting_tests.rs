@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use super::pins::{Note, Pins};
 use super::reader::Tracked;
 use super::reader_tests::{Rig, loaded};
-use super::starting::{resume, unpinned};
+use super::starting::{resume, unpinned, with_cure};
 use crate::agent::stream_tests::{CHUNK, DISK_BYTES, ordered};
 
 /// Nothing of them stays in the kernel.
@@ -71,4 +71,16 @@ fn runs_that_the_last_life_did_not_know_of_begin_a_new_epoch() {
         said(life(&kernel), "open the pinned");
     }
     assert_eq!(life(&kernel), None);
+}
+
+#[test]
+fn who_has_no_memory_for_a_second_ring_is_told_of_the_first() {
+    let none = "load the program: map creation: Cannot allocate memory (os error 12)";
+    let (earlier, alone) = (with_cure(none, true), with_cure(none, false));
+    for told in [&earlier, &alone] {
+        assert!(told.starts_with(none) && told.contains("ring_bytes smaller"), "{told}");
+    }
+    assert!(earlier.contains("holdfast agent release") && !alone.contains("release"));
+    let other = with_cure("load the program: Operation not permitted (os error 1)", true);
+    assert!(other.ends_with("; use capture = \"scan\""), "{other}");
 }
