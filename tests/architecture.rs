@@ -94,7 +94,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rcgen", &["src/control/ca.rs", "src/control/ca/"]),
     ("hdrhistogram", &["src/observe/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
-    ("libc", &["src/heap.rs"]),
+    ("libc", &["src/heap.rs", "src/agent/capture/ebpf/walk.rs"]),
     ("indicatif", &["src/cli/"]),
     ("comfy_table", &["src/cli/"]),
     ("ratatui", &["src/top/"]),
@@ -305,8 +305,9 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn unsafe_code_stands_in_two_files() {
-    let allowed = ["src/cache/map.rs", "src/heap.rs"].map(Path::new);
+fn unsafe_code_stands_in_three_files() {
+    let allowed =
+        ["src/cache/map.rs", "src/heap.rs", "src/agent/capture/ebpf/walk.rs"].map(Path::new);
     for (path, text) in sources() {
         let allows = code(&text).contains("allow(unsafe_code)");
         assert!(!allows || allowed.contains(&path.as_path()), "{}", path.display());

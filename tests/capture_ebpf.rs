@@ -30,12 +30,15 @@ fn the_program_is_built_from_its_source() {
 }
 
 /// Who calls whom in the program, deepest calls only; a loop's body is called by it.
-const CALLS: [&[&str]; 6] = [
+const CALLS: [&[&str]; 9] = [
     &["issue", "see_zeroes", "zero_bio", "set_dirty", "set_word"],
     &["issue", "see_zeroes", "zero_bio", "tell"],
     &["issue", "see_write", "copy_piece"],
     &["issue", "see_write", "tell"],
     &["complete", "tell"],
+    &["complete", "set_dirty", "set_word"],
+    &["complete", "fail", "set_dirty", "set_word"],
+    &["failed", "fail", "tell"],
     &["find", "look"],
 ];
 /// Of all frames of a call together; older kernels (6.1) round each up to 32 bytes (check_max_stack_depth).

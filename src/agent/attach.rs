@@ -30,7 +30,7 @@ impl Core {
             clean: self.clean,
             witnessed: self.witnessed,
             durable: self.durable,
-            highest: self.highest,
+            sent: self.sent_before,
             held: (self.mode != TrackingMode::Bitmap).then_some((first, self.last)),
             epoch_placed: self.epoch_placed,
         }
@@ -109,7 +109,7 @@ impl Stream {
         core.round = None;
         core.last = at;
         core.sent = at;
-        core.sent_before = at;
+        core.sent_before = Some(at);
         core.durable = at;
     }
 

@@ -3,10 +3,13 @@
 //! Owns: that a task which blocks, or whose runtime does not run it, gives none. Does not own: what
 //! follows from that ([`super::watchdog`]).
 
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::task::JoinError;
 
 use crate::clock::Clock;
 
@@ -35,6 +38,16 @@ impl Beat {
 /// The beats of all tasks of an agent.
 #[derive(Debug, Default)]
 pub(super) struct Beats(Mutex<Vec<Arc<Beat>>>);
+
+/// What a blocking call of a task gave; `None` when the runtime ends. A panic of the call goes on in its task, which
+/// would otherwise seem to have ended as it may.
+pub(super) fn returned<T>(call: Result<T, JoinError>) -> Option<T> {
+    match call {
+        Ok(given) => Some(given),
+        Err(stopped) if stopped.is_panic() => resume_unwind(stopped.into_panic()),
+        Err(_cancelled) => None,
+    }
+}
 
 impl Beats {
     /// `work`, beating in the same task: a call that blocks in there, a dead lock for one, stops the

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::clock::Clock;
 use crate::model::{Change, DiskIndex, Extent, WRITE_BYTES_MAX, ZERO_BYTES_MAX};
 
+use super::beats::returned;
 use super::bitmap::Teller;
 use super::buffer::cost;
 use super::disk::{Disk, cut};
@@ -62,8 +63,9 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
         }
         let shared = Arc::clone(&stream);
         let outcome = tokio::task::spawn_blocking(move || step(&shared, place, most)).await;
+        let Some(outcome) = returned(outcome) else { return };
         match outcome {
-            Ok(Ok(step)) => {
+            Ok(step) => {
                 let (next, waits) = match step {
                     Step::Placed(next) => (next, false),
                     Step::Wait(next) => (next, true),
@@ -74,7 +76,7 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
                     stream.to_repair.notified().await;
                 }
             }
-            Ok(Err((disk, error))) => {
+            Err((disk, error)) => {
                 let why = format!("disk {} cannot be read: {error}", disk.name);
                 // Its observer has said why already: a guest that is off, for instance.
                 let known = stream.lock().withheld.contains_key(&disk.index);
@@ -89,10 +91,6 @@ pub(super) async fn run(stream: Arc<Stream>, clock: Arc<dyn Clock>) {
                     () = clock.sleep(RETRY_PAUSE) => {}
                     () = released, if known => {}
                 }
-            }
-            Err(stopped) => {
-                tracing::error!(error = %stopped, "catching up ended");
-                return;
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::model::{BookmarkKind, Sequence, TrackingMode};
 use crate::settings::AgentMode;
 
+use super::beats::returned;
 use super::clearing::Round;
 use super::run::Shared;
 use super::session::new_bookmark;
@@ -52,21 +53,21 @@ pub(super) async fn clear(shared: Arc<Shared>) {
     loop {
         let stream = Arc::clone(&shared.stream);
         let outcome = tokio::task::spawn_blocking(move || stream.clear_step()).await;
+        let Some(outcome) = returned(outcome) else { return };
         let pause = match outcome {
-            Ok(Ok(Round::Waits)) => LOOK,
-            Ok(Ok(Round::Idle)) => REST,
-            Ok(Ok(Round::Cleared(bytes))) => {
+            Ok(Round::Waits) => LOOK,
+            Ok(Round::Idle) => REST,
+            Ok(Round::Cleared(bytes)) => {
                 tracing::debug!(bytes, "published and synced");
                 REST
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::error!(%error, "the bitmap cannot be written; writes to clear chunks fail until the agent restarts");
                 let directory = shared.settings.state_directory.display();
                 let words = format!("{directory}: the bitmap cannot be written: {error}");
                 shared.stream.note_trouble(Some(words));
                 REST
             }
-            Err(_stopped) => return,
         };
         shared.clock.sleep(pause).await;
     }

@@ -87,26 +87,22 @@ impl Stream {
         intended
     }
 
-    /// The same of many ranges, with one sync for each [`TOGETHER`].
-    ///
-    /// # Errors
-    /// As there, of the ranges up to those that could not be written.
+    /// The same of many ranges, with one sync for each [`TOGETHER`]. Returns the disks whose bitmap file cannot
+    /// be written, as [`Stream::observed`].
     pub(super) fn unordered_all(
         &self,
-        disk: DiskIndex,
-        ranges: impl IntoIterator<Item = Range<u64>>,
+        ranges: impl IntoIterator<Item = (DiskIndex, Range<u64>)>,
         why: &'static str,
-    ) -> io::Result<()> {
-        let mut seen =
-            ranges.into_iter().map(|range| Seen { disk, range, what: What::Unordered(why) });
+    ) -> BTreeMap<DiskIndex, io::Error> {
+        let what = || What::Unordered(why);
+        let mut seen = ranges.into_iter().map(|(disk, range)| Seen { disk, range, what: what() });
+        let mut unwritten = BTreeMap::new();
         loop {
             let together: Vec<Seen> = seen.by_ref().take(TOGETHER).collect();
             if together.is_empty() {
-                return Ok(());
+                return unwritten;
             }
-            if let Some(error) = self.observed(together).remove(&disk) {
-                return Err(error);
-            }
+            unwritten.extend(self.observed(together));
         }
     }
 

@@ -60,8 +60,9 @@ pub(super) struct Core {
     pub(super) last: Sequence,
     pub(super) highest: Sequence,
     pub(super) sent: Sequence,
-    /// Last record of this order that was ever sent: what is sent up to it is sent again.
-    pub(super) sent_before: Sequence,
+    /// The most that the server can have: the last record of this order that was ever sent, or what the
+    /// server named. What is sent up to it is sent again. `None` before the first Welcome.
+    pub(super) sent_before: Option<Sequence>,
     /// Payload that was sent again in this life.
     pub(super) resent_bytes: u64,
     pub(super) connected: bool,
@@ -119,7 +120,7 @@ impl Stream {
             last: Sequence::ZERO,
             highest: Sequence::ZERO,
             sent: Sequence::ZERO,
-            sent_before: Sequence::ZERO,
+            sent_before: None,
             resent_bytes: 0,
             connected: false,
             epoch_due: false,
@@ -368,13 +369,13 @@ impl Stream {
                 break;
             }
             spent += price;
-            if record.sequence <= core.sent_before {
+            if Some(record.sequence) <= core.sent_before {
                 again += record.change.payload_bytes();
             }
             taken.push(record.clone());
         }
         core.sent = taken.last().map_or(core.sent, |record| record.sequence);
-        core.sent_before = core.sent_before.max(core.sent);
+        core.sent_before = core.sent_before.max(Some(core.sent));
         core.resent_bytes += again;
         (taken, spent)
     }
@@ -467,7 +468,7 @@ impl Stream {
             }
         }
         core.last = core.sent;
-        core.sent_before = core.sent; // other records get the numbers behind it
+        core.sent_before = Some(core.sent); // other records get the numbers behind it
         core.epoch_due |= core.epoch_placed.is_some_and(|placed| placed > core.sent);
         core.buffer.clear();
         core.unconfirmed = None;

@@ -391,6 +391,28 @@ fn a_reconnect_sends_again_from_the_durable_position_in_order() {
     assert_eq!(machine.dirty(), 2 * DISK_BYTES);
 }
 
+/// A clone was connected meanwhile, and its records have the numbers of these.
+#[test]
+fn records_that_were_never_sent_are_not_taken_for_what_the_server_has() {
+    let machine = ordered(1 << 20);
+    let published = machine.stream.lock().last.0;
+    for n in 0..3 {
+        machine.write(0, n * CHUNK, &[1; 512]).unwrap();
+    }
+    let last = machine.stream.lock().last.0;
+    let attached = machine.connect(welcome(1, last - 1, published));
+    assert!(matches!(attached, Err(Unwelcome::Foreign(_))), "{attached:?}");
+    // What was sent stays sent, also where order was lost or a server had less of it.
+    machine.connect(welcome(1, published, published)).unwrap();
+    machine.take();
+    machine.connect(welcome(1, published, published)).unwrap();
+    machine.connect(welcome(1, last, published)).unwrap();
+    machine.stream.give_up_order("test");
+    machine.connect(welcome(1, last, published)).unwrap();
+    let attached = machine.connect(welcome(1, last + 2, published));
+    assert!(matches!(attached, Err(Unwelcome::Foreign(_))), "{attached:?}");
+}
+
 #[test]
 fn an_acknowledgement_that_cannot_be_true_is_refused() {
     let machine = ordered(1 << 20);

@@ -11,10 +11,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::beats::Beats;
-use super::stream_tests::{Machine, ordered};
+use super::catchup;
+use super::stream_tests::{CHUNK, Machine, ordered};
 use super::watchdog::Watch;
 use crate::clock::Clock;
-use crate::model::Timestamp;
+use crate::model::{DiskIndex, Timestamp};
 use crate::nbd::Export;
 
 /// Four looks without a move are too many.
@@ -135,4 +136,19 @@ async fn a_task_that_does_not_come_back_from_a_call_hangs_and_one_that_awaits_do
         assert_eq!(polled.is_err(), panics);
         assert_eq!(looks(&mut watch, &machine, &beats).as_deref(), hung);
     }
+}
+
+#[tokio::test]
+async fn a_task_whose_call_panicked_has_not_ended_as_it_may() {
+    let (machine, beats, mut watch) = (ordered(1 << 20), Beats::default(), Watch::new(PAUSE));
+    machine.sources[0].bytes.lock().unwrap()[..CHUNK as usize].fill(7);
+    machine.stream.unordered(DiskIndex(0), 0..CHUNK, "to be read").unwrap();
+    // In the middle of the read.
+    *machine.sources[0].hook.lock().unwrap() = Some(Box::new(|| panic!("planned")));
+    let clock: Arc<dyn Clock> = Arc::new(Polled);
+    let run = catchup::run(Arc::clone(&machine.stream), Arc::clone(&clock));
+    let ended = tokio::spawn(beats.of("catch-up", &clock, run)).await;
+    assert!(ended.is_err_and(|error| error.is_panic()));
+    let hung = looks(&mut watch, &machine, &beats);
+    assert_eq!(hung.as_deref(), Some("the task catch-up"));
 }

@@ -16,8 +16,9 @@ pub(super) struct Known {
     pub(super) witnessed: Sequence,
     /// Highest durable position told in this life.
     pub(super) durable: Sequence,
-    /// Highest sequence ever given out in this life.
-    pub(super) highest: Sequence,
+    /// Highest position that the server can have from this life: what it named, or was sent since.
+    /// `None` before the first Welcome.
+    pub(super) sent: Option<Sequence>,
     /// First and last sequence that can be sent again (empty: `last` = `first` - 1); `None` when
     /// order was lost.
     pub(super) held: Option<(Sequence, Sequence)>,
@@ -54,11 +55,11 @@ pub(super) fn decide(known: &Known, welcome: &Welcome) -> Decision {
         let text = format!("published {published} lies after durable {durable}");
         return Decision::Nonsense(text);
     }
-    if known.highest != Sequence::ZERO && durable > known.highest {
-        let highest = known.highest;
+    // What was given out and never sent proves nothing: another's records may have those numbers.
+    if let Some(sent) = known.sent.filter(|sent| durable > *sent) {
         return Decision::Foreign(format!(
-            "the server's stream ends at {durable}, this agent gave out {highest} at most: another \
-             agent uses this machine's certificate"
+            "the server's stream ends at {durable}, this agent sent {sent} at most: another agent uses \
+             this machine's certificate"
         ));
     }
     if published < known.witnessed {
@@ -123,7 +124,7 @@ mod tests {
             clean: false,
             witnessed: Sequence(10),
             durable: Sequence(20),
-            highest: Sequence(30),
+            sent: Some(Sequence(30)),
             held: Some((Sequence(11), Sequence(30))),
             epoch_placed: None,
         }
@@ -158,6 +159,21 @@ mod tests {
         assert!(new_epoch(&resync, &welcome(1, 20, 10)));
     }
 
+    /// The buffer filled while it was away, and reaches behind what the other wrote meanwhile.
+    #[test]
+    fn what_was_never_sent_is_somebody_elses() {
+        let ahead = Known { sent: Some(Sequence(20)), ..known() };
+        assert_eq!(decide(&ahead, &welcome(1, 20, 10)), Decision::Resend);
+        for durable in [21, 25, 30] {
+            let decided = decide(&ahead, &welcome(1, durable, 10));
+            assert!(matches!(decided, Decision::Foreign(_)), "{durable}: {decided:?}");
+        }
+        // Nothing was written here since the orderly stop, and nothing sent since the first Welcome.
+        let idle =
+            Known { sent: Some(Sequence(10)), held: Some((Sequence(11), Sequence(10))), ..known() };
+        assert!(matches!(decide(&idle, &welcome(1, 11, 10)), Decision::Foreign(_)));
+    }
+
     /// It was killed before any server had welcomed it, and is written to before one does.
     #[test]
     fn an_agent_that_never_began_an_epoch_begins_one() {
@@ -165,7 +181,7 @@ mod tests {
             epoch: Epoch(0),
             witnessed: Sequence::ZERO,
             durable: Sequence::ZERO,
-            highest: Sequence(7),
+            sent: Some(Sequence::ZERO),
             held: Some((Sequence(1), Sequence(7))),
             ..known()
         };
@@ -179,7 +195,7 @@ mod tests {
         assert_eq!(decide(&lost, &welcome(1, 20, 10)), Decision::CatchUp);
         assert_eq!(decide(&lost, &welcome(1, 19, 10)), Decision::CatchUpAll);
         assert!(new_epoch(&lost, &welcome(0, 20, 10)));
-        let reborn = Known { highest: Sequence::ZERO, durable: Sequence::ZERO, ..lost.clone() };
+        let reborn = Known { sent: None, durable: Sequence::ZERO, ..lost.clone() };
         assert_eq!(decide(&reborn, &welcome(1, 99, 10)), Decision::CatchUp);
         assert!(alarm(&reborn, &welcome(1, 99, 9)));
         let clean = Known { clean: true, ..reborn };

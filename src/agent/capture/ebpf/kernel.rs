@@ -5,7 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,9 @@ use aya::programs::links::FdLink;
 use aya::programs::{
     BtfTracePoint, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
 };
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Btf, BtfError, Ebpf, EbpfLoader};
+
+use super::walk;
 
 /// Built from `program/capture.bpf.c`; a test of `tests/capture_ebpf.rs` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("program/capture.bpf.o");
@@ -29,11 +31,14 @@ const WAKES_PER_RING: u32 = 8;
 const DIRTY: &str = "dirty";
 const ISSUE: &str = "issue";
 const COMPLETE: &str = "complete";
-/// The program itself beside its link, to be asked how often it was left out.
-const PROGRAM: &str = "issue-program";
+const FAILED: &str = "failed";
+/// Pins of the programs themselves beside their links, to be asked how often they were left out.
+const PROGRAMS: [(&str, &str); 3] =
+    [(ISSUE, "issue-program"), (COMPLETE, "complete-program"), (FAILED, "failed-program")];
 const CONTROL: &str = "control";
 /// Where they are attached, in this order.
-const POINTS: [(&str, &str); 2] = [(COMPLETE, "block_rq_complete"), (ISSUE, "block_rq_issue")];
+const POINTS: [(&str, &str); 3] =
+    [(COMPLETE, "block_rq_complete"), (FAILED, "block_rq_error"), (ISSUE, "block_rq_issue")];
 
 /// Places in the map `control`.
 const ACTIVE: usize = 0;
@@ -87,7 +92,7 @@ pub(super) struct Counts {
     pub(super) unflown: u64,
     /// Payloads that could not be read.
     pub(super) faults: u64,
-    /// Runs of the program that the kernel left out.
+    /// Runs of the program that the kernel left out, and that nothing else makes good.
     pub(super) missed: u64,
 }
 
@@ -105,6 +110,10 @@ pub(super) struct Kernel {
     programs: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     links: Mutex<Vec<(&'static str, FdLink)>>,
+    /// Those of [`POINTS`] that this kernel has.
+    points: Vec<&'static str>,
+    /// The map of flights, to be read as a whole.
+    all_flying: OwnedFd,
     pages: u32,
 }
 
@@ -171,21 +180,17 @@ impl Kernel {
             .map_max_entries(DIRTY, elements)
             .load(OBJECT)
             .map_err(said("load the program"))?;
-        for (name, point) in POINTS {
-            let program: &mut BtfTracePoint = program(&mut programs, name)?;
-            program.load(point, &btf).map_err(said("load the program"))?;
-        }
-        for name in ["marker", "find"] {
-            let program: &mut RawTracePoint = program(&mut programs, name)?;
-            program.load().map_err(said("load the program"))?;
-        }
+        let points = load_all(&mut programs, &btf)?;
         let mut take = |name: &'static str| programs.take_map(name).ok_or_else(|| no_map(name));
         let wrong = "a map of the program";
+        let flying = take("flying")?;
+        let Map::HashMap(data) = &flying else { return Err(no_map("flying")) };
+        let all_flying = data.fd().as_fd().try_clone_to_owned().map_err(said(wrong))?;
         let maps = Maps {
             counts: Array::try_from(take("counts")?).map_err(said(wrong))?,
             probed: Array::try_from(take("probed")?).map_err(said(wrong))?,
             watched: HashMap::try_from(take("watched")?).map_err(said(wrong))?,
-            flying: HashMap::try_from(take("flying")?).map_err(said(wrong))?,
+            flying: HashMap::try_from(flying).map_err(said(wrong))?,
         };
         let rings = Rings {
             events: RingBuf::try_from(take("events")?).map_err(said(wrong))?,
@@ -195,6 +200,8 @@ impl Kernel {
             programs: Mutex::new(programs),
             maps: Mutex::new(maps),
             links: Mutex::default(),
+            points,
+            all_flying,
             pages: pages as u32,
         };
         Ok((kernel, rings))
@@ -202,13 +209,20 @@ impl Kernel {
 
     /// From here on requests are seen.
     pub(super) fn attach(&self) -> Result<(), String> {
-        let mut programs = lock(&self.programs);
-        for (name, _) in POINTS {
-            let program: &mut BtfTracePoint = program(&mut programs, name)?;
-            let link = program.attach().map_err(said("attach the program"))?;
-            let link = program.take_link(link).map_err(said("attach the program"))?;
-            lock(&self.links).push((name, link.into()));
+        self.points.iter().try_for_each(|name| self.attach_one(name))
+    }
+
+    /// One of the programs, unless it is attached.
+    pub(super) fn attach_one(&self, name: &'static str) -> Result<(), String> {
+        let mut links = lock(&self.links);
+        if links.iter().any(|(attached, _)| *attached == name) {
+            return Ok(());
         }
+        let mut programs = lock(&self.programs);
+        let program: &mut BtfTracePoint = program(&mut programs, name)?;
+        let link = program.attach().map_err(said("attach the program"))?;
+        let link = program.take_link(link).map_err(said("attach the program"))?;
+        links.push((name, link.into()));
         Ok(())
     }
 
@@ -219,8 +233,10 @@ impl Kernel {
             let map = programs.map(name).ok_or_else(|| no_map(name))?;
             map.pin(folder.join(name)).map_err(said("pin the map"))?;
         }
-        let issue: &mut BtfTracePoint = program(&mut programs, ISSUE)?;
-        issue.pin(folder.join(PROGRAM)).map_err(said("pin the program"))?;
+        for (name, pin) in of_all_runs(self.tells_errors()) {
+            let program: &mut BtfTracePoint = program(&mut programs, name)?;
+            program.pin(folder.join(pin)).map_err(said("pin the program"))?;
+        }
         drop(programs);
         let mut links = lock(&self.links);
         for (name, link) in std::mem::take(&mut *links) {
@@ -231,9 +247,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches again what a pin that did not succeed has cost.
-    pub(super) fn ensure_attached(&self) -> Result<(), String> {
-        if lock(&self.links).len() == 2 { Ok(()) } else { self.attach() }
+    /// Attaches again what a pin that did not succeed has cost; `true` when it has cost anything. Whatever is
+    /// attached stays so: a program that is attached twice is refused by older kernels.
+    pub(super) fn ensure_attached(&self) -> Result<bool, String> {
+        let whole = lock(&self.links).len() == self.points.len();
+        self.attach()?;
+        Ok(!whole)
     }
 
     /// Which parts of which devices are captured.
@@ -337,9 +356,17 @@ impl Kernel {
         Ok(result.map_err(said("run a part of the program"))?.return_value)
     }
 
+    /// Whether the kernel tells of errors by themselves.
+    fn tells_errors(&self) -> bool {
+        self.points.contains(&FAILED)
+    }
+
     pub(super) fn counts(&self) -> Result<Counts, String> {
         let words = lock(&self.maps).counts.get(&0, 0).map_err(said("read the counts"))?;
-        let missed = missed(program(&mut lock(&self.programs), ISSUE)?)?;
+        let mut missed = 0;
+        for (name, _) in of_all_runs(self.tells_errors()) {
+            missed += left_out(program(&mut lock(&self.programs), name)?)?;
+        }
         Ok(Counts {
             dropped: words[1],
             forgotten: words[2],
@@ -354,17 +381,25 @@ impl Kernel {
         self.control(|words| words[HANDLED] = missed)
     }
 
-    /// Writes that the devices have not answered.
+    /// Writes that the devices have not answered: each that flies at the call and when it returns; one that
+    /// begins or ends meanwhile may be there, or twice.
     pub(super) fn flights(&self) -> Result<Vec<Flight>, String> {
-        let maps = lock(&self.maps);
-        let mut flights = Vec::new();
-        for found in maps.flying.iter() {
-            // A walk beside changes may end early or see one twice; the caller looks again.
-            let (request, words) = found.map_err(said("read the flights"))?;
+        let elements = walk::elements(&self.all_flying).map_err(said("read the flights"))?;
+        let flights = elements.into_iter().map(|(request, words)| {
             let [disk, start, end, id, first_chunk] = words;
-            flights.push(Flight { request, disk, start, end, id, first_chunk });
+            Flight { request, disk, start, end, id, first_chunk }
+        });
+        Ok(flights.collect())
+    }
+
+    /// As if the program had seen that request begin (or, without words, end).
+    #[cfg(test)]
+    pub(super) fn note(&self, request: u64, words: Option<[u64; 5]>) {
+        let flying = &mut lock(&self.maps).flying;
+        match words {
+            Some(words) => flying.insert(request, words, 0).unwrap(),
+            None => flying.remove(&request).unwrap(),
         }
-        Ok(flights)
     }
 
     /// Whether that very flight is still in the air.
@@ -429,18 +464,50 @@ pub(super) fn pinned_misses(folder: &Path) -> Result<(u64, u64), String> {
     let map: Array<_, Eight> =
         Array::try_from(Map::Array(data)).map_err(said("open the pinned map"))?;
     let words = map.get(&0, 0).map_err(said("read the control map"))?;
-    let program = BtfTracePoint::from_pin(folder.join(PROGRAM));
-    Ok((missed(&program.map_err(said("open the pinned program"))?)?, words[HANDLED]))
+    let mut missed = 0;
+    for (_, pin) in of_all_runs(folder.join(FAILED).exists()) {
+        let program = BtfTracePoint::from_pin(folder.join(pin));
+        missed += left_out(&program.map_err(said("open the pinned program"))?)?;
+    }
+    Ok((missed, words[HANDLED]))
+}
+
+/// The programs of which no run may be missing. A completion is left out where a device interrupts another one: that
+/// makes a flight that seems to last, and of its error `failed` tells where the kernel has it.
+fn of_all_runs(tells_errors: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let made_good = if tells_errors { COMPLETE } else { FAILED };
+    PROGRAMS.into_iter().filter(move |(name, _)| *name != made_good)
 }
 
 /// How often the kernel left the program out because it ran already on that CPU.
-fn missed(program: &BtfTracePoint) -> Result<u64, String> {
+fn left_out(program: &BtfTracePoint) -> Result<u64, String> {
     let fd = program.fd().map_err(said("name the program"))?.as_fd().as_raw_fd();
     let path = format!("/proc/self/fdinfo/{fd}");
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
     line.and_then(|count| count.trim().parse().ok())
         .ok_or_else(|| format!("{path} does not tell recursion_misses"))
+}
+
+/// Loads all programs; returns which of [`POINTS`] this kernel has.
+fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<Vec<&'static str>, String> {
+    let mut points = Vec::new();
+    for (name, point) in POINTS {
+        let program: &mut BtfTracePoint = program(programs, name)?;
+        match program.load(point, btf) {
+            Ok(()) => points.push(name),
+            // It came with Linux 5.18; without it `complete` tells of each error.
+            Err(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })) if name == FAILED => {
+                tracing::debug!(point, "this kernel has no such tracepoint");
+            }
+            Err(error) => return Err(said("load the program")(error)),
+        }
+    }
+    for name in ["marker", "find"] {
+        let program: &mut RawTracePoint = program(programs, name)?;
+        program.load().map_err(said("load the program"))?;
+    }
+    Ok(points)
 }
 
 /// One of the programs, by its name.
@@ -451,4 +518,16 @@ where
     let program =
         programs.program_mut(name).ok_or_else(|| format!("there is no program {name}"))?;
     program.try_into().map_err(said("the program"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_by_a_program_of_which_no_run_is_missing() {
+        let names = |tells| of_all_runs(tells).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(true), [ISSUE, FAILED]);
+        assert_eq!(names(false), [ISSUE, COMPLETE], "Linux 5.17");
+    }
 }

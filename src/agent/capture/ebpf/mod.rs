@@ -23,6 +23,7 @@ mod shared;
 mod starting;
 #[cfg(test)]
 mod starting_tests;
+mod walk;
 
 pub use pins::release;
 pub(super) use starting::{open, start};

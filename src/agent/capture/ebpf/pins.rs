@@ -100,6 +100,11 @@ impl Pins {
         self.folder.join(folder.to_string())
     }
 
+    /// Whether an earlier program of this machine is in the kernel, with its ring.
+    pub(super) fn hold_a_ring(&self) -> bool {
+        fs::read_dir(&self.folder).is_ok_and(|mut folders| folders.next().is_some())
+    }
+
     /// Makes a folder for this life.
     pub(super) fn make(&self) -> Result<(u64, PathBuf), String> {
         mounted()?;
@@ -214,7 +219,9 @@ mod tests {
         assert!(pins.earlier(&Note { chunk_bytes: 4096, ..note.clone() }).is_err());
         pins.keep(&note).unwrap();
         assert!(pins.at(3).exists() && !pins.at(4).exists(), "pins of others are removed");
+        assert!(pins.hold_a_ring());
         pins.forget();
+        assert!(!pins.hold_a_ring());
         assert!(!pins.folder.exists() && pins.earlier(&note).is_err());
     }
 }

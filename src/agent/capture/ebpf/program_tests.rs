@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::device;
@@ -16,11 +20,12 @@ use super::kernel::{Kernel, Watched};
 use super::proof::Aligned;
 use super::reader::{Tracked, runs};
 use super::reader_tests::{loaded, loaded_for};
-use super::record::parse;
-use crate::agent::capture::fuse;
+use super::record::{Record, parse};
+use super::shared::Shared;
+use crate::agent::capture::{CaptureMode, fuse};
 use crate::agent::stream_tests::CHUNK;
-use crate::clock::System;
-use crate::model::DiskIndex;
+use crate::clock::{Clock, System};
+use crate::model::{DiskIndex, Timestamp};
 use crate::nbd::{BlockStatus, Export};
 
 const SIZE_BYTES: u64 = 1 << 20;
@@ -35,6 +40,7 @@ fn done(program: &str, args: &[&str]) -> String {
 struct Device {
     path: PathBuf,
     disk: Tracked,
+    watched: Watched,
 }
 
 impl Device {
@@ -43,9 +49,9 @@ impl Device {
         let part = device::part(&path).unwrap();
         let disk = Tracked { bytes: part.end * 512, first_chunk: 1 };
         let (device, end) = (part.device, part.end);
-        kernel.watch(&[Watched { device, start: 0, end, first_chunk: 1, disk: 0 }]).unwrap();
-        kernel.attach().unwrap();
-        Self { path, disk }
+        let watched = Watched { device, start: 0, end, first_chunk: 1, disk: 0 };
+        kernel.watch(&[watched]).unwrap();
+        Self { path, disk, watched }
     }
 
     fn direct(&self) -> File {
@@ -72,6 +78,7 @@ fn a_request_of_any_size_has_all_its_bits() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(BYTES).unwrap();
     let device = Device::watched(&kernel, file.path());
+    kernel.attach().unwrap();
     done("blkdiscard", &[device.path.to_str().unwrap()]);
     assert_eq!(device.dirty(&kernel, 512), [(DiskIndex(0), 0..BYTES)]);
 }
@@ -148,30 +155,103 @@ impl Export for Failing {
     }
 }
 
+/// A write that a device has, and fails when it is let go.
+struct Flying {
+    device: Device,
+    write: JoinHandle<io::Result<()>>,
+    goes: Sender<()>,
+    mounted: fuse::Mounted,
+    _folder: tempfile::TempDir,
+}
+
+const HELD: Range<u64> = 3 * CHUNK..3 * CHUNK + 512;
+
+impl Flying {
+    fn over(kernel: &Kernel) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ((came, comes), (goes, go)) = (channel(), channel());
+        let failing: Arc<dyn Export> = Arc::new(Failing { came, go: Mutex::new(go) });
+        let mounted = fuse::mount(folder.path(), &[("d".parse().unwrap(), failing)]).unwrap();
+        let device = Device::watched(kernel, &folder.path().join("d.img"));
+        let file = device.direct();
+        let write = std::thread::spawn(move || {
+            file.write_all_at(Aligned::random(&System, 512).bytes(), HELD.start)
+        });
+        comes.recv_timeout(Duration::from_secs(60)).unwrap();
+        Self { device, write, goes, mounted, _folder: folder }
+    }
+
+    /// Lets it fail; `rest` is asked before its device goes.
+    fn fail(self, rest: impl FnOnce(&Device)) {
+        self.goes.send(()).unwrap();
+        assert!(self.write.join().unwrap().is_err());
+        rest(&self.device);
+        drop(self.device);
+        self.mounted.stop();
+    }
+}
+
 #[test]
 fn a_write_that_fails_has_its_bit_again() {
-    let Some((kernel, _rings)) = loaded() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let ((came, comes), (goes, go)) = (channel(), channel());
-    let failing: Arc<dyn Export> = Arc::new(Failing { came, go: Mutex::new(go) });
-    let mounted = fuse::mount(folder.path(), &[("d".parse().unwrap(), failing)]).unwrap();
-    let device = Device::watched(&kernel, &folder.path().join("d.img"));
-    let file = device.direct();
-    let write = std::thread::spawn(move || {
-        file.write_all_at(Aligned::random(&System, 512).bytes(), 3 * CHUNK)
-    });
-    comes.recv_timeout(Duration::from_secs(60)).unwrap();
-    let flights = kernel.flights().unwrap();
-    assert_eq!(flights.len(), 1, "{flights:?}");
-    // Told long ago, so no half has its bit any more.
-    for _ in 0..2 {
-        kernel.clear(kernel.turn().unwrap()).unwrap();
+    let all = ["issue", "complete", "failed"];
+    // As it is; its flight could not be noted; the run at its completion was left out.
+    for (attached, noted) in [(&all[..], true), (&all[..2], false), (&["issue", "failed"], true)] {
+        let Some((kernel, mut rings)) = loaded() else { return };
+        attached.iter().for_each(|name| kernel.attach_one(name).unwrap());
+        let flying = Flying::over(&kernel);
+        let flights = kernel.flights().unwrap();
+        assert_eq!(flights.len(), 1, "{flights:?}");
+        if !noted {
+            kernel.note(flights[0].request, None);
+        }
+        // Told long ago, so no half has its bit any more.
+        for _ in 0..2 {
+            kernel.clear(kernel.turn().unwrap()).unwrap();
+        }
+        assert_eq!(flying.device.dirty(&kernel, CHUNK), []);
+        flying.fail(|device| {
+            let dirty = device.dirty(&kernel, CHUNK);
+            assert_eq!(dirty, [(DiskIndex(0), 3 * CHUNK..4 * CHUNK)], "{attached:?}");
+        });
+        let mut told = false;
+        while let Some(item) = rings.events.next() {
+            told |= parse(&item) == Some(Record::Failed(0, HELD));
+        }
+        assert!(told, "{attached:?}");
+        let completed = attached.contains(&"complete");
+        assert_eq!(kernel.flights().unwrap().is_empty(), completed);
     }
-    assert_eq!(device.dirty(&kernel, CHUNK), []);
-    goes.send(()).unwrap();
-    assert!(write.join().unwrap().is_err());
-    assert_eq!(device.dirty(&kernel, CHUNK), [(DiskIndex(0), 3 * CHUNK..4 * CHUNK)]);
-    assert_eq!(kernel.flights().unwrap(), []);
-    drop(device);
-    mounted.stop();
+}
+
+/// Each look at it is half a minute later.
+struct Hurrying(AtomicU64);
+
+#[async_trait]
+impl Clock for Hurrying {
+    fn wall(&self) -> Timestamp {
+        Timestamp(0)
+    }
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(30, Ordering::Relaxed))
+    }
+    async fn sleep(&self, _: Duration) {}
+}
+
+#[test]
+fn a_write_flies_until_it_lands_and_one_whose_landing_was_missed_for_five_minutes() {
+    let Some((kernel, _rings)) = loaded() else { return };
+    kernel.attach().unwrap();
+    let flying = Flying::over(&kernel);
+    let clock: Arc<dyn Clock> = Arc::new(Hurrying(AtomicU64::new(0)));
+    let mode = (CaptureMode::Ordered, String::new());
+    let shared = Shared::new(kernel, clock, mode, vec![flying.device.watched]);
+    let landed = |range: &Range<u64>| shared.landed(0, range).is_ok();
+    // The device has answered this one, and no run of the program said so.
+    let missed = 5 * CHUNK..5 * CHUNK + 512;
+    shared.kernel.note(64, Some([0, missed.start, missed.end, 2 << 40, 1]));
+    let looks = (0..100).take_while(|_| !landed(&missed)).count();
+    assert!((2..100).contains(&looks), "after {looks} looks, with another write in flight");
+    let looks = (0..100).take_while(|_| !landed(&HELD)).count();
+    assert_eq!(looks, 100, "the device has it");
+    flying.fail(|_| assert!(landed(&HELD) && landed(&missed)));
 }

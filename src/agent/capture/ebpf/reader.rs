@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -112,14 +113,13 @@ impl Reader {
 
     /// Until the observer stops, or the kernel does not answer.
     pub(super) fn run(mut self) {
-        let outcome = loop {
-            match self.step() {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(why) => break Err(why),
-            }
-        };
-        self.end(outcome);
+        let looks = catch_unwind(AssertUnwindSafe(|| self.looks()));
+        self.end(looks.unwrap_or_else(|_panic| Err("the reader of the ring panicked".to_owned())));
+    }
+
+    fn looks(&mut self) -> Result<(), String> {
+        while self.step()? {}
+        Ok(())
     }
 
     /// One look at the ring, and the rest behind it; `false` when the observer stops. What stands in the
@@ -168,7 +168,8 @@ impl Reader {
     pub(super) fn pass(&mut self) -> Result<Pass, String> {
         let mut pass = Pass { read: 0, emptied: false };
         let mut marker = None;
-        while pass.read < READ_MAX && !self.batch.is_full() && marker.is_none() {
+        let more = |batch: &Batch, assembly: &Assembly| !batch.is_full() && !assembly.is_full();
+        while pass.read < READ_MAX && more(&self.batch, &self.assembly) && marker.is_none() {
             let Some(item) = self.rings.events.next() else {
                 pass.emptied = true;
                 break;
@@ -183,7 +184,7 @@ impl Reader {
                     batch.unknown(piece.disk, piece.range, RESTS);
                 }
                 Record::Piece(piece) => match self.assembly.add(&piece) {
-                    Joined::Waits => {}
+                    Joined::Waits | Joined::Refused => {}
                     Joined::Whole(disk, range, bytes) => batch.write(disk, range, &bytes),
                     Joined::Broken(disk, range) => batch.unknown(disk, range, BROKEN),
                 },
@@ -253,7 +254,8 @@ impl Reader {
         while let Some(item) = self.rings.extents.next() {
             let (disk, range) = match parse(&item) {
                 Some(Record::Unknown(id, disk, range)) => {
-                    self.assembly.forget(id);
+                    // Its pieces stand in the first ring, and some of them are not read yet.
+                    self.assembly.refuse(id);
                     (disk, range)
                 }
                 Some(
@@ -288,8 +290,9 @@ impl Reader {
         } else if now.forgotten > was.forgotten {
             let why = "both rings were full: what their bits name is read again";
             tracing::warn!(lost = now.forgotten - was.forgotten, why);
-            for (disk, range) in runs(&self.shared.kernel.dirty()?, &self.disks, self.chunk_bytes) {
-                self.unordered(disk, range, why);
+            let runs = runs(&self.shared.kernel.dirty()?, &self.disks, self.chunk_bytes);
+            for (disk, error) in self.stream.unordered_all(runs, why) {
+                self.unwritten(disk, &error);
             }
             self.shared.set_mode(CaptureMode::Bitmap, why);
         } else if now.dropped > was.dropped {

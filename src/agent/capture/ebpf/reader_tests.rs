@@ -1,9 +1,10 @@
 //! What the reader makes of losses, with the program in this machine's kernel and a loop device of the
 //! self-test's kind. Takes root.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +27,7 @@ use crate::model::{Change, Record, Timestamp, TrackingMode};
 pub(super) const RING_BYTES: u32 = 256 << 10;
 const CHUNKS: u64 = 2 * DISK_BYTES / CHUNK;
 
-/// Time as the test says it.
+/// Time as the test says it; at the end of all times nobody can tell it.
 #[derive(Default)]
 struct Hand(AtomicU64);
 
@@ -36,7 +37,9 @@ impl Clock for Hand {
         Timestamp(0)
     }
     fn monotonic(&self) -> Duration {
-        Duration::from_secs(self.0.load(Ordering::Relaxed))
+        let now = self.0.load(Ordering::Relaxed);
+        assert!(now < u64::MAX, "planned");
+        Duration::from_secs(now)
     }
     async fn sleep(&self, _: Duration) {}
 }
@@ -57,18 +60,18 @@ pub(super) fn loaded_for(chunk_bytes: u64, chunks: u64) -> Option<(Kernel, Rings
 }
 
 /// A reader that is driven by hand, over the first MiB of the machine's first disk.
-struct Rig {
+pub(super) struct Rig {
     file: std::fs::File,
     // Gone before its directory.
     device: Loop,
-    reader: Reader,
-    machine: Machine,
+    pub(super) reader: Reader,
+    pub(super) machine: Machine,
     time: Arc<Hand>,
     _directory: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let (kernel, mut rings) = loaded()?;
         let directory = tempfile::tempdir().unwrap();
         kernel.attach().unwrap();
@@ -80,18 +83,13 @@ impl Rig {
         let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
         let file = options.write(true).custom_flags(direct).open(&device.path).unwrap();
         let number = device::part(&device.path).unwrap();
-        kernel
-            .watch(&[Watched {
-                device: number.device,
-                start: 0,
-                end: number.end,
-                first_chunk: 0,
-                disk: 0,
-            }])
-            .unwrap();
+        let (device_number, end) = (number.device, number.end);
+        let watched = Watched { device: device_number, start: 0, end, first_chunk: 0, disk: 0 };
+        kernel.watch(&[watched]).unwrap();
         let (machine, time) = (ordered(8 << 20), Arc::new(Hand::default()));
         let clock: Arc<dyn Clock> = Arc::clone(&time) as _;
-        let shared = Shared::new(kernel, clock, (CaptureMode::Ordered, String::new()));
+        let shared =
+            Shared::new(kernel, clock, (CaptureMode::Ordered, String::new()), vec![watched]);
         let disks = (0..2)
             .map(|disk| Tracked { bytes: DISK_BYTES, first_chunk: disk * DISK_BYTES / CHUNK });
         let stream = Arc::clone(&machine.stream);
@@ -100,14 +98,30 @@ impl Rig {
         Some(Self { file, device, reader, machine, time, _directory: directory })
     }
 
-    fn write(&self, offset: u64, length: usize) {
+    pub(super) fn write(&self, offset: u64, length: usize) {
         let bytes = Aligned::random(&System, length);
         self.file.write_all_at(bytes.bytes(), offset).unwrap();
     }
 
     /// Reads a batch and tells it; returns how many records.
-    fn pass(&mut self) -> usize {
+    pub(super) fn pass(&mut self) -> usize {
         self.reader.pass().unwrap().read
+    }
+
+    /// No record fits into the first ring, and no extent into the second.
+    fn fill_rings(&self) {
+        let kernel = &self.reader.shared.kernel;
+        while kernel.mark(1).unwrap() {}
+        // Of one write as many records as a device may have captured parts.
+        let Part { device, end, .. } = device::part(&self.device.path).unwrap();
+        let part = Watched { device, start: 0, end, first_chunk: 0, disk: 0 };
+        kernel.watch(&[part; RANGES_MAX]).unwrap();
+        let mut written = 0;
+        while kernel.counts().unwrap().forgotten == 0 {
+            assert!(written < 100_000, "the second ring takes everything");
+            self.write(3 * CHUNK, 512);
+            written += 1;
+        }
     }
 
     fn dirty(&self) -> bool {
@@ -205,19 +219,37 @@ fn pieces_whose_rest_nobody_may_remember_do_not_wait_for_it() {
     let Some(mut rig) = Rig::new() else { return };
     let piece = |at| Piece { id: u64::MAX, disk: 0, range: 0..1024, at, bytes: &[1; 512] };
     assert_eq!(rig.reader.assembly.add(&piece(0)), Joined::Waits);
-    while rig.reader.shared.kernel.mark(1).unwrap() {}
-    // Of one write as many records as a device may have captured parts.
-    let Part { device, end, .. } = device::part(&rig.device.path).unwrap();
-    let part = Watched { device, start: 0, end, first_chunk: 0, disk: 0 };
-    rig.reader.shared.kernel.watch(&[part; RANGES_MAX]).unwrap();
-    let mut written = 0;
-    while rig.reader.shared.kernel.counts().unwrap().forgotten == 0 {
-        assert!(written < 100_000, "the second ring takes everything");
-        rig.write(3 * CHUNK, 512);
-        written += 1;
-    }
+    rig.fill_rings();
     rig.pass();
     assert_eq!(rig.reader.assembly.add(&piece(512)), Joined::Broken(0, 0..1024));
+}
+
+#[test]
+fn however_many_chunks_only_the_bits_name_their_file_is_synced_for_all_at_once() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.fill_rings();
+    let chunks = (5..16).step_by(2);
+    chunks.clone().for_each(|chunk| rig.write(chunk * CHUNK, 512));
+    let bits = Arc::clone(&rig.machine.bits[0]);
+    let before = bits.syncs.load(Ordering::Relaxed);
+    rig.pass();
+    // One for the extents of the second ring.
+    let syncs = bits.syncs.load(Ordering::Relaxed) - before;
+    assert!(syncs <= 2, "{syncs} syncs");
+    assert_eq!(rig.machine.dirty(), (1 + chunks.count() as u64) * CHUNK);
+}
+
+#[test]
+fn a_reader_that_panics_ends_the_capture_and_says_so() {
+    let Some(rig) = Rig::new() else { return };
+    let shared = Arc::clone(&rig.reader.shared);
+    rig.time.0.store(u64::MAX, Ordering::Relaxed);
+    rig.reader.run();
+    rig.time.0.store(0, Ordering::Relaxed);
+    assert!(shared.settle().is_err_and(|why| why.contains("the reader of the ring panicked")));
+    assert_eq!(shared.mode().0, CaptureMode::Bitmap);
+    assert_eq!(rig.machine.stream.lock().withheld.len(), 2);
+    assert_eq!(rig.machine.dirty(), 2 * DISK_BYTES, "everything is read again");
 }
 
 #[test]
@@ -255,6 +287,42 @@ fn a_program_that_sees_nothing_is_not_taken_for_one_that_sees_places() {
     kernel.attach().unwrap();
     let proven = proof::prove(&kernel, &mut rings, path, CHUNKS, &System, places);
     assert_eq!(proven, Ok(Proven::Places("asked for".to_owned())));
+}
+
+#[test]
+fn a_flight_is_found_whatever_begins_and_ends_beside_it() {
+    let Some((kernel, _rings)) = loaded() else { return };
+    // More than one part of a walk. Requests are aligned to more than the 16 that one may be noted as.
+    let flying: BTreeSet<u64> = (1..=5000).map(|request| request * 64).collect();
+    for request in &flying {
+        kernel.note(*request, Some([0, *request, request + 1, 2, 0]));
+    }
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each takes the element that the one before gave back, mostly in another bucket.
+            for request in (5001..).take_while(|_| !ended.load(Ordering::Acquire)) {
+                kernel.note(request * 64, Some([0; 5]));
+                kernel.note(request * 64, None);
+            }
+        });
+        let _end = End(&ended);
+        for _ in 0..30 {
+            let flights = kernel.flights().unwrap();
+            let found: BTreeSet<u64> =
+                flights.iter().filter(|one| one.id == 2).map(|one| one.request).collect();
+            assert!(flying == found, "{} of {}", found.len(), flying.len());
+        }
+    });
+}
+
+/// Ends what runs beside a test that fails as well.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 #[test]

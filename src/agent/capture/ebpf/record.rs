@@ -3,15 +3,17 @@
 //! Owns: the layout of a record (`struct head` of `program/capture.bpf.c`), and joining the pieces of
 //! a request. Does not own: what is done with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use bytes::Bytes;
 
 /// Bytes before the payload.
 const HEAD_BYTES: usize = 48;
-/// Requests whose pieces may be awaited at once: one a CPU, and those that never get their last piece.
-const OPEN_MAX: usize = 4096;
+/// Bytes of requests that wait for more: of one a CPU, and of those that never get their last piece.
+const OPEN_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
+/// Requests that are refused. The second ring holds fewer records.
+const REFUSED_MAX: usize = 8192;
 
 /// One record.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,10 +73,13 @@ pub(super) fn parse(record: &[u8]) -> Option<Record<'_>> {
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     open: HashMap<u64, Open>,
+    open_bytes: usize,
+    /// Their last pieces will not come, and their first ones may.
+    refused: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     disk: u16,
     range: Range<u64>,
     bytes: Vec<u8>,
@@ -89,6 +94,8 @@ pub(super) enum Joined {
     Whole(u16, Range<u64>, Bytes),
     /// Pieces were lost: what stands there is not known.
     Broken(u16, Range<u64>),
+    /// It is told already that what stands there is not known.
+    Refused,
 }
 
 impl Assembly {
@@ -99,8 +106,13 @@ impl Assembly {
         if *at == 0 && bytes.len() as u64 == length {
             return Joined::Whole(*disk, range.clone(), Bytes::copy_from_slice(bytes));
         }
+        if self.refused.contains(id) {
+            return Joined::Refused;
+        }
         if *at == 0 {
+            self.forget(*id);
             let open = Open { disk: *disk, range: range.clone(), bytes: bytes.to_vec() };
+            self.open_bytes += bytes.len();
             self.open.insert(*id, open);
             return Joined::Waits;
         }
@@ -108,34 +120,53 @@ impl Assembly {
             return Joined::Broken(*disk, range.clone());
         };
         if open.bytes.len() as u64 != *at || open.range != *range {
-            self.open.remove(id);
+            self.forget(*id);
             return Joined::Broken(*disk, range.clone());
         }
         open.bytes.extend_from_slice(bytes);
+        self.open_bytes += bytes.len();
         if open.bytes.len() as u64 != length {
             return Joined::Waits;
         }
-        match self.open.remove(id) {
+        match self.forget(*id) {
             Some(open) => Joined::Whole(open.disk, open.range, open.bytes.into()),
             None => Joined::Broken(*disk, range.clone()),
         }
     }
 
-    /// The request's last piece will not come.
-    pub(super) fn forget(&mut self, id: u64) {
-        self.open.remove(&id);
+    /// The request's last piece will not come; all its others did.
+    pub(super) fn forget(&mut self, id: u64) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        self.open_bytes -= open.bytes.len();
+        Some(open)
+    }
+
+    /// The request's last piece will not come, and others may still stand in the first ring.
+    pub(super) fn refuse(&mut self, id: u64) {
+        self.forget(id);
+        self.refused.insert(id);
+        while self.refused.len() > REFUSED_MAX {
+            self.refused.pop_first(); // the oldest: they count up
+        }
     }
 
     /// Nobody knows whose last pieces were lost. Of what comes later a piece is missing then.
     pub(super) fn forget_all(&mut self) {
         self.open = HashMap::new();
+        self.open_bytes = 0;
+    }
+
+    /// Whether more waits than can be on its way.
+    pub(super) fn is_full(&self) -> bool {
+        self.open_bytes > OPEN_BYTES_MAX
     }
 
     /// Gives up what waits, when it is more than can be on its way: those ranges are unknown.
     pub(super) fn shed(&mut self) -> Vec<(u16, Range<u64>)> {
-        if self.open.len() <= OPEN_MAX {
+        if !self.is_full() {
             return Vec::new();
         }
+        self.open_bytes = 0;
         self.open.drain().map(|(_, open)| (open.disk, open.range)).collect()
     }
 }
@@ -187,5 +218,48 @@ mod tests {
         assert_eq!(parse(&head(2, 0, 0)[..47]), None);
         assert_eq!(parse(&head(2, 0, 0)), Some(Record::Zero(3, 4096..4108)));
         assert_eq!(parse(&head(6, 0, 0)), Some(Record::Marker(9)));
+    }
+
+    fn first_piece(id: u64, bytes: &[u8]) -> Piece<'_> {
+        Piece { id, disk: 3, range: 0..2 * bytes.len() as u64, at: 0, bytes }
+    }
+
+    #[test]
+    fn what_waits_for_pieces_that_never_come_is_bounded() {
+        let (mut assembly, bytes) = (Assembly::default(), vec![1; 65536]);
+        let mut ids = 0..;
+        while !assembly.is_full() {
+            assert_eq!(assembly.shed(), []);
+            let id = ids.next().unwrap();
+            assert!(id < 1000, "{} bytes wait", id << 16);
+            assert_eq!(assembly.add(&first_piece(id, &bytes)), Joined::Waits);
+        }
+        let shed = assembly.shed();
+        assert_eq!(shed.len() as u64, ids.next().unwrap());
+        assert!(shed.iter().all(|one| *one == (3, 0..131_072)));
+        assert!(!assembly.is_full() && assembly.shed().is_empty());
+        // Nor does what came to its end count.
+        for id in 0..1000 {
+            assert_eq!(assembly.add(&first_piece(id, &bytes)), Joined::Waits);
+            let rest = Piece { at: 65536, ..first_piece(id, &bytes) };
+            match id % 3 {
+                0 => assert!(matches!(assembly.add(&rest), Joined::Whole(..))),
+                1 => assert!(assembly.forget(id).is_some()),
+                _ => assembly.refuse(id),
+            }
+            assert!(!assembly.is_full());
+        }
+    }
+
+    #[test]
+    fn pieces_whose_rest_is_known_to_be_lost_do_not_wait_for_it() {
+        let mut assembly = Assembly::default();
+        for id in 0..2 * REFUSED_MAX as u64 {
+            assembly.refuse(id);
+        }
+        let newest = 2 * REFUSED_MAX as u64 - 1;
+        assert_eq!(assembly.add(&first_piece(newest, &[1; 512])), Joined::Refused);
+        assert_eq!(assembly.add(&first_piece(newest + 1, &[1; 512])), Joined::Waits);
+        assert_eq!(assembly.refused.len(), REFUSED_MAX);
     }
 }

@@ -19,7 +19,8 @@ use super::kernel::{Flight, Kernel, Watched};
 const WAIT: Duration = Duration::from_secs(20);
 /// How often a wait looks again.
 const LOOK: Duration = Duration::from_millis(2);
-/// A request that seems to fly longer has landed unseen: the kernel may leave a run of a program out.
+/// A request that seems to fly longer has landed unseen where the kernel does not count it any more, or counts
+/// nothing: it may leave a run of a program out.
 const STALE: Duration = Duration::from_secs(300);
 
 /// Shared by the reader, the observer and the disks' media.
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     next_marker: AtomicU64,
     state: Mutex<State>,
     moved: Condvar,
+    watched: Vec<Watched>,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,12 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(kernel: Kernel, clock: Arc<dyn Clock>, mode: (CaptureMode, String)) -> Self {
+    pub(super) fn new(
+        kernel: Kernel,
+        clock: Arc<dyn Clock>,
+        mode: (CaptureMode, String),
+        watched: Vec<Watched>,
+    ) -> Self {
         let state = State {
             told: 0,
             ended: None,
@@ -61,6 +68,7 @@ impl Shared {
             next_marker: AtomicU64::new(1),
             state: Mutex::new(state),
             moved: Condvar::new(),
+            watched,
         }
     }
 
@@ -141,7 +149,13 @@ impl Shared {
         });
         let until = now + WAIT;
         loop {
-            flights.retain(|flight| self.kernel.flies(flight) && !self.stale(flight));
+            let mut flying = Vec::new();
+            for flight in flights {
+                if self.kernel.flies(&flight) && !self.stale(&flight)? {
+                    flying.push(flight);
+                }
+            }
+            flights = flying;
             if flights.is_empty() {
                 return Ok(());
             }
@@ -158,9 +172,9 @@ impl Shared {
     ///
     /// # Errors
     /// In words, when the kernel does not tell.
-    pub(super) fn landed_unseen(&self, watched: &[Watched]) -> Result<(), String> {
+    pub(super) fn landed_unseen(&self) -> Result<(), String> {
         let until = self.clock.monotonic() + WAIT;
-        for one in watched {
+        for one in &self.watched {
             if !counts_inflight(one.device) {
                 let queue = device::shown(one.device).join("queue/iostats");
                 let path = queue.display().to_string();
@@ -172,7 +186,7 @@ impl Shared {
                 self.blind();
                 return Ok(());
             }
-            while self.flies_unseen(one.device, watched)? {
+            while self.flies_unseen(one.device)? {
                 if self.clock.monotonic() > until {
                     let device = one.device;
                     tracing::warn!(
@@ -190,25 +204,62 @@ impl Shared {
 
     /// Whether the device has more writes than were noted before it was asked and still fly: those flew
     /// all the while, so if there are no more, all that flew are noted.
-    fn flies_unseen(&self, device: u32, watched: &[Watched]) -> Result<bool, String> {
-        let noted = self.kernel.flights()?;
-        let writes = inflight_writes(device)?;
-        let of_device = |flight: &&Flight| {
-            watched.iter().any(|one| one.device == device && u64::from(one.disk) == flight.disk)
-        };
-        let still = noted.iter().filter(of_device).filter(|flight| self.kernel.flies(flight));
+    fn flies_unseen(&self, device: u32) -> Result<bool, String> {
+        let (noted, writes) = self.in_flight(device)?;
         // One that touches several disks is noted for each.
-        let requests: BTreeSet<u64> = still.map(Flight::of_request).collect();
+        let requests: BTreeSet<u64> = noted.iter().map(Flight::of_request).collect();
         Ok(writes > requests.len() as u64)
     }
 
-    fn stale(&self, flight: &Flight) -> bool {
+    /// What is noted of a device, and flew when the kernel was asked how many writes it has; and how many.
+    fn in_flight(&self, device: u32) -> Result<(Vec<Flight>, u64), String> {
+        let mut noted = self.kernel.flights()?;
+        let writes = inflight_writes(device)?;
+        noted.retain(|flight| {
+            let on_device = self.part_of(flight).is_some_and(|part| part.device == device);
+            on_device && self.kernel.flies(flight)
+        });
+        Ok((noted, writes))
+    }
+
+    fn part_of(&self, flight: &Flight) -> Option<&Watched> {
+        self.watched.iter().find(|part| u64::from(part.disk) == flight.disk)
+    }
+
+    /// Whether a noted flight has been waited for too long, and ended as far as the kernel knows.
+    fn stale(&self, flight: &Flight) -> Result<bool, String> {
         let now = self.clock.monotonic();
         let mut state = self.lock();
         if state.waited.len() > 4096 {
             state.waited.clear();
         }
         let since = *state.waited.entry((flight.request, flight.id)).or_insert(now);
-        now > since + STALE
+        drop(state);
+        match self.part_of(flight) {
+            _ if now <= since + STALE => Ok(false),
+            Some(part) if counts_inflight(part.device) => self.counted_out(part.device, now),
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether the kernel counts no more writes of the device than there are others: then it has none of those
+    /// that were waited for too long. A command that was passed to the device it does not count, and that
+    /// covers its disk.
+    fn counted_out(&self, device: u32, now: Duration) -> Result<bool, String> {
+        let (noted, writes) = self.in_flight(device)?;
+        let covers = |flight: &Flight| {
+            let bytes = self.part_of(flight).map(|part| (part.end - part.start) * 512);
+            flight.start == 0 && Some(flight.end) == bytes
+        };
+        let state = self.lock();
+        let late = |flight: &Flight| {
+            let since = state.waited.get(&(flight.request, flight.id));
+            since.is_some_and(|since| now > *since + STALE)
+        };
+        let (late, others): (Vec<_>, Vec<_>) =
+            noted.iter().partition(|flight| late(flight) || covers(flight));
+        let late: BTreeSet<u64> = late.into_iter().map(Flight::of_request).collect();
+        let others: BTreeSet<u64> = others.into_iter().map(Flight::of_request).collect();
+        Ok(writes <= others.difference(&late).count() as u64)
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use rustix::io::Errno;
+
 use crate::clock::{Clock, Entropy};
 use crate::model::DiskIndex;
 use crate::settings::{AgentDisk, AgentSettings};
@@ -73,8 +75,9 @@ pub(in crate::agent::capture) fn start(
         let mode = proven(possible, &kernel, &mut rings, directory, chunks, entropy)?;
         Ok((kernel, rings, mode))
     };
-    let next_best = |why: String| refuse(format!("{why}; use capture = \"scan\""));
-    let (kernel, rings, mode) = started().map_err(next_best)?;
+    let pins = Pins::new(settings.machine.as_str(), directory);
+    let (kernel, rings, mode) =
+        started().map_err(|why: String| refuse(with_cure(&why, pins.hold_a_ring())))?;
     tracing::info!(mode = mode.0.as_str(), why = mode.1, ring_bytes, "eBPF capture");
     let watched: Vec<Watched> = (parts.iter().zip(&tracked).enumerate())
         .map(|(disk, ((_, part), tracked))| Watched {
@@ -92,11 +95,12 @@ pub(in crate::agent::capture) fn start(
         chunk_bytes: settings.bitmap_chunk_bytes,
         disks: parts,
     };
-    let pins = Pins::new(settings.machine.as_str(), directory);
-    let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode));
-    shared.landed_unseen(&watched).map_err(refuse)?;
+    let shared = Arc::new(Shared::new(kernel, Arc::clone(clock), mode, watched));
+    shared.landed_unseen().map_err(refuse)?;
     // Behind it: which of these failed the old program alone knows, by its bits.
-    resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)?;
+    if resume(stream, &shared.kernel, &pins, note, &tracked).map_err(refuse)? {
+        shared.blind();
+    }
     for disk in &stream.disks {
         let gate = DiskGate { shared: Arc::clone(&shared), disk: disk.index.0 };
         disk.source.guard(Arc::new(gate));
@@ -112,6 +116,21 @@ pub(in crate::agent::capture) fn start(
         .spawn(move || reader.run())
         .map_err(|source| AgentError::io(directory, "start a thread", source))?;
     Ok(Arc::new(Ebpf { shared, disks, reader: Mutex::new(Some(thread)) }))
+}
+
+/// Why the program could not be started, and what to do about it.
+pub(super) fn with_cure(why: &str, earlier_ring: bool) -> String {
+    let memory = format!("(os error {})", Errno::NOMEM.raw_os_error());
+    let cure = match (why.contains(&memory), earlier_ring) {
+        (true, true) => {
+            "the program of the agent that stopped keeps its ring until the new one has taken over: make \
+             [ebpf] ring_bytes smaller, or have `holdfast agent release` take it out (the disks are read again \
+             then)"
+        }
+        (true, false) => "make [ebpf] ring_bytes smaller, or use capture = \"scan\"",
+        (false, _) => "use capture = \"scan\"",
+    };
+    format!("{why}; {cure}")
 }
 
 /// The disks in the order of the stream, each on its device.
@@ -185,14 +204,18 @@ fn proven(
 }
 
 /// Takes over what an earlier life of this boot left collecting; the new program sees everything
-/// already. Without that nobody knows what was written since: a new epoch.
+/// already. Without that nobody knows what was written since: a new epoch. `true` when the program was out of
+/// the kernel for a moment: a write may fly that nobody noted.
+///
+/// # Errors
+/// In words, when a bitmap cannot be written, or the program is not in the kernel any more.
 pub(super) fn resume(
     stream: &Stream,
     kernel: &Kernel,
     pins: &Pins,
     mut note: Note,
     tracked: &[Tracked],
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let bits = pins.earlier(&note).and_then(|folder| {
         let (missed, handled) = kernel::pinned_misses(&folder)?;
         whole(missed, handled)?;
@@ -202,14 +225,11 @@ pub(super) fn resume(
         Ok(bits) => {
             let chunk_bytes = u64::from(note.chunk_bytes);
             let why = "written while the agent was not running";
-            let mut bytes = 0;
-            for (disk, range) in runs(&bits, tracked, chunk_bytes) {
-                bytes += range.end - range.start;
-                // The pins that hold these bits go below: not before they are in the file.
-                let told = stream.unordered(disk, range, why);
-                told.map_err(|error| {
-                    format!("the bitmap of disk {} cannot be written: {error}", disk.0)
-                })?;
+            let runs = runs(&bits, tracked, chunk_bytes);
+            let bytes: u64 = runs.iter().map(|(_, range)| range.end - range.start).sum();
+            // The pins that hold these bits go below: not before they are in the file.
+            if let Some((disk, error)) = stream.unordered_all(runs, why).pop_first() {
+                return Err(format!("the bitmap of disk {} cannot be written: {error}", disk.0));
             }
             tracing::info!(bytes, "what was written while no agent ran is known, and read again");
         }
@@ -225,15 +245,31 @@ pub(super) fn resume(
         kernel.pin(&path)?;
         pins.keep(&note)
     });
-    if let Err(why) = pinned {
-        tracing::warn!(
-            why,
-            "the program is not pinned: after a restart of the agent the disks are read again"
-        );
-        kernel.ensure_attached()?;
-        pins.forget();
+    pinned.map_or_else(|why| unpinned(stream, kernel, pins, &why), |()| Ok(false))
+}
+
+/// The program could not be pinned. An attempt that ended half-way has taken it out of the kernel: what was
+/// written until it is back was seen by nobody, and the bits of the earlier life were read before.
+pub(super) fn unpinned(
+    stream: &Stream,
+    kernel: &Kernel,
+    pins: &Pins,
+    why: &str,
+) -> Result<bool, String> {
+    tracing::warn!(
+        why,
+        "the program is not pinned: after a restart of the agent the disks are read again"
+    );
+    let was_out = kernel.ensure_attached()?;
+    if was_out {
+        let why = format!("the program was out of the kernel for a moment: {why}");
+        tracing::warn!(why, "the disks are read again: a new epoch begins");
+        let mut core = stream.lock();
+        core.clean = false;
+        core.resync.get_or_insert(why);
     }
-    Ok(())
+    pins.forget();
+    Ok(was_out)
 }
 
 impl Observer for Ebpf {

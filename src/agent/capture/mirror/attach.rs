@@ -98,11 +98,16 @@ impl Link<'_> {
     ) -> Result<()> {
         let disk = &place.disk;
         let unordered = |ranges, why| {
-            let told = self.stream.unordered_all(disk.index, ranges, why);
-            told.map_err(|error| {
-                let name = &disk.name;
-                MirrorError::State(format!("disk {name}: the bitmap cannot be written: {error}"))
-            })
+            let ranges: Vec<_> = ranges;
+            let ranges = ranges.into_iter().map(|range| (disk.index, range));
+            match self.stream.unordered_all(ranges, why).pop_first() {
+                None => Ok(()),
+                Some((_, error)) => {
+                    let name = &disk.name;
+                    let why = format!("disk {name}: the bitmap cannot be written: {error}");
+                    Err(MirrorError::State(why))
+                }
+            }
         };
         let Some(bitmap) = recorded else {
             let why = "QEMU has no record of what was written before (it is new, or was started \

@@ -228,9 +228,11 @@ impl Scan {
         let forgotten = self.watched.forget(batch);
         forgotten.map_err(|error| format!("the hash file: {error}"))?;
         let runs = batch.chunk_by(|one, next| one + 1 == *next);
-        let ranges = runs.map(|run| self.watched.bytes(&(run[0]..run[run.len() - 1] + 1)));
-        let told = self.stream.unordered_all(self.disk.index, ranges, WHY);
-        told.map_err(|error| format!("the bitmap: {error}"))?;
+        let bytes = |run: &[u64]| self.watched.bytes(&(run[0]..run[run.len() - 1] + 1));
+        let ranges = runs.map(|run| (self.disk.index, bytes(run)));
+        if let Some((_, error)) = self.stream.unordered_all(ranges, WHY).pop_first() {
+            return Err(format!("the bitmap: {error}"));
+        }
         batch.clear();
         Ok(())
     }

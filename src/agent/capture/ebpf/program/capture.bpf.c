@@ -362,6 +362,11 @@ ALWAYS u32 device_of(struct request *request)
 	return disk->major << 20 | disk->first_minor;
 }
 
+ALWAYS int erases(u32 op)
+{
+	return op == OP_DISCARD || op == OP_SECURE_ERASE;
+}
+
 // Whether a request joins several bios: of a discard these are extents that need not touch.
 ALWAYS int joins(struct request *request)
 {
@@ -408,7 +413,7 @@ SEC("tp_btf/block_rq_issue") int issue(struct context *context)
 		probe(request);
 	u64 active = controlled[ACTIVE], id = __sync_fetch_and_add(&counted[NEXT_ID], 1);
 	u64 end = sector + (bytes >> 9), pointer = (u64)request, several = found->count > 1;
-	int discards = op == OP_DISCARD || op == OP_SECURE_ERASE, many = discards && joins(request);
+	int discards = erases(op), many = discards && joins(request);
 	int passed_by = op == OP_DRV_OUT;
 	// As a number, which the verifier can count on from without following each sum by itself.
 	if (several)
@@ -473,18 +478,62 @@ ALWAYS void land(u64 active, struct flight *found, u64 *pointer, u32 error, int 
 		map_delete(&flying, pointer);
 }
 
+// The device failed a request whose flight is not known: whatever it touches is read again.
+ONCE int fail(u32 device, u64 sector, u64 end, u32 whole)
+{
+	u32 key = 0;
+	struct watched *found = map_lookup(&watched, &device);
+	u64 *controlled = map_lookup(&control, &key);
+	if (!found || !controlled)
+		return 0;
+	u64 active = controlled[ACTIVE];
+	for (u32 at = 0; at < RANGES; at++) {
+		if (at >= found->count)
+			break;
+		struct range *range = &found->range[at];
+		u64 start, until;
+		int inside = clip(range, sector, end, &start, &until);
+		if (whole) {
+			start = 0;
+			until = (range->end - range->start) << 9;
+		} else if (!inside) {
+			continue;
+		}
+		set_dirty(active, range->first_chunk, start, until);
+		struct head head = {
+			.start = start, .length = until - start, .disk = range->disk, .kind = FAILED,
+		};
+		tell(&head);
+	}
+	return 0;
+}
+
+ALWAYS void fail_unknown(struct request *request, u32 op)
+{
+	u64 sector = request->__sector;
+	u32 bytes = request->__data_len;
+	u32 whole = op == OP_DRV_OUT || (erases(op) && joins(request));
+	fail(device_of(request), sector, sector + (bytes >> 9), whole);
+}
+
 struct completed { u64 args[3]; };
 
 SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 {
 	struct request *request = (void *)context->args[0];
 	u64 pointer = (u64)request, next = 0;
-	u32 error = context->args[1], bytes = context->args[2], key = 0;
-	if (!gives(request->cmd_flags & 0xff))
+	u32 error = context->args[1], bytes = context->args[2], key = 0, op = request->cmd_flags & 0xff;
+	if (!gives(op))
 		return 0;
 	struct flight *found = map_lookup(&flying, &pointer);
+	if (!found) {
+		// Of a device that nobody watches, mostly; or its flight could not be noted.
+		if (error & 0xff)
+			fail_unknown(request, op);
+		return 0;
+	}
 	u64 *controlled = map_lookup(&control, &key);
-	if (!found || !controlled)
+	if (!controlled)
 		return 0;
 	u64 active = controlled[ACTIVE];
 	next = found->id & 1;
@@ -498,6 +547,17 @@ SEC("tp_btf/block_rq_complete") int complete(struct completed *context)
 			break;
 		land(active, found, &pointer, error, bytes >= request->__data_len);
 	}
+	return 0;
+}
+
+// Where the kernel has it (5.18). Errors are few, so hardly a run of this one is ever left out, as one of `complete` may be:
+// whoever completes a request may be interrupted by the completion of another.
+SEC("tp_btf/block_rq_error") int failed(struct completed *context)
+{
+	struct request *request = (void *)context->args[0];
+	u32 op = request->cmd_flags & 0xff;
+	if (gives(op))
+		fail_unknown(request, op);
 	return 0;
 }
 
