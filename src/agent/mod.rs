@@ -23,7 +23,9 @@ mod dial_quic;
 mod dial_tcp;
 mod disk;
 mod error;
+mod frozen;
 mod guest_agent;
+mod hook;
 mod keeping;
 mod life;
 #[cfg(test)]
@@ -37,6 +39,8 @@ mod opening;
 mod outgoing;
 mod pulse;
 mod quiesce;
+#[cfg(test)]
+mod quiesce_tests;
 mod readings;
 mod replies;
 mod resumption;
