@@ -26,6 +26,8 @@ pub const NOT_TAKEN: &str = "the changed settings cannot be used, so it runs as 
 /// Attempts while tasks of the life before still hold its state directory or a disk, and the pause
 /// between two.
 const ATTEMPTS: u32 = 100;
+/// Attempts of a first life: somebody may just be looking whether an agent runs.
+const ATTEMPTS_FIRST: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(50);
 
 struct Signals {
@@ -64,7 +66,7 @@ pub async fn run(
     let mut signals = Signals::listen(&settings.state_directory)?;
     let mut settings = settings;
     thaw_left(&settings).await?;
-    let mut agent = start(&settings, 1).await?;
+    let mut agent = start(&settings, ATTEMPTS_FIRST).await?;
     let watchdog = Watchdog::new(Notify::of_environment());
     watchdog.watches(&agent);
     tokio::spawn(Arc::clone(&watchdog).run());

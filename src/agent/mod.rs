@@ -67,6 +67,7 @@ pub use dial::{Connection, Dial, Way};
 pub use dial_quic::QuicDial;
 pub use error::AgentError;
 pub use life::{NOT_TAKEN, run};
+pub use opening::{may_run, runs};
 pub use outgoing::Outgoing;
 pub use pulse::Pulse;
 pub use run::{Agent, Stopped};
