@@ -1,6 +1,9 @@
 //! `holdfast agent`: the mobility agent, and how it is.
 
 mod attach_qemu;
+mod following;
+#[cfg(test)]
+mod following_tests;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -47,14 +50,14 @@ struct NoStatus {
     source: std::io::Error,
 }
 
-/// Serves the machine's disks and replicates them until SIGTERM or Ctrl-C; or shows how that goes.
-///
-/// # Errors
 /// What was shown is of an agent that is gone.
 #[derive(Debug, thiserror::Error)]
 #[error("no agent runs on {path}; start it with `holdfast agent`", path = .0.display())]
 struct NotRunning(PathBuf);
 
+/// Serves the machine's disks and replicates them until SIGTERM or Ctrl-C; or shows how that goes.
+///
+/// # Errors
 /// When a disk, a certificate or the state directory cannot be used.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(Command::AttachQemu(attach)) = &args.command {
@@ -83,9 +86,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The settings as they are now, or on one line what is wrong with them.
-fn changed_settings(config: &Path) -> Result<AgentSettings, String> {
-    load_agent(config).map_err(|error| {
 /// Prints what the agent last said about itself.
 ///
 /// # Errors
@@ -109,6 +109,9 @@ fn show(settings: &AgentSettings, json: bool) -> Result<(), Failure> {
     }
 }
 
+/// The settings as they are now, or on one line what is wrong with them.
+fn changed_settings(config: &Path) -> Result<AgentSettings, String> {
+    load_agent(config).map_err(|error| {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("{error}{cause}")
     })
@@ -129,7 +132,7 @@ fn in_words(status: &Value) -> String {
             (Some(server), Some(way)) => format!("server     {server} over {way}"),
             _ => format!("server     none: {}", text("last_error")),
         },
-    ];
+    ]);
     let switches = number("switches");
     if switches > 0 {
         let resent = bytes("resent_bytes");
@@ -188,11 +191,11 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
-        status["server"] = Value::Null;
-        status["last_error"] = "b:9443: connecting".into();
-        assert!(in_words(&status).contains("server     none: b:9443: connecting"));
         assert!(!text.contains("running"), "{text}");
         status["running"] = false.into();
         assert!(in_words(&status).contains("running    no; this is how it was at now"));
+        status["server"] = Value::Null;
+        status["last_error"] = "b:9443: connecting".into();
+        assert!(in_words(&status).contains("server     none: b:9443: connecting"));
     }
 }
