@@ -506,6 +506,11 @@ fn a_running_agent_takes_one_disk_more_by_the_same_command() {
     vm.bookmark("left");
     let status = vm.agent_site.status().unwrap();
     assert_eq!((&status["epoch"], status["disks"].as_array().unwrap().len()), (&3.into(), 1));
+    // An agent that could not take something before takes what it can.
+    assert!(!attach("more", "vdb", &[]).0);
+    let (done, told) = attach("root", "vda", &[]);
+    assert!(done, "{told}");
+    assert!(std::fs::read_to_string(&config).unwrap().contains("name = \"root\""));
     assert!(agent.ended().is_none(), "one process all the time");
     agent.stop();
 }

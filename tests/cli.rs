@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{AgentSite, Process, Site, eventually, have, text};
+use support::{AgentSite, Process, Site, eventually, files, have, run, skipped, text};
 
 const DISK_BYTES: u64 = 4 << 20;
 
@@ -325,4 +325,72 @@ fn init_overwrites_nothing() {
     after.sort();
     assert!(before == after, "init changed or added a file");
     assert!(!site.path("elsewhere").join("vault").exists());
+}
+
+fn agent_command(agent_site: &AgentSite, args: &[&str]) -> Output {
+    let (config, mut command) = (agent_site.config(), Command::new(env!("CARGO_BIN_EXE_holdfast")));
+    command.arg("agent").args(args).arg("--config").arg(config).output().unwrap()
+}
+
+/// A pod's probe is this exit code.
+#[test]
+fn the_status_of_an_agent_that_is_gone_says_so_and_fails() {
+    let site = Site::new();
+    let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    let shows = |args: &[&str], code| {
+        let output = agent_command(&agent_site, args);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        (String::from_utf8(output.stdout.clone()).unwrap(), said(&output))
+    };
+    let json = ["status", "--json"];
+    let agent = agent_site.start(&["root"]);
+    eventually("a status", 20, || agent_site.status());
+    let status: Value = serde_json::from_str(&shows(&json, 0).0).unwrap();
+    assert_eq!(status["running"], true, "{status}");
+    assert!(!shows(&["status"], 0).0.contains("running"));
+    agent.kill();
+    let (document, why) = shows(&json, 1);
+    let status: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(status["running"], false, "{status}");
+    assert!(why.contains("no agent runs on") && why.contains("holdfast agent"), "{why}");
+    assert!(shows(&["status"], 1).0.contains("running    no; this is how it was at 2"));
+}
+
+/// What root leaves in the directory would keep its user's agent from starting for good.
+#[test]
+fn root_does_not_run_the_agent_of_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("a directory can be given away by root alone");
+    }
+    let site = Site::new();
+    let agent_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    run("chown", &["-R", "nobody", text(&agent_site.directory)]);
+    let (before, settings) = (files(&agent_site.directory), fs::read(agent_site.config()).unwrap());
+    let attach = ["attach-qemu", "--qmp", "/no/monitor", "--device", "vda", "--disk", "more"];
+    for args in [&[][..], &attach[..], &["release"][..]] {
+        let output = agent_command(&agent_site, args);
+        let why = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {why}");
+        assert!(why.contains("runuser -u nobody -- holdfast"), "{args:?}: {why}");
+        assert_eq!(files(&agent_site.directory), before, "{args:?}");
+    }
+    assert_eq!(fs::read(agent_site.config()).unwrap(), settings);
+}
+
+/// A device is somewhere else, with its machine; a file that is not here is a mistake, or to be made.
+#[test]
+fn a_machine_is_enrolled_with_a_device_that_is_not_here() {
+    let site = Site::new();
+    let out = site.path("agent-web-1");
+    let enroll = |disk| ["enroll", "web-1", "--out", text(&out), "--disk", disk];
+    let file = "/no/such/disk does not exist";
+    fails(&site, &enroll("root=/no/such/disk"), 1, &[file, "add :SIZE"]);
+    assert!(!out.exists(), "nothing was written");
+    site.holdfast(&enroll("root=/dev/no-such-disk"));
+    let agent_site = AgentSite { directory: out.clone() };
+    let settings: toml::Table = fs::read_to_string(agent_site.config()).unwrap().parse().unwrap();
+    assert_eq!(settings["disk"][0]["path"].as_str(), Some("/dev/no-such-disk"));
+    let output = agent_command(&agent_site, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("/dev/no-such-disk"), "{}", said(&output));
 }

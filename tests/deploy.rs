@@ -70,6 +70,53 @@ fn an_agent_that_hangs_is_killed_before_a_guest_gives_up() {
     assert_eq!((value("Restart="), value("RestartSec=")), (Some("always"), Some("1s")));
 }
 
+/// A package that goes leaves no program in the kernel; one that is replaced leaves the agent alone.
+#[test]
+fn a_package_that_is_removed_stops_the_agent_and_then_takes_the_program_out_of_the_kernel() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let log = path("log");
+    for (program, code) in [("systemctl", 0), ("holdfast", 1)] {
+        let script = format!("#!/bin/sh\necho {program} \"$@\" >> {log}\nexit {code}\n");
+        std::fs::write(path(program), script).unwrap();
+        run("chmod", &["755", &path(program)]);
+    }
+    let mut prerm = file("deploy/debian/prerm");
+    for (real, here) in [
+        ("systemctl ", path("systemctl ")),
+        ("/usr/bin/holdfast", path("holdfast")),
+        ("/run/systemd/system", path("systemd")),
+        ("/sys/fs/bpf/holdfast", path("pins")),
+        ("/var/lib/holdfast-agent/agent.toml", path("agent.toml")),
+    ] {
+        assert!(prerm.contains(real), "{real}");
+        prerm = prerm.replace(real, &here);
+    }
+    let said = |action: &str| {
+        run("sh", &["-c", &prerm, "prerm", action]);
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let _for_the_next = std::fs::remove_file(&log);
+        said
+    };
+    let stops = "systemctl stop holdfast-agent holdfast-sidecar holdfast-serve\n";
+    assert_eq!(said("remove"), "");
+    std::fs::create_dir(path("systemd")).unwrap();
+    std::fs::write(path("agent.toml"), "").unwrap();
+    assert_eq!(said("remove"), stops, "nothing is pinned");
+    std::fs::create_dir(path("pins")).unwrap();
+    let releases = format!("holdfast agent release --config {}\n", path("agent.toml"));
+    assert_eq!(said("remove"), format!("{stops}{releases}"), "even if that fails");
+    std::fs::remove_dir(path("systemd")).unwrap();
+    assert_eq!(said("remove"), releases, "under another manager");
+    std::fs::remove_file(path("agent.toml")).unwrap();
+    assert_eq!(said("remove"), "");
+    for action in ["upgrade", "deconfigure", "failed-upgrade"] {
+        std::fs::create_dir_all(path("systemd")).unwrap();
+        std::fs::write(path("agent.toml"), "").unwrap();
+        assert_eq!(said(action), "", "{action}");
+    }
+}
+
 /// What gives a unit a mount namespace of its own (systemd.exec(5)), and what says that it does not.
 const NAMESPACED: &[(&str, &str)] = &[
     ("ProtectSystem", "no"),

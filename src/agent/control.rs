@@ -14,11 +14,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::clock::{Clock, System};
-use crate::settings::AgentSettings;
+use crate::settings::{AGENT_CONTROL_SOCKET, AgentSettings};
 
 use super::error::AgentError;
 
-const SOCKET: &str = "control.sock";
 /// The one request there is.
 const RELOAD: &str = "reload\n";
 /// Longest wait for the other side.
@@ -35,7 +34,7 @@ pub(super) struct Control {
 impl Control {
     /// For whoever holds the directory's lock: what is there is of an earlier life.
     pub(super) fn listen(directory: &Path) -> Self {
-        let path = directory.join(SOCKET);
+        let path = directory.join(AGENT_CONTROL_SOCKET);
         let _none = remove_file(&path);
         let listener = UnixListener::bind(&path).and_then(|listener| {
             set_permissions(&path, Permissions::from_mode(0o600))?;
@@ -105,7 +104,7 @@ async fn answer(
 /// # Errors
 /// When none answers, or the changed settings cannot be used: then it goes on as it was.
 pub async fn reload(settings: &AgentSettings) -> Result<(), AgentError> {
-    let path = settings.state_directory.join(SOCKET);
+    let path = settings.state_directory.join(AGENT_CONTROL_SOCKET);
     let failed =
         |source| AgentError::io(&path, "ask the running agent to begin anew; restart it", source);
     let asked = async {

@@ -50,6 +50,17 @@ pub enum AgentError {
         /// Which directory.
         path: PathBuf,
     },
+    /// Root in the state directory of another user.
+    #[error(
+        "{path} belongs to user {user}, whose agent could not open what root leaves there: run this as that user \
+         (runuser -u {user} -- holdfast …), or make the directory root's (chown -R root {path})"
+    )]
+    Foreign {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose it is.
+        user: String,
+    },
     /// Settings that cannot work together.
     #[error("agent settings: {0}")]
     Settings(String),
@@ -166,6 +177,7 @@ impl AgentError {
             Self::NoDisk { .. }
             | Self::Capture { .. }
             | Self::DiskSize { .. }
+            | Self::Foreign { .. }
             | Self::Settings(_)
             | Self::Certificate { .. }
             | Self::UnknownDisk { .. }

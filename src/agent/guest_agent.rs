@@ -1,7 +1,7 @@
 //! The agent inside a QEMU guest (qemu-ga), as far as freezing its file systems goes.
 //!
 //! Owns: that an answer belongs to the command. Does not own: that thaw follows freeze
-//! ([`super::quiesce`]), the limit of time.
+//! ([`super::quiesce`]), the limit of time ([`super::hook`]).
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use tokio_rustls::client::TlsStream;
 use crate::clock::Entropy;
 use crate::nbd::Peer;
 
+use super::hook::NotDone;
+
 /// Longest answer, bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Most answers to commands of others, before ours.
@@ -25,19 +27,23 @@ const STALE_MAX: usize = 16;
 /// Has the guest agent behind `peer` carry out a command without arguments.
 ///
 /// # Errors
-/// In words, when it is not there or refuses.
-pub(super) async fn call(peer: &Peer, command: &str, entropy: &dyn Entropy) -> Result<(), String> {
+/// When it is not there, is gone before it has answered, or refuses.
+pub(super) async fn call(peer: &Peer, command: &str, entropy: &dyn Entropy) -> Result<(), NotDone> {
+    let failed = |error| NotDone::silent(format!("{command}: {error}"));
     let outcome = match peer {
         Peer::Socket(path) => match UnixStream::connect(path).await {
             Ok(stream) => ask(stream, command, entropy).await,
-            Err(error) => Err(format!("{command}: {error}")),
+            Err(error) => Err(failed(error)),
         },
         Peer::Tls { host, port, config } => match dial(host, *port, config).await {
             Ok(stream) => ask(stream, command, entropy).await,
-            Err(error) => Err(format!("{command}: {error}")),
+            Err(error) => Err(failed(error)),
         },
     };
-    outcome.map_err(|what| format!("the guest agent at {peer}: {what}"))
+    outcome.map_err(|NotDone { why, ended }| NotDone {
+        why: format!("the guest agent at {peer}: {why}"),
+        ended,
+    })
 }
 
 async fn dial(
@@ -54,8 +60,8 @@ async fn ask(
     stream: impl AsyncRead + AsyncWrite,
     command: &str,
     entropy: &dyn Entropy,
-) -> Result<(), String> {
-    let failed = |error: io::Error| format!("{command}: {error}");
+) -> Result<(), NotDone> {
+    let failed = |error: io::Error| NotDone::silent(format!("{command}: {error}"));
     let mut id = [0; 4];
     entropy.fill(&mut id);
     let id = u32::from_be_bytes(id) >> 1;
@@ -74,12 +80,12 @@ async fn ask(
         output.flush().await.map_err(failed)?;
         let answer = answer(&mut input).await.map_err(failed)?;
         return match answer["error"]["desc"].as_str() {
-            Some(said) => Err(format!("refuses {command}: {said}")),
+            Some(said) => Err(NotDone::refused(format!("refuses {command}: {said}"))),
             None if answer.get("return").is_some() => Ok(()),
-            None => Err(format!("{command}: {answer} is no answer")),
+            None => Err(NotDone::silent(format!("{command}: {answer} is no answer"))),
         };
     }
-    Err(format!("{command}: no answer to ours, only to others'"))
+    Err(NotDone::silent(format!("{command}: no answer to ours, only to others'")))
 }
 
 async fn answer(input: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Value> {
@@ -129,7 +135,11 @@ mod tests {
             let outcome = call(&peer, "guest-fsfreeze-freeze", entropy.as_ref()).await;
             match expected {
                 Ok(()) => assert_eq!(outcome, Ok(())),
-                Err(words) => assert!(outcome.clone().unwrap_err().contains(words), "{outcome:?}"),
+                Err(words) => {
+                    let NotDone { why, ended } = outcome.unwrap_err();
+                    assert!(why.contains(words), "{why}");
+                    assert_eq!(ended, why.contains("refuses"), "{why}");
+                }
             }
         }
     }

@@ -16,8 +16,9 @@ use crate::store::Class;
 
 use super::control::Control;
 use super::error::AgentError;
-use super::run::{Agent, Stopped};
+use super::run::{self, Agent, Stopped};
 use super::watchdog::Watchdog;
+use super::{opening, quiesce};
 
 /// How the status begins to say that changed settings could not be used.
 pub const NOT_TAKEN: &str = "the changed settings cannot be used, so it runs as before";
@@ -25,6 +26,8 @@ pub const NOT_TAKEN: &str = "the changed settings cannot be used, so it runs as 
 /// Attempts while tasks of the life before still hold its state directory or a disk, and the pause
 /// between two.
 const ATTEMPTS: u32 = 100;
+/// Attempts of a first life: somebody may just be looking whether an agent runs.
+const ATTEMPTS_FIRST: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(50);
 
 struct Signals {
@@ -51,8 +54,8 @@ impl Signals {
     }
 }
 
-/// Runs an agent until SIGTERM or SIGINT; a second signal ends the waiting. `changed` reads the
-/// settings again when the agent is asked to begin anew.
+/// Runs an agent until SIGTERM or SIGINT; a second signal ends the waiting, but not that for an
+/// application to be thawed. `changed` reads the settings again when the agent is asked to begin anew.
 ///
 /// # Errors
 /// When it cannot start, or signals cannot be received.
@@ -62,7 +65,8 @@ pub async fn run(
 ) -> Result<Stopped, AgentError> {
     let mut signals = Signals::listen(&settings.state_directory)?;
     let mut settings = settings;
-    let mut agent = Agent::start(settings.clone(), System::clock(), System::entropy())?;
+    thaw_left(&settings).await?;
+    let mut agent = start(&settings, ATTEMPTS_FIRST).await?;
     let watchdog = Watchdog::new(Notify::of_environment());
     watchdog.watches(&agent);
     tokio::spawn(Arc::clone(&watchdog).run());
@@ -80,9 +84,15 @@ pub async fn run(
             again = next.is_some(),
             "stopping: waiting until everything is published (a second signal ends the wait)"
         );
+        let quiesce = agent.quiesce();
         let stopped = tokio::select! {
             stopped = agent.stop() => stopped,
-            () = signals.any() => return Ok(Stopped::Unsettled),
+            () = signals.any() => {
+                if let Some(quiesce) = quiesce {
+                    quiesce.close().await;
+                }
+                return Ok(Stopped::Unsettled);
+            }
         };
         drop(control);
         let Some(next) = next else { return Ok(stopped) };
@@ -96,23 +106,42 @@ async fn again(
     next: AgentSettings,
     before: AgentSettings,
 ) -> Result<(Agent, AgentSettings), AgentError> {
-    let error = match start(&next).await {
+    let error = match start(&next, ATTEMPTS).await {
         Ok(agent) => return Ok((agent, next)),
         Err(error) => error,
     };
-    let agent = start(&before).await?;
+    let agent = start(&before, ATTEMPTS).await?;
     let why = format!("{NOT_TAKEN}: {error}");
     tracing::error!(why);
     agent.stream().note_trouble(Some(why));
     Ok((agent, before))
 }
 
-async fn start(settings: &AgentSettings) -> Result<Agent, AgentError> {
-    for _ in 1..ATTEMPTS {
+async fn start(settings: &AgentSettings, attempts: u32) -> Result<Agent, AgentError> {
+    for _ in 1..attempts {
         match Agent::start(settings.clone(), System::clock(), System::entropy()) {
             Err(error) if error.class() == Class::Fence => System.sleep(PAUSE).await,
-            other => return other,
+            other => return other.inspect(thaw_on),
         }
     }
-    Agent::start(settings.clone(), System::clock(), System::entropy())
+    let agent = Agent::start(settings.clone(), System::clock(), System::entropy());
+    agent.inspect(thaw_on)
+}
+
+/// What a life before left frozen is thawed before anything that may fail.
+async fn thaw_left(settings: &AgentSettings) -> Result<(), AgentError> {
+    let quiesce = run::quiesce(settings, &System::clock(), &System::entropy())?;
+    // Where there is no directory there was no life; where another agent lives, starting says so.
+    if let (Some(quiesce), Ok(_alone)) = (quiesce, opening::lock(&settings.state_directory)) {
+        quiesce.thaw_left().await;
+    }
+    Ok(())
+}
+
+/// And again, until it has succeeded.
+fn thaw_on(agent: &Agent) {
+    match agent.quiesce() {
+        Some(quiesce) => quiesce.thaw_on_left(),
+        None => quiesce::cannot_thaw(&agent.shared().settings.state_directory),
+    }
 }

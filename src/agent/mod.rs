@@ -23,7 +23,9 @@ mod dial_quic;
 mod dial_tcp;
 mod disk;
 mod error;
+mod frozen;
 mod guest_agent;
+mod hook;
 mod keeping;
 mod life;
 #[cfg(test)]
@@ -37,6 +39,8 @@ mod opening;
 mod outgoing;
 mod pulse;
 mod quiesce;
+#[cfg(test)]
+mod quiesce_tests;
 mod readings;
 mod replies;
 mod resumption;
@@ -63,6 +67,7 @@ pub use dial::{Connection, Dial, Way};
 pub use dial_quic::QuicDial;
 pub use error::AgentError;
 pub use life::{NOT_TAKEN, run};
+pub use opening::{may_run, runs};
 pub use outgoing::Outgoing;
 pub use pulse::Pulse;
 pub use run::{Agent, Stopped};

@@ -3,6 +3,8 @@
 //! Owns: what may be believed after the last life. Does not own: anything that runs.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -117,7 +119,30 @@ fn check(settings: &AgentSettings) -> Result<(), AgentError> {
     }
 }
 
+/// Refuses root where another user's agent lives: what root leaves there that one cannot open, and so it
+/// would never start again.
+fn own(directory: &Path) -> Result<(), AgentError> {
+    let failed = |source| AgentError::io(directory, "see whose state directory this is", source);
+    let owner = match directory.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(failed)?.uid(),
+    };
+    if owner == 0 || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    // passwd(5): the name is the first field, the number the third.
+    let (users, number) = (std::fs::read_to_string("/etc/passwd"), owner.to_string());
+    let users = users.unwrap_or_default();
+    let named = |line: &str| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2) == Some(&number.as_str())).then(|| fields[0].to_owned())
+    };
+    let user = users.lines().find_map(named).unwrap_or_else(|| format!("#{number}"));
+    Err(AgentError::Foreign { path: directory.into(), user })
+}
+
 pub(super) fn lock(directory: &Path) -> Result<File, AgentError> {
+    own(directory)?;
     let path = directory.join("lock");
     let file =
         File::create(&path).map_err(|source| AgentError::io(&path, "make the lock", source))?;
@@ -125,6 +150,34 @@ pub(super) fn lock(directory: &Path) -> Result<File, AgentError> {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse { path: directory.into() }),
         Err(error) => Err(AgentError::io(&path, "lock the state directory", error.into())),
+    }
+}
+
+/// Whether this user may run an agent of these settings.
+///
+/// # Errors
+/// When not: what it leaves in the state directory would shut the directory's own user out.
+pub fn may_run(settings: &AgentSettings) -> Result<(), AgentError> {
+    own(&settings.state_directory)
+}
+
+/// Whether an agent lives in the state directory. An agent that starts in the moment in which this is asked
+/// finds it locked, and looks again ([`super::life`]).
+///
+/// # Errors
+/// When its lock cannot be looked at.
+pub fn runs(settings: &AgentSettings) -> Result<bool, AgentError> {
+    let path = settings.state_directory.join("lock");
+    let failed = |source| AgentError::io(&path, "see whether an agent runs", source);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened.map_err(failed)?,
+    };
+    // Shared: two who ask do not take each other for an agent.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(failed(error.into())),
     }
 }
 

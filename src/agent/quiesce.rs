@@ -1,38 +1,87 @@
 //! The application's hook: frozen, bookmarked, thawed.
 //!
-//! Owns: that one bookmark at a time is made so, and that thaw runs whatever became of freeze. Does
-//! not own: the bookmark itself ([`super::stream`]).
+//! Owns: that one bookmark at a time is made so, and that thaw runs whatever became of freeze, again and
+//! again until it has succeeded. Does not own: the bookmark itself ([`super::stream`]), what freeze and
+//! thaw are ([`super::hook`]).
 
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::clock::{Clock, Entropy};
 use crate::nbd::Peer;
 use crate::settings::ApplicationHook;
 
-use super::guest_agent;
+use super::frozen::Frozen;
+use super::hook::Hook;
 
 /// Why a machine without a hook makes no application-consistent bookmark.
 pub(super) const NO_HOOK: &str =
     "no application hook is configured: set [application] freeze and thaw, or qga, in agent.toml";
+const STOPPING: &str = "the agent is stopping: nothing is frozen any more";
+const THAWING: &str =
+    "the application is still being thawed, see the agent's log: nothing is frozen meanwhile";
+
+/// Pauses between two thaws that did not succeed double from the one to the other.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Thaws, ten minutes of them, until a person has to do it.
+const THAWS_MAX: u32 = 120;
+/// After so many that did not succeed a person should know.
+const THAWS_SAID: u32 = 5;
+/// So many thaws that end by themselves with an error are believed when it is not certain that
+/// anything was frozen: `fsfreeze -u` of what is not frozen is such a one.
+const THAWS_BELIEVED: u32 = 5;
+/// Longest time to place a bookmark, beside that of freeze and thaw: observers settle.
+const PLACE: Duration = Duration::from_secs(20);
 
 /// The hook of one agent.
 pub(super) struct Quiesce {
-    hook: ApplicationHook,
-    guest_agent: Option<Peer>,
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
+    hook: Hook,
+    frozen: Frozen,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// Thaw did not succeed yet, and is repeated by a task of its own.
+    thawing: watch::Sender<bool>,
+    closed: AtomicBool,
+    /// The agent has stopped without a thaw: that is the next life's.
+    left: AtomicBool,
+}
+
+/// What is known while the application is thawed.
+struct Thaw {
+    /// It was frozen, or may be by now.
+    certain: bool,
+    /// Nobody waited for the end of its freeze.
+    loose: bool,
+    attempts: u32,
+    refusals: u32,
+}
+
+impl Thaw {
+    fn new(certain: bool, loose: bool) -> Self {
+        Self { certain, loose, attempts: 0, refusals: 0 }
+    }
 }
 
 impl Quiesce {
     pub(super) fn new(
-        hook: ApplicationHook,
+        settings: ApplicationHook,
         guest_agent: Option<Peer>,
+        state_directory: &Path,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        Self { hook, guest_agent, clock, entropy, one_at_a_time: tokio::sync::Mutex::default() }
+        Self {
+            hook: Hook { settings, guest_agent, clock, entropy },
+            frozen: Frozen::of(state_directory),
+            one_at_a_time: tokio::sync::Mutex::default(),
+            thawing: watch::Sender::new(false),
+            closed: AtomicBool::new(false),
+            left: AtomicBool::new(false),
+        }
     }
 
     /// What `place` gives while the application is frozen. To be run to its end: a future that is
@@ -41,121 +90,138 @@ impl Quiesce {
     /// # Errors
     /// In words, when the application could not be frozen; then nothing was placed.
     pub(super) async fn run<T>(
-        &self,
+        self: &Arc<Self>,
         place: impl Future<Output = Result<T, String>>,
     ) -> Result<T, String> {
         let _alone = self.one_at_a_time.lock().await;
-        let frozen = self.call("freeze", &self.hook.freeze).await;
-        let placed = match frozen {
-            Ok(()) => place.await,
-            Err(why) => Err(why),
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(STOPPING.to_owned());
+        }
+        if *self.thawing.borrow() {
+            return Err(THAWING.to_owned());
+        }
+        let (frozen, words) = (self.frozen.clone(), self.hook.thaw_in_words());
+        let noted = tokio::task::spawn_blocking(move || frozen.note(&words)).await;
+        let note = noted.map_err(|_stopped| STOPPING.to_owned())?.map_err(|error| {
+            let path = self.frozen.path().display();
+            format!("{path} cannot be written before the application is frozen: {error}")
+        })?;
+        let (placed, mut thaw) = match self.hook.freeze(&note).await {
+            Ok(()) => (place.await, Thaw::new(true, false)),
+            Err(failed) => (Err(failed.why), Thaw::new(!failed.ended, !failed.ended)),
         };
-        if let Err(why) = self.call("thaw", &self.hook.thaw).await {
-            tracing::error!(why, "the application may still be frozen: run its thaw by hand");
+        drop(note);
+        if !self.attempt(&mut thaw).await {
+            self.thaw_on(thaw, PAUSE_MIN);
         }
         placed
     }
 
-    async fn call(&self, name: &str, command: &[String]) -> Result<(), String> {
-        match &self.guest_agent {
-            Some(peer) => self.ask_guest(peer, name).await,
-            None => self.execute(name, command).await,
+    /// Thaws what a life before this one left frozen, once.
+    pub(super) async fn thaw_left(&self) {
+        if self.frozen.left().is_some() {
+            let path = self.frozen.path().display();
+            tracing::warn!(%path, "an agent before this one ended while the application was frozen, or about to be: it is thawed");
+            let _over = self.attempt(&mut Thaw::new(false, true)).await;
         }
     }
 
-    async fn ask_guest(&self, peer: &Peer, name: &str) -> Result<(), String> {
-        let command = format!("guest-fsfreeze-{name}");
+    /// The same in the background, as often as it takes.
+    pub(super) fn thaw_on_left(self: &Arc<Self>) {
+        if self.frozen.left().is_some() {
+            self.thaw_on(Thaw::new(false, true), PAUSE_MIN);
+        }
+    }
+
+    /// Freezes nothing any more. Returns when nothing is frozen, or that has taken too long.
+    pub(super) async fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let thawed = async {
+            let _alone = self.one_at_a_time.lock().await;
+            let mut thawing = self.thawing.subscribe();
+            let _sender_lives = thawing.wait_for(|thawing| !thawing).await;
+        };
         tokio::select! {
-            answer = guest_agent::call(peer, &command, self.entropy.as_ref()) => answer,
-            () = self.clock.sleep(self.hook.timeout) => {
-                let late = self.hook.timeout.as_millis();
-                Err(format!("the guest agent at {peer}: no answer to {command} in {late} ms"))
+            biased;
+            () = thawed => {}
+            () = self.hook.clock.sleep(2 * self.hook.settings.timeout + PLACE) => {
+                self.left.store(true, Ordering::SeqCst);
+                let thaw = self.hook.thaw_in_words();
+                tracing::error!(thaw, "the application may still be frozen: the next start of the agent thaws it, or you do");
             }
         }
     }
 
-    async fn execute(&self, name: &str, command: &[String]) -> Result<(), String> {
-        let [program, args @ ..] = command else {
-            return Err(format!("the application's {name} names no program"));
-        };
-        let told = |what: String| format!("the application's {name} ({program}) {what}");
-        let mut process = tokio::process::Command::new(program);
-        process.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = process.kill_on_drop(true).spawn();
-        let child = child.map_err(|error| told(format!("cannot be started: {error}")))?;
-        let output = tokio::select! {
-            output = child.wait_with_output() => output,
-            () = self.clock.sleep(self.hook.timeout) => {
-                let late = self.hook.timeout.as_millis();
-                return Err(told(format!("did not end in {late} ms and was killed")));
+    /// A task of its own that thaws until that is over. Meanwhile nothing is frozen.
+    fn thaw_on(self: &Arc<Self>, mut thaw: Thaw, first: Duration) {
+        self.thawing.send_replace(true);
+        let (quiesce, mut pause) = (Arc::clone(self), first);
+        tokio::spawn(async move {
+            loop {
+                quiesce.hook.clock.sleep(pause).await;
+                pause = PAUSE_MAX.min(2 * pause);
+                if quiesce.left.load(Ordering::SeqCst) || quiesce.attempt(&mut thaw).await {
+                    break;
+                }
+            }
+            quiesce.thawing.send_replace(false);
+        });
+    }
+
+    /// Thaws once more. Whether that is over: it succeeded, or was tried often enough.
+    async fn attempt(&self, thaw: &mut Thaw) -> bool {
+        // Before: what it freezes behind this thaw is not thawed.
+        let runs = thaw.loose && self.frozen.runs();
+        let outcome = self.hook.thaw().await;
+        thaw.attempts += 1;
+        let often = thaw.attempts >= THAWS_MAX;
+        let why = match outcome {
+            Ok(()) if !runs || often => {
+                let frozen = self.frozen.clone();
+                let forgotten = tokio::task::spawn_blocking(move || frozen.forget()).await;
+                if let Ok(Err(error)) = forgotten {
+                    let path = self.frozen.path().display();
+                    tracing::warn!(%path, %error, "cannot be removed: the next start thaws once more");
+                }
+                if thaw.attempts > 1 {
+                    tracing::info!(attempts = thaw.attempts, "the application is thawed");
+                }
+                return true;
+            }
+            Ok(()) => "its freeze still runs".to_owned(),
+            Err(failed) => {
+                thaw.refusals += u32::from(failed.ended);
+                failed.why
             }
         };
-        let output = output.map_err(|error| told(format!("cannot be waited for: {error}")))?;
-        if output.status.success() {
-            return Ok(());
+        let over = often || (!thaw.certain && thaw.refusals >= THAWS_BELIEVED);
+        let by_hand = self.hook.thaw_in_words();
+        match (over, thaw.attempts) {
+            (true, attempts) => tracing::error!(
+                why,
+                attempts,
+                by_hand,
+                "the application may still be frozen: thaw it by hand"
+            ),
+            (false, 1) => {
+                tracing::warn!(why, "the application is not thawed yet: thaw is run again");
+            }
+            (false, THAWS_SAID) => tracing::error!(
+                why,
+                by_hand,
+                "the application may still be frozen: thaw is run again, or run it by hand"
+            ),
+            (false, _) => {}
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.trim().lines().last().unwrap_or("and said nothing");
-        Err(told(format!("ended with {}: {last}", output.status)))
+        over
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::clock::System;
-
-    fn quiesce(directory: &std::path::Path, freeze: &str) -> Quiesce {
-        let line = |script: &str| {
-            let script = format!("cd '{}'; {script}", directory.display());
-            ["/bin/sh", "-c", &script].map(str::to_owned).to_vec()
-        };
-        let timeout = Duration::from_millis(300);
-        let hook = ApplicationHook {
-            freeze: line(freeze),
-            thaw: line("rm frozen"),
-            guest_agent: None,
-            timeout,
-        };
-        Quiesce::new(hook, None, System::clock(), System::entropy())
-    }
-
-    #[tokio::test]
-    async fn the_bookmark_is_placed_while_the_application_is_frozen() {
-        let directory = tempfile::tempdir().unwrap();
-        let frozen = directory.path().join("frozen");
-        let seen =
-            quiesce(directory.path(), "touch frozen").run(async { Ok(frozen.exists()) }).await;
-        assert_eq!(seen, Ok(true));
-        assert!(!frozen.exists(), "it was thawed");
-    }
-
-    #[tokio::test]
-    async fn a_freeze_that_fails_or_hangs_places_nothing_and_is_thawed() {
-        let directory = tempfile::tempdir().unwrap();
-        let frozen = directory.path().join("frozen");
-        for (freeze, expected) in [
-            ("touch frozen; echo 'database is busy' >&2; exit 3", "database is busy"),
-            ("touch frozen; exec sleep 60", "did not end in 300 ms"),
-        ] {
-            let seen: Result<(), _> = quiesce(directory.path(), freeze)
-                .run(async { panic!("nothing may be placed") })
-                .await;
-            let why = seen.unwrap_err();
-            assert!(why.contains(expected), "{why}");
-            assert!(!frozen.exists(), "it was thawed after {freeze}");
-        }
-        let hook = ApplicationHook {
-            freeze: vec!["/no/such/program".into()],
-            thaw: vec!["/bin/true".into()],
-            guest_agent: None,
-            timeout: Duration::from_secs(5),
-        };
-        let seen: Result<(), _> = Quiesce::new(hook, None, System::clock(), System::entropy())
-            .run(async { Ok(()) })
-            .await;
-        assert!(seen.unwrap_err().contains("cannot be started"));
+/// Says what an agent before left frozen, where this one does not know how to thaw.
+pub(super) fn cannot_thaw(state_directory: &Path) {
+    let frozen = Frozen::of(state_directory);
+    if let Some(by_hand) = frozen.left() {
+        let path = frozen.path().display();
+        tracing::error!(%path, by_hand, "an agent before this one may have left the application frozen, and agent.toml has no [application] any more: thaw it by hand, and remove this file");
     }
 }

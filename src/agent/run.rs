@@ -140,6 +140,18 @@ impl Shared {
     }
 }
 
+/// The application's hook, if the settings have one.
+pub(super) fn quiesce(
+    settings: &AgentSettings,
+    clock: &Arc<dyn Clock>,
+    entropy: &Arc<dyn Entropy>,
+) -> Result<Option<Arc<Quiesce>>, AgentError> {
+    let Some(hook) = settings.application.clone() else { return Ok(None) };
+    let guest = hook.guest_agent.as_ref().map(|at| tls::peer(settings, at)).transpose()?;
+    let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
+    Ok(Some(Arc::new(Quiesce::new(hook, guest, &settings.state_directory, clock, entropy))))
+}
+
 /// How an agent stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
@@ -191,11 +203,7 @@ impl Agent {
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
         let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
-        let quiesce = settings.application.clone().map(|hook| -> Result<_, AgentError> {
-            let guest = hook.guest_agent.as_ref().map(|at| tls::peer(&settings, at)).transpose()?;
-            Ok(Arc::new(Quiesce::new(hook, guest, Arc::clone(&clock), Arc::clone(&entropy))))
-        });
-        let quiesce = quiesce.transpose()?;
+        let quiesce = quiesce(&settings, &clock, &entropy)?;
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
             quiesce,
@@ -298,13 +306,25 @@ impl Agent {
         AgentStatus::of(&self.shared, 0.0)
     }
 
-    /// Stops in order: no more writes, everything published (for at most 60 s), bits cleared.
+    /// The application's hook, for whoever ends the agent without waiting.
+    pub(super) fn quiesce(&self) -> Option<Arc<Quiesce>> {
+        self.shared.quiesce.clone()
+    }
+
+    /// Stops in order: nothing frozen, no more writes, everything published (for at most 60 s), bits
+    /// cleared.
     pub async fn stop(self) -> Stopped {
         self.stop_within(STOP_WAIT).await
     }
 
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
+        let clock = Arc::clone(&self.shared.clock);
+        let until = clock.monotonic() + wait;
+        // First: a file system that is thawed may write to the disks that are served.
+        if let Some(quiesce) = &self.shared.quiesce {
+            quiesce.close().await;
+        }
         let captures = std::mem::take(&mut self.captures);
         let stream = Arc::clone(&self.shared.stream);
         let served = tokio::task::spawn_blocking(move || captures.stop(&stream.observers()));
@@ -313,8 +333,6 @@ impl Agent {
         }
         let stream = Arc::clone(&self.shared.stream);
         stream.close();
-        let clock = Arc::clone(&self.shared.clock);
-        let until = clock.monotonic() + wait;
         while !stream.settled() && !stream.stuck() && clock.monotonic() < until {
             clock.sleep(STOP_LOOK).await;
         }

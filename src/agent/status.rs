@@ -25,6 +25,8 @@ pub struct AgentStatus {
     pub machine: MachineId,
     /// When this was written.
     pub time: Timestamp,
+    /// Names the life of the agent that wrote it; `reload` begins another.
+    pub incarnation: String,
     /// `ordered`, `catching-up` or `bitmap`.
     pub mode: &'static str,
     /// Why it is in this mode.
@@ -152,6 +154,7 @@ impl AgentStatus {
         Self {
             machine: shared.settings.machine.clone(),
             time: shared.clock.wall(),
+            incarnation: shared.incarnation.to_string(),
             mode: words(core.mode),
             why: core.why.clone(),
             epoch: core.epoch.0,

@@ -1,6 +1,9 @@
 //! `holdfast agent`: the mobility agent, and how it is.
 
 mod attach_qemu;
+mod following;
+#[cfg(test)]
+mod following_tests;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -47,6 +50,11 @@ struct NoStatus {
     source: std::io::Error,
 }
 
+/// What was shown is of an agent that is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("no agent runs on {path}; start it with `holdfast agent`", path = .0.display())]
+struct NotRunning(PathBuf);
+
 /// Serves the machine's disks and replicates them until SIGTERM or Ctrl-C; or shows how that goes.
 ///
 /// # Errors
@@ -57,10 +65,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let settings = load_agent(&args.config)?;
     if let Some(Command::Status { json }) = args.command {
-        let path = settings.state_directory.join("status.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| NoStatus { path, source })?;
-        let status: Value = serde_json::from_str(&text)?;
-        return if json { print_json(&status) } else { print(&in_words(&status)) };
+        return show(&settings, json);
     }
     if matches!(args.command, Some(Command::Release)) {
         let said = match agent::release(&settings)? {
@@ -81,6 +86,29 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints what the agent last said about itself.
+///
+/// # Errors
+/// When it never said anything, or is not running any more.
+fn show(settings: &AgentSettings, json: bool) -> Result<(), Failure> {
+    let path = settings.state_directory.join("status.json");
+    let runs = agent::runs(settings)?;
+    let text = std::fs::read_to_string(&path).map_err(|source| NoStatus { path, source })?;
+    let mut status: Value = serde_json::from_str(&text)?;
+    if let Some(fields) = status.as_object_mut() {
+        fields.insert("running".to_owned(), runs.into());
+    }
+    if json {
+        print_json(&status)?;
+    } else {
+        print(&in_words(&status))?;
+    }
+    match runs {
+        true => Ok(()),
+        false => Err(NotRunning(settings.state_directory.clone()).into()),
+    }
+}
+
 /// The settings as they are now, or on one line what is wrong with them.
 fn changed_settings(config: &Path) -> Result<AgentSettings, String> {
     load_agent(config).map_err(|error| {
@@ -94,14 +122,17 @@ fn in_words(status: &Value) -> String {
     let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
     let number = |key: &str| status[key].as_u64().unwrap_or(0);
     let bytes = |key: &str| words::bytes(number(key));
-    let mut lines = vec![
-        format!("machine    {}, {}", text("machine"), text("time")),
+    let mut lines = vec![format!("machine    {}, {}", text("machine"), text("time"))];
+    if status["running"] == false {
+        lines.push(format!("running    no; this is how it was at {}", text("time")));
+    }
+    lines.extend([
         format!("mode       {}: {}", text("mode"), text("why")),
         match (status["server"].as_str(), status["transport"].as_str()) {
             (Some(server), Some(way)) => format!("server     {server} over {way}"),
             _ => format!("server     none: {}", text("last_error")),
         },
-    ];
+    ]);
     let switches = number("switches");
     if switches > 0 {
         let resent = bytes("resent_bytes");
@@ -148,7 +179,7 @@ mod tests {
         let mut status = serde_json::json!({
             "machine": "web-1", "time": "now", "mode": "ordered", "why": "all goes in order",
             "server": "b:9443 (ps-2)", "transport": "tcp", "switches": 2, "resent_bytes": 1 << 20,
-            "switched_because": "a:9443: the connection was lost", "published": 7, "last": 9,
+            "switched_because": "a:9443: the connection was lost", "published": 7, "last": 9, "running": true,
             "disks": [{"name": "root", "capture": "bitmap", "capture_why": "as of 3 s ago"}],
         });
         let text = in_words(&status);
@@ -160,6 +191,9 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+        assert!(!text.contains("running"), "{text}");
+        status["running"] = false.into();
+        assert!(in_words(&status).contains("running    no; this is how it was at now"));
         status["server"] = Value::Null;
         status["last_error"] = "b:9443: connecting".into();
         assert!(in_words(&status).contains("server     none: b:9443: connecting"));

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::model::{DISKS_MAX, DiskName, WRITE_BYTES_MAX};
 
+/// Where a running agent is asked, in its state directory. No disk has a `-` in its name, and so none has this
+/// socket by default.
+pub const AGENT_CONTROL_SOCKET: &str = "agent-control.sock";
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` has 108 with its NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -173,6 +176,7 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         "add one for each disk that is to be protected",
     );
     let mut names = BTreeSet::new();
+    let mut sockets = BTreeSet::from([state_directory.join(AGENT_CONTROL_SOCKET)]);
     let mut disks = Vec::new();
     for (number, disk) in raw.iter().enumerate() {
         let key = |name: &str| format!("disk[{number}].{name}");
@@ -190,6 +194,11 @@ fn disks(c: &mut Check, raw: &[RawDisk], state_directory: &Path) -> Vec<AgentDis
         }
         let path = c.path(&key("path"), disk.path.as_deref(), "disk");
         let capture = capture(c, &key, &name, disk, state_directory);
+        if let Capture::Nbd { socket } = &capture {
+            let free = !first || sockets.insert(socket.clone());
+            let rule = "must be the socket of no other disk, nor the agent's own";
+            c.relation(free, &key("socket"), socket.display(), rule, "choose another path");
+        }
         disks.push(AgentDisk { name, path, capture });
     }
     let scanned = |disk: &AgentDisk| matches!(disk.capture, Capture::Scan(_));

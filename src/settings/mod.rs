@@ -20,6 +20,7 @@ mod uplink;
 
 use std::path::Path;
 
+pub use agent::AGENT_CONTROL_SOCKET;
 pub use azure::{AzureAuth, AzureUrl};
 pub use checked::{
     AgentDisk, AgentMode, AgentSettings, ApplicationHook, ApplySettings, BatchSettings,

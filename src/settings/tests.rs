@@ -147,6 +147,19 @@ fn an_agent_names_all_its_violations_too() {
     );
     let long = format!("{AGENT}socket = \"/{}\"\n", "x".repeat(107));
     assert_eq!(keys(agent(&long).unwrap_err()), ["disk[0].socket"]);
+    // No disk takes the socket of another one, or the agent's own, by whatever name it has.
+    let other = "[[disk]]\nname = \"b\"\npath = \"b.img\"\n";
+    let own = format!("{other}socket = \"{AGENT_CONTROL_SOCKET}\"\n");
+    for (text, key) in [
+        (format!("{AGENT}socket = \"b.sock\"\n{other}"), "disk[1].socket"),
+        (format!("{AGENT}{other}socket = \"./a.sock\"\n"), "disk[1].socket"),
+        (format!("{AGENT}{own}"), "disk[1].socket"),
+    ] {
+        assert_eq!(keys(agent(&text).unwrap_err()), [key], "{text}");
+    }
+    let name = AGENT_CONTROL_SOCKET.strip_suffix(".sock").unwrap();
+    assert!(name.parse::<crate::model::DiskName>().is_err(), "none has it by default");
+    agent(&AGENT.replace("\"a\"", "\"control\"")).unwrap();
 }
 
 #[test]

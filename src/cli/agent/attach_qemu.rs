@@ -2,24 +2,19 @@
 //!
 //! Owns: the text of the settings. Does not own: mirroring (`agent`).
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::changed_settings;
+use super::following::{FollowError, LOOK, News, follow, goes_on_without, one_of, status};
 use crate::agent::{self, GuestDevice};
 use crate::cli::files::{self, PUBLIC};
-use crate::cli::output::{byte_bar, print, print_json};
+use crate::cli::output::{print, print_json};
 use crate::cli::{Failure, block_on};
 use crate::clock::{Clock, System};
-use crate::model::{DiskName, Timestamp};
+use crate::model::DiskName;
 use crate::settings::{AgentDisk, AgentSettings, Capture, QemuAddress, load_agent};
-
-/// Pause between two looks at the agent's status.
-const LOOK: Duration = Duration::from_millis(300);
 
 /// Protect a disk of a running QEMU guest
 #[derive(Debug, clap::Args)]
@@ -63,10 +58,6 @@ enum AttachError {
         path = .0.display()
     )]
     Runs(PathBuf),
-    #[error(
-        "the running agent did not take disk {disk}, which is out of its settings again: {why}"
-    )]
-    NotTaken { disk: DiskName, why: String },
 }
 
 /// Writes the disk into the agent's settings when it can be mirrored, and runs the agent until it is
@@ -88,7 +79,7 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
         }
         None => add(args, config, &text)?,
     };
-    if runs(&settings) {
+    if agent::runs(&settings)? {
         return block_on(join(&settings, args, config, &text));
     }
     if !args.json {
@@ -100,10 +91,11 @@ pub(super) fn run(args: &Args, config: &Path) -> Result<(), Failure> {
     block_on(async move {
         let (settings, name, json) = disk;
         let watched = settings.clone();
+        let news = News::of_the_next_life(&watched).await;
         tokio::select! {
             ended = agent::run(settings, || changed_settings(config)) => { ended?; }
             shown = async {
-                follow(&watched, &name, json).await?;
+                follow(&watched, &name, &news, json).await?;
                 std::future::pending::<Result<(), Failure>>().await
             } => shown?,
         }
@@ -129,11 +121,15 @@ fn add(args: &Args, config: &Path, text: &str) -> Result<AgentSettings, Failure>
     }
     let text = format!("{}\n{block}", text.trim_end());
     let settings = checked(config, &text)?;
+    let runs = agent::runs(&settings)?;
+    if !runs {
+        agent::may_run(&settings)?;
+    }
     let disk = settings.disks.iter().find(|disk| disk.name == args.disk);
     if let Some(guest) = disk.and_then(GuestDevice::of) {
         // A running agent that mirrors another disk of this guest holds the monitor, and looks itself.
         let held = |disk: &AgentDisk| disk.name != args.disk && mirrors(disk, guest.monitor);
-        if !(runs(&settings) && settings.disks.iter().any(held)) {
+        if !(runs && settings.disks.iter().any(held)) {
             guest.probe(&settings)?;
         }
     }
@@ -189,7 +185,7 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
     };
     same(&settings, args, config)?;
     let without = text.replacen(&block, "", 1);
-    if runs(&settings) {
+    if agent::runs(&settings)? {
         // One agent has a disk at least, and as long as it mirrors another one it holds the monitor.
         let others = settings.disks.iter().filter(|disk| disk.name != args.disk);
         if settings.disks.len() == 1 || others.into_iter().any(|disk| mirrors(disk, guest.monitor))
@@ -220,24 +216,9 @@ fn detach(args: &Args, config: &Path) -> Result<(), Failure> {
 
 /// Has the running agent begin anew without the disk; returns when it did.
 async fn leave(settings: &AgentSettings, args: &Args) -> Result<(), Failure> {
-    let begun = System.wall();
+    let news = News::of_the_next_life(settings).await;
     agent::reload(settings).await?;
-    loop {
-        let status = status(settings).await;
-        if is_fresh(&status, begun) {
-            not_taken(&status, &args.disk)?;
-            if one_of(&status, &args.disk).is_none() {
-                return Ok(());
-            }
-        }
-        System.sleep(LOOK).await;
-    }
-}
-
-/// Whether an agent holds the state directory.
-fn runs(settings: &AgentSettings) -> bool {
-    let lock = File::options().read(true).open(settings.state_directory.join("lock"));
-    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
+    goes_on_without(settings, &args.disk, &news).await
 }
 
 /// Has the running agent take the disk, unless it has it, and waits for it. `before` is the text of the
@@ -248,8 +229,9 @@ async fn join(
     config: &Path,
     before: &str,
 ) -> Result<(), Failure> {
-    let status = status(settings).await;
-    if one_of(&status, &args.disk).is_none() {
+    let mut news = News::from_now();
+    if one_of(&status(settings).await, &args.disk).is_none() {
+        news = News::of_the_next_life(settings).await;
         let said = "the running agent begins anew with this disk: every disk is sent again, in a \
                     new epoch";
         if !args.json {
@@ -261,71 +243,15 @@ async fn join(
         }
     }
     let shown = tokio::select! {
-        shown = follow(settings, &args.disk, args.json) => shown,
+        shown = follow(settings, &args.disk, &news, args.json) => shown,
         stopped = crate::cli::stopped() => return stopped,
     };
     if let Err(Failure::Failed(error)) = &shown
-        && error.is::<AttachError>()
+        && let Some(FollowError::NotTaken { .. }) = error.downcast_ref()
     {
         files::replace(config, PUBLIC, before)?;
     }
     shown
-}
-
-/// What the agent last said about itself.
-async fn status(settings: &AgentSettings) -> Value {
-    let path = settings.state_directory.join("status.json");
-    let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
-}
-
-/// What an agent before this one wrote is no news.
-fn is_fresh(status: &Value, begun: Timestamp) -> bool {
-    status["time"].as_str().is_some_and(|time| time >= begun.to_string().as_str())
-}
-
-/// An error when the agent could not use the changed settings.
-fn not_taken(status: &Value, disk: &DiskName) -> Result<(), AttachError> {
-    match status["trouble"].as_str().filter(|why| why.starts_with(agent::NOT_TAKEN)) {
-        Some(why) => Err(AttachError::NotTaken { disk: disk.clone(), why: why.to_owned() }),
-        None => Ok(()),
-    }
-}
-
-fn one_of<'a>(status: &'a Value, disk: &DiskName) -> Option<&'a Value> {
-    let disks = status["disks"].as_array();
-    disks.into_iter().flatten().find(|one| one["name"] == disk.as_str())
-}
-
-/// Shows the disk's catch-up until every write is mirrored in order.
-async fn follow(settings: &AgentSettings, disk: &DiskName, json: bool) -> Result<(), Failure> {
-    let begun = System.wall();
-    let (mut bar, mut told) = (None, String::new());
-    loop {
-        let status = status(settings).await;
-        let fresh = is_fresh(&status, begun);
-        if let Some(one) = one_of(&status, disk).filter(|_| fresh) {
-            let (size, dirty) = (&one["size_bytes"], &one["dirty_bytes"]);
-            let (size, dirty) = (size.as_u64().unwrap_or(0), dirty.as_u64().unwrap_or(0));
-            let bar = bar.get_or_insert_with(|| byte_bar(size, disk.as_str()));
-            bar.set_position(size - dirty.min(size));
-            let mirrored = one["capture"] == "ordered";
-            if mirrored && status["mode"] == "ordered" {
-                bar.finish_and_clear();
-                let said = format!("disk {disk}: every write of the guest is mirrored in order");
-                return if json { print_json(one) } else { print(&said) };
-            }
-            let why = if mirrored { &status["why"] } else { &one["capture_why"] };
-            let why = why.as_str().unwrap_or("waiting");
-            if why != told {
-                bar.println(why);
-                why.clone_into(&mut told);
-            }
-        } else if fresh {
-            not_taken(&status, disk)?;
-        }
-        System.sleep(LOOK).await;
-    }
 }
 
 /// The `[[disk]]` table of that name as it stands in the text.

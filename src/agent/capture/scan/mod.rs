@@ -9,6 +9,8 @@ mod hashes;
 mod hashes_tests;
 mod hooks;
 mod pass;
+#[cfg(test)]
+mod pass_tests;
 mod pauses;
 mod report;
 #[cfg(test)]

@@ -31,6 +31,9 @@ const REST: Duration = Duration::from_secs(5);
 /// So long a pass waits for a process server that takes what changed; then its snapshot is dropped.
 const SERVER_PATIENCE: Duration = Duration::from_secs(60);
 const WHY: &str = "a scan found changes";
+/// Behind a pass that failed whoever waits for a snapshot waits for so long, twice as long behind the next.
+const FAILED_MIN: Duration = Duration::from_secs(1);
+const FAILED_MAX: Duration = Duration::from_secs(60);
 
 /// The scan of one disk.
 pub(super) struct Scan {
@@ -64,6 +67,13 @@ impl Drop for Shown<'_> {
     }
 }
 
+/// Shortest rest behind so many passes in a row that failed.
+pub(super) fn behind_a_failure(failures: u32, interval: Duration) -> Duration {
+    let Some(before) = failures.checked_sub(1) else { return Duration::ZERO };
+    let doubled = FAILED_MIN.saturating_mul(1_u32.checked_shl(before).unwrap_or(u32::MAX));
+    doubled.min(FAILED_MAX).min(interval)
+}
+
 impl Scan {
     /// Passes, for as long as the agent lives.
     pub(super) fn run(&self) {
@@ -73,9 +83,11 @@ impl Scan {
                 tracing::info!(disk = %self.disk.name, why, "no snapshot of an earlier life dropped");
             }
         }
+        let mut failures = 0_u32;
         while !self.watched.pauses.stopped() {
             let outcome = self.pass();
             self.learn();
+            failures = if outcome.is_ok() { 0 } else { failures.saturating_add(1) };
             if let Err(why) = outcome {
                 if self.watched.pauses.stopped() {
                     return;
@@ -83,19 +95,22 @@ impl Scan {
                 tracing::warn!(disk = %self.disk.name, why, "a pass over the disk was given up");
                 self.report.lock().failed(why);
             }
-            self.rest();
+            self.rest(behind_a_failure(failures, self.settings.interval));
         }
     }
 
-    /// Waits for the next pass; a catch-up that needs a snapshot makes it due.
-    fn rest(&self) {
-        let due = self.clock.monotonic() + self.settings.interval;
+    /// Waits for the next pass; a catch-up that needs a snapshot makes it due after `least`.
+    fn rest(&self, least: Duration) {
+        let began = self.clock.monotonic();
+        let (early, due) = (began + least, began + self.settings.interval);
         loop {
             let now = self.clock.monotonic();
-            if now >= due || self.watched.pauses.stopped() || self.watched.starving() {
+            let starves = now >= early && self.watched.starving();
+            if now >= due || self.watched.pauses.stopped() || starves {
                 return;
             }
-            self.watched.pauses.wait(REST.min(due - now));
+            let next = if now < early { early } else { due };
+            self.watched.pauses.wait(REST.min(next - now));
             self.learn();
         }
     }
