@@ -15,7 +15,7 @@ use super::seed::{self, SeedDisks};
 use super::witness;
 use super::write;
 use crate::clock::{Clock, Entropy};
-use crate::cloud_log::LogStore;
+use crate::cloud_log::{Legible, LogStore, UnreadPage};
 use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::model::{DeltaId, Epoch, Sequence};
 use crate::observe::{Metrics, Stage, error_chain};
@@ -68,6 +68,7 @@ pub struct Applier {
     /// Whose disks this applier may have put its number on.
     tried: Option<Epoch>,
     renewed_at: Duration,
+    pub(super) unread: Vec<UnreadPage>,
 }
 
 impl Applier {
@@ -79,7 +80,7 @@ impl Applier {
         let machine = context.log.machine().clone();
         let checkpoint = Checkpoint::claim(context.vault.clone(), &machine).await?;
         let renewed_at = context.clock.monotonic();
-        Ok(Self { context, checkpoint, seed: None, tried: None, renewed_at })
+        Ok(Self { context, checkpoint, seed: None, tried: None, renewed_at, unread: Vec::new() })
     }
 
     /// Changes how many page writes are in flight, from the next step on.
@@ -97,7 +98,8 @@ impl Applier {
     ///
     /// # Errors
     /// `Retry`: step again later. `Fence`: another applier owns the disks; drop this one.
-    /// `Poison`: what cannot be read is quarantined; earlier points stay.
+    /// `Poison`: what cannot be read is quarantined; earlier points stay. Once the log has a later
+    /// epoch, the next step leaves the rest of this one and goes on there.
     pub async fn step(
         &mut self,
         manifest: &Manifest,
@@ -109,7 +111,9 @@ impl Applier {
             Err(error) => error,
         };
         let stuck = match &stopped {
-            ApplyError::Ahead { epoch, .. } | ApplyError::Missing { epoch, .. } => *epoch,
+            ApplyError::Ahead { epoch, .. }
+            | ApplyError::Missing { epoch, .. }
+            | ApplyError::Damaged { epoch, .. } => *epoch,
             ApplyError::Gap { .. } => Epoch(self.checkpoint.document().epoch),
             _ => return Err(stopped),
         };
@@ -128,19 +132,42 @@ impl Applier {
         policy: &Policy,
     ) -> Result<Option<Step>, ApplyError> {
         let applied = Sequence(self.checkpoint.document().applied);
+        match self.run_after(manifest, policy, applied).await {
+            Ok(step) => Ok(step),
+            Err(error) => {
+                let error = match error.is_damage() {
+                    true => self.damaged(manifest, applied, error),
+                    false => error,
+                };
+                Err(self.judge(error).await?)
+            }
+        }
+    }
+
+    async fn run_after(
+        &mut self,
+        manifest: &Manifest,
+        policy: &Policy,
+        applied: Sequence,
+    ) -> Result<Option<Step>, ApplyError> {
         if applied < manifest.truncated {
             let machine = manifest.machine.clone();
             return Err(ApplyError::Gap { machine, applied, truncated: manifest.truncated });
         }
         let (before, entries) = self.entries_after(manifest, applied).await?;
         let points = self.checkpoint.document();
-        let Some(run) = due::next_run(&entries, points, policy, due::RUN_BYTES_MAX) else {
-            return Ok(None);
-        };
-        match self.apply(manifest, run, before).await {
-            Ok(step) => Ok(Some(step)),
-            Err(error) => Err(self.judge(error).await?),
+        match due::next_run(&entries, points, policy, due::RUN_BYTES_MAX) {
+            Some(run) => self.apply(manifest, run, before).await.map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// What stops the run after `applied`, with the epoch that it is of and the cure.
+    fn damaged(&self, manifest: &Manifest, applied: Sequence, error: ApplyError) -> ApplyError {
+        let begun = manifest.epochs.iter().rfind(|entry| entry.first <= applied.next());
+        let epoch = begun.map_or(Epoch(self.checkpoint.document().epoch), |entry| entry.epoch);
+        let machine = manifest.machine.clone();
+        ApplyError::Damaged { machine, applied, epoch, source: Box::new(error) }
     }
 
     async fn apply(
@@ -224,7 +251,12 @@ impl Applier {
     ) -> Result<(Option<DeltaId>, Vec<DeltaEntry>), ApplyError> {
         let named = applied > manifest.truncated;
         let after = if named { Sequence(applied.0 - 1) } else { applied };
-        let mut entries = self.entries(manifest, after).await?;
+        let read = self.legible(manifest, after).await?;
+        // A page that ends at `applied` is not missed: it names nothing that is still to be applied.
+        if let Some(page) = read.unread.into_iter().find(|page| page.last > applied) {
+            return Err(ApplyError::Log { machine: page.machine, source: page.why });
+        }
+        let mut entries = read.entries;
         let before = entries.first().filter(|entry| entry.last == applied).map(|entry| entry.id);
         if before.is_some() {
             entries.remove(0);
@@ -232,13 +264,13 @@ impl Applier {
         Ok((before, entries))
     }
 
-    pub(super) async fn entries(
+    pub(super) async fn legible(
         &self,
         manifest: &Manifest,
         after: Sequence,
-    ) -> Result<Vec<DeltaEntry>, ApplyError> {
+    ) -> Result<Legible, ApplyError> {
         let machine = manifest.machine.clone();
-        let read = self.context.log.entries(manifest, after).await;
+        let read = self.context.log.legible(manifest, after).await;
         read.map_err(|source| ApplyError::Log { machine, source })
     }
 

@@ -112,6 +112,22 @@ pub enum ApplyError {
         /// Where the points document stands.
         applied: Sequence,
     },
+    /// What the next run needs is gone or altered. What was applied before stays as it is.
+    #[error(
+        "machine {machine} is not applied beyond record {applied}: put back the object that is named \
+         here, or resync the machine (then the rest of epoch {epoch} is passed over)"
+    )]
+    Damaged {
+        /// Whose.
+        machine: MachineId,
+        /// Where the points document stands.
+        applied: Sequence,
+        /// The epoch of what comes next.
+        epoch: Epoch,
+        /// What is wrong.
+        #[source]
+        source: Box<ApplyError>,
+    },
     /// A delta names a disk or an epoch that the manifest does not.
     #[error(
         "delta through {sequence} of machine {machine} names disk {disk}, which epoch {epoch} does not have"
@@ -137,6 +153,20 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Whether something that was stored is not what it was, so that trying again is no use.
+    #[must_use]
+    pub(super) fn is_damage(&self) -> bool {
+        let stored = matches!(
+            self,
+            Self::Log { .. }
+                | Self::Frame { .. }
+                | Self::Store { .. }
+                | Self::UnknownDisk { .. }
+                | Self::UnknownEpoch { .. }
+        );
+        stored && self.class() == Class::Poison
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -150,6 +180,7 @@ impl ApplyError {
             Self::Gap { .. }
             | Self::Ahead { .. }
             | Self::Missing { .. }
+            | Self::Damaged { .. }
             | Self::UnknownDisk { .. }
             | Self::UnknownEpoch { .. } => Class::Poison,
         }

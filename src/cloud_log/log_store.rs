@@ -86,18 +86,11 @@ impl LogStore {
         manifest: &Manifest,
         after: Sequence,
     ) -> Result<Vec<DeltaEntry>, CloudLogError> {
-        if after < manifest.truncated {
-            let (truncated, asked) = (manifest.truncated, after);
-            let machine = self.machine.clone();
-            return Err(CloudLogError::Truncated { machine, truncated, asked });
+        let legible = self.legible(manifest, after).await?;
+        match legible.unread.into_iter().next() {
+            Some(page) => Err(page.why),
+            None => Ok(legible.entries),
         }
-        let mut entries = Vec::new();
-        for page in manifest.pages.iter().filter(|page| page.last > after) {
-            entries.extend(self.page(page).await?);
-        }
-        entries.extend(manifest.entries.iter().cloned());
-        entries.retain(|entry| entry.last > after);
-        Ok(entries)
     }
 
     /// The entries of one page, compared with what the manifest says about it.

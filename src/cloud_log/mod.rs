@@ -9,9 +9,11 @@
 //! | face | for |
 //! |---|---|
 //! | [`LogStore::manifest`], [`LogStore::entries`], [`LogStore::open_delta`] | apply, recover |
+//! | [`LogStore::legible`]: what is left when a page cannot be read | apply, recover, tidying |
 //! | [`LogStore::replace`], [`LogStore::page_out`] | upload |
 
 mod error;
+mod legible;
 mod log_store;
 mod page;
 mod replace;
@@ -19,5 +21,6 @@ mod replace;
 mod tests;
 
 pub use error::CloudLogError;
+pub use legible::{Legible, UnreadPage};
 pub use log_store::LogStore;
 pub use page::ENTRIES_MAX;

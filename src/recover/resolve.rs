@@ -2,13 +2,19 @@
 //!
 //! Owns: choosing the base, that the log from base to point is whole. Does not own: reading.
 
+use std::sync::Arc;
+
 use super::RecoverError;
 use super::list::{Holdings, Point};
 use super::point::PointSpec;
-use crate::format::delta::{DeltaIndex, EntrySource};
+use crate::cloud_log::UnreadPage;
 use crate::format::manifest::DeltaEntry;
 use crate::model::{BookmarkKind, DeltaId, DiskName, DiskSpec, Epoch, MachineId, Sequence};
 use crate::vault::SnapshotPoint;
+
+/// Why a delta cannot be cut.
+const FOLDED: &str = "it lies inside a delta in which overwritten writes were folded \
+                      (set the policy's keep_every_write to keep them from now on)";
 
 /// A point and what makes it.
 #[derive(Clone, Debug)]
@@ -51,8 +57,8 @@ impl ResolvedPoint {
     }
 
     /// The delta that reaches beyond the point, if one does: it may have lost what later writes
-    /// covered, so it must be proven whole before it is used.
-    pub(super) fn cut(&self) -> Option<&DeltaEntry> {
+    /// covered.
+    fn cut(&self) -> Option<&DeltaEntry> {
         self.deltas.last().filter(|last| last.last > self.sequence)
     }
 
@@ -66,7 +72,8 @@ impl ResolvedPoint {
 }
 
 impl Holdings {
-    /// Finds the point that `spec` means.
+    /// Finds the point that `spec` means. A page that cannot be read takes away what needs it and nothing
+    /// else, and never makes an older point pass for the one that was asked for.
     pub(super) fn resolve(
         &self,
         machine: &MachineId,
@@ -81,7 +88,19 @@ impl Holdings {
             PointSpec::Sequence(sequence) => point.sequence == *sequence,
             PointSpec::Time(time) => point.time <= *time,
         };
-        if let Some(position) = points.iter().rposition(wanted) {
+        let position = points.iter().rposition(wanted);
+        if let Some(page) = self.hides(spec, &points, position) {
+            return Err(RecoverError::Hidden {
+                machine: machine.clone(),
+                wanted: spec.to_string(),
+                known: match position.map(|position| points[position].sequence) {
+                    Some(sequence) => format!("the newest that is known is seq:{sequence}"),
+                    None => known(&points),
+                },
+                page: Arc::clone(page),
+            });
+        }
+        if let Some(position) = position {
             let point = points.swap_remove(position);
             let (sequence, epoch) = (point.sequence, point.epoch);
             return self.reach(machine, sequence, epoch, Some(point));
@@ -96,6 +115,26 @@ impl Holdings {
         }
     }
 
+    /// The page that cannot be read and may name a point that `spec` means rather than the one of
+    /// `points` that was found: then that is not given in its place.
+    fn hides(
+        &self,
+        spec: &PointSpec,
+        points: &[Point],
+        found: Option<usize>,
+    ) -> Option<&Arc<UnreadPage>> {
+        let after = found.map_or(Sequence::ZERO, |found| points[found].sequence);
+        let before = match spec {
+            // One place, or snapshots: those are known.
+            PointSpec::Sequence(_) | PointSpec::LatestProcessed => return None,
+            // The next one that is known is too late already.
+            PointSpec::Time(_) => points.get(found.map_or(0, |found| found + 1)),
+            PointSpec::Latest | PointSpec::LatestApp | PointSpec::Name(_) => None,
+        };
+        let before = before.map_or(Sequence(u64::MAX), |point| point.sequence);
+        self.unread.iter().find(|page| page.last > after && page.first < before)
+    }
+
     /// A place that is no bookmark.
     fn between(
         &self,
@@ -106,11 +145,19 @@ impl Holdings {
         let refuse = |reason| Err(not_a_point(machine, sequence, reason, points));
         let holder =
             self.entries.iter().find(|entry| entry.first <= sequence && sequence <= entry.last);
+        let holds = |page: &&Arc<UnreadPage>| page.first <= sequence && sequence <= page.last;
+        if let Some(page) = self.unread.iter().find(holds) {
+            let (machine, page) = (machine.clone(), Arc::clone(page));
+            return Err(RecoverError::Unread { machine, sequence, page });
+        }
         let Some(entry) = holder else {
             return refuse("the cloud log does not hold it");
         };
         if entry.catch_up {
             return refuse("a catch-up ran there, so the writes are not in order");
+        }
+        if self.epoch(entry.epoch).is_some_and(|epoch| epoch.first == sequence) {
+            return refuse("an epoch begins there, and nothing of its disks was copied yet");
         }
         if self.base(sequence, entry.epoch).is_none() && !self.begins(entry.epoch) {
             return refuse("what it builds on is no longer kept");
@@ -134,14 +181,14 @@ impl Holdings {
             found,
             expected,
         };
-        let after = match (&base, self.epoch(epoch)) {
-            (Some(base), _) => Sequence(base.sequence),
-            (None, Some(entry)) => Sequence(entry.first.0.saturating_sub(1)),
-            (None, None) => {
-                let text = "neither a snapshot nor a beginning";
-                return Err(broken("base", text.to_owned(), format!("one of epoch {epoch}")));
-            }
+        let Some(after) = self.log_after(sequence, epoch) else {
+            let text = "neither a snapshot nor a beginning";
+            return Err(broken("base", text.to_owned(), format!("one of epoch {epoch}")));
         };
+        if let Some(page) = self.missing_for(sequence, epoch) {
+            let (machine, page) = (machine.clone(), Arc::clone(page));
+            return Err(RecoverError::Unread { machine, sequence, page });
+        }
         let disks = self.disks(epoch, base.as_ref());
         let needed = |entry: &&DeltaEntry| entry.last > after && entry.first <= sequence;
         let deltas: Vec<_> = self.entries.iter().filter(needed).cloned().collect();
@@ -162,7 +209,7 @@ impl Holdings {
             return Err(broken("end of the log", end.to_string(), expected));
         }
         let before = self.entries.iter().find(|entry| entry.last == after);
-        Ok(ResolvedPoint {
+        let resolved = ResolvedPoint {
             machine: machine.clone(),
             sequence,
             epoch,
@@ -171,7 +218,13 @@ impl Holdings {
             base,
             deltas,
             before: before.map(|entry| entry.id),
-        })
+        };
+        match resolved.cut() {
+            Some(entry) if !entry.keeps_every_write => {
+                Err(not_a_point(machine, sequence, FOLDED, &self.list()))
+            }
+            _ => Ok(resolved),
+        }
     }
 
     fn disks(&self, epoch: Epoch, base: Option<&SnapshotPoint>) -> Vec<DiskSpec> {
@@ -204,7 +257,7 @@ fn known(points: &[Point]) -> String {
     }
 }
 
-pub(super) fn not_a_point(
+fn not_a_point(
     machine: &MachineId,
     sequence: Sequence,
     reason: &'static str,
@@ -222,31 +275,4 @@ pub(super) fn not_a_point(
         around => format!("the nearest bookmarks are {}", around.join(" and ")),
     };
     RecoverError::NotAPoint { machine: machine.clone(), sequence, reason, nearest }
-}
-
-/// Whether a delta provably still has every byte that its records up to `through` wrote, so that
-/// it can be cut there. Folding leaves no two entries that overlap, drops records that were
-/// covered, and makes the bytes of frames less than the bytes written. A zero record that was
-/// covered in part leaves no trace, so in a delta without overlaps zeros up to the cut prove
-/// nothing: it is refused rather than guessed.
-pub(super) fn keeps_every_write(entry: &DeltaEntry, index: &DeltaIndex, through: Sequence) -> bool {
-    let mut by_place: Vec<_> = index.entries.iter().collect();
-    by_place.sort_unstable_by_key(|one| (one.disk, one.extent.offset()));
-    let overlap = by_place
-        .windows(2)
-        .any(|pair| pair[0].disk == pair[1].disk && pair[0].extent.end() > pair[1].extent.offset());
-    if overlap {
-        return true;
-    }
-    let in_frames = |one: &&crate::format::delta::IndexEntry| one.source != EntrySource::Zero;
-    let frame_bytes: u64 =
-        index.entries.iter().filter(in_frames).map(|one| u64::from(one.extent.length())).sum();
-    let no_zeros =
-        index.entries.iter().all(|one| one.sequence > through || one.source != EntrySource::Zero);
-    let mut present: Vec<_> = index.entries.iter().map(|one| one.sequence.0).collect();
-    present.extend(index.marks.iter().map(|mark| mark.sequence.0));
-    present.sort_unstable();
-    present.dedup();
-    let records = entry.last.0 - entry.first.0 + 1;
-    no_zeros && frame_bytes == entry.source_bytes && present.len() as u64 == records
 }
