@@ -23,6 +23,8 @@ pub struct Damage {
 pub enum Finding {
     /// No valid header: the segment is set aside, all its records are lost to this log.
     Header(FormatError),
+    /// It was set aside at an earlier start, and lies there yet.
+    Aside,
     /// The disk cannot read them.
     Unreadable,
     /// Records that were on the disk are not valid any more. Whose they were cannot be known.
@@ -51,12 +53,18 @@ pub enum Finding {
     },
 }
 
+/// What becomes of a segment that was set aside.
+const REMOVE: &str = "nothing reads it any more; keep a copy if you want to look into it, then remove it";
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, range) = (self.path.display(), &self.range);
         write!(f, "{path}, bytes {} to {}: ", range.start, range.end)?;
         match &self.finding {
-            Finding::Header(reason) => write!(f, "damaged segment header: {reason}"),
+            Finding::Header(reason) => {
+                write!(f, "damaged segment header: {reason}; the segment is set aside, {REMOVE}")
+            }
+            Finding::Aside => write!(f, "a damaged segment, set aside at an earlier start: {REMOVE}"),
             Finding::Unreadable => f.write_str("the disk cannot read them"),
             Finding::Records => f.write_str("damaged records"),
             Finding::Body { machine, sequence, reason } => {

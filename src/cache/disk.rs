@@ -10,12 +10,14 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use super::append::UringAppender;
 use super::error::CacheError;
-use super::file::{Appender, SegmentDirectory, SegmentFile, Slot};
+use super::file::{Appender, Aside, SegmentDirectory, SegmentFile, Slot};
 use super::map::Mapping;
 use super::segment::SegmentBytes;
 
 const LOCK: &str = "lock";
 const SUFFIX: &str = ".segment";
+/// Of what was set aside.
+const ASIDE: &str = ".damaged";
 
 /// A directory of segments, locked for as long as it or any of its files is held.
 #[derive(Debug)]
@@ -61,6 +63,19 @@ impl DiskDirectory {
         Ok(Self { path: path.to_owned(), lock: Arc::new(lock) })
     }
 
+    /// Files that are called a number and `suffix`.
+    fn numbered(&self, suffix: &str) -> io::Result<Vec<(u32, PathBuf)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_suffix(suffix));
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                found.push((number, self.path.join(&name)));
+            }
+        }
+        Ok(found)
+    }
+
     fn slot(&self, number: u32, path: PathBuf, file: File) -> io::Result<Slot> {
         let bytes = file.metadata()?.len();
         let file = DiskFile { path, file, bytes, _lock: Arc::clone(&self.lock) };
@@ -75,13 +90,7 @@ impl SegmentDirectory for DiskDirectory {
 
     fn slots(&self) -> io::Result<Vec<Slot>> {
         let mut slots = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-            let Some(number) = number.and_then(|number| number.parse().ok()) else {
-                continue;
-            };
-            let path = self.path.join(&name);
+        for (number, path) in self.numbered(SUFFIX)? {
             let file = open_private(&path, &mut OpenOptions::new())?;
             file.sync_all()?; // whoever made it may have died before it was on the disk
             slots.push(self.slot(number, path, file)?);
@@ -109,6 +118,26 @@ impl SegmentDirectory for DiskDirectory {
     fn remove(&self, slot: &Slot) -> io::Result<()> {
         std::fs::remove_file(slot.file.path())?;
         sync_directory(&self.path)
+    }
+
+    fn set_aside(&self, slot: &Slot) -> io::Result<PathBuf> {
+        let path = self.path.join(format!("{:08}{ASIDE}", slot.number));
+        if path.try_exists()? {
+            return Err(io::ErrorKind::AlreadyExists.into()); // somebody's only look at what was there
+        }
+        std::fs::rename(slot.file.path(), &path)?;
+        sync_directory(&self.path)?;
+        Ok(path)
+    }
+
+    fn aside(&self) -> io::Result<Vec<Aside>> {
+        let mut aside = Vec::new();
+        for (number, path) in self.numbered(ASIDE)? {
+            let bytes = std::fs::metadata(&path)?.len();
+            aside.push(Aside { number, path, bytes });
+        }
+        aside.sort_by_key(|aside| aside.number);
+        Ok(aside)
     }
 }
 

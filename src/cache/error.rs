@@ -79,6 +79,20 @@ pub enum CacheError {
         #[source]
         source: io::Error,
     },
+    /// A segment could not be made ready for its next life, or free. What is on the disk of its header is
+    /// unknown; the records of the others are as they were.
+    #[error(
+        "segment {}: its header could not be written and synced, so no segment can be prepared or \
+         recycled until the log is opened anew",
+        path.display()
+    )]
+    Header {
+        /// The segment's file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A record that no segment can hold.
     #[error(
         "record {sequence} of machine {machine} has a payload of {payload_bytes} bytes, \
@@ -112,7 +126,7 @@ impl CacheError {
             | Self::ForeignShard { .. }
             | Self::MoreShards { .. } => Class::Reject,
             Self::Io { .. } => Class::Retry,
-            Self::Poisoned { .. } => Class::Poison,
+            Self::Poisoned { .. } | Self::Header { .. } => Class::Poison,
             Self::TooLarge { .. } | Self::NoPool { .. } => Class::Bug,
         }
     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -49,6 +49,21 @@ pub(super) trait SegmentDirectory: fmt::Debug + Send + Sync {
     fn create(&self, number: u32, bytes: u64) -> io::Result<Slot>;
     /// Removes a segment.
     fn remove(&self, slot: &Slot) -> io::Result<()>;
+    /// Gives a segment a name under which it is none any more; that is on the disk on return.
+    fn set_aside(&self, slot: &Slot) -> io::Result<PathBuf>;
+    /// What was set aside.
+    fn aside(&self) -> io::Result<Vec<Aside>>;
+}
+
+/// A file that was a segment.
+#[derive(Clone, Debug)]
+pub(super) struct Aside {
+    /// What its name says. No segment is made with it, or it could not be set aside in its turn.
+    pub(super) number: u32,
+    /// The file.
+    pub(super) path: PathBuf,
+    /// Its size.
+    pub(super) bytes: u64,
 }
 
 /// One file of the directory.

@@ -84,7 +84,6 @@ pub(super) fn start(
     }
     let (freed, returned) = mpsc::unbounded_channel();
     let (durable, lineage) = durable(&mut recovered, &freed)?;
-    let directory = Arc::clone(&recovered.keeper.directory);
     let channel = (freed, returned);
     let recycling = Recycling::not_yet();
     let pool = Pool::start(
@@ -97,7 +96,7 @@ pub(super) fn start(
     )?;
     Ok(Opened {
         recovered: durable,
-        writer: Writer { directory, pool, lineage, clock, metrics },
+        writer: Writer { pool, lineage, clock, metrics },
         damage: recovered.damage,
         fill,
         recycling,

@@ -4,11 +4,12 @@
 //! when there is no space. Does not own: what stands in a segment.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::CacheError;
 use super::file::{SegmentDirectory, Slot};
@@ -16,6 +17,7 @@ use super::fill::Fill;
 use crate::clock::{Clock, Entropy, random16};
 use crate::format::segment::{SEGMENT_HEADER_SECTOR, SegmentHeader};
 use crate::model::Incarnation;
+use crate::observe::error_chain;
 
 /// Blank segments that are kept back, so that a full cache can still be recovered.
 pub(super) const RESERVE: u32 = 1;
@@ -48,16 +50,16 @@ pub(super) struct Keeper {
     pub(super) files: u32,
     pub(super) next_slot: u32,
     pub(super) next_ordinal: u64,
-    /// Why headers cannot be written any more. What the disk holds of the last one is unknown, so
-    /// nothing is recycled after it.
-    pub(super) broken: Option<String>,
+    /// A header could not be written or synced. What the disk holds of it is unknown, so nothing is
+    /// prepared or recycled after it.
+    pub(super) broken: Option<CacheError>,
 }
 
 impl Keeper {
     /// The next segment of the log, or why there is none now.
     pub(super) fn prepare(&mut self) -> Result<Prepared, String> {
         if let Some(cause) = &self.broken {
-            return Err(cause.clone());
+            return Err(error_chain(cause));
         }
         while self.blank.len() <= RESERVE as usize {
             if self.files >= self.geometry.segments_max {
@@ -69,7 +71,7 @@ impl Keeper {
         let slot = self.blank.swap_remove(0);
         match self.begin(&slot, None) {
             Ok(header) => Ok(Prepared { slot, header }),
-            Err(cause) => Err(self.breaks(&slot, &cause)),
+            Err(cause) => Err(error_chain(self.breaks(&slot, cause))),
         }
     }
 
@@ -110,16 +112,14 @@ impl Keeper {
             blank(&slot).map(|()| self.blank.push(slot.clone()))
         };
         if let Err(cause) = done {
-            self.breaks(&slot, &cause);
+            self.breaks(&slot, cause);
         }
     }
 
-    fn breaks(&mut self, slot: &Slot, cause: &io::Error) -> String {
-        let path = slot.file.path().display();
-        tracing::error!(%path, %cause, "segments cannot be recycled any more");
-        let broken = format!("{path}: {cause}");
-        self.broken = Some(broken.clone());
-        broken
+    fn breaks(&mut self, slot: &Slot, source: io::Error) -> &CacheError {
+        let path = slot.file.path().to_owned();
+        tracing::error!(path = %path.display(), %source, "segments cannot be recycled any more");
+        self.broken.insert(CacheError::Header { path, source })
     }
 }
 
@@ -162,8 +162,12 @@ impl Drop for Recycling {
 /// The writer's end of the thread.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// For messages.
+    directory: PathBuf,
     /// Segments in log order.
     prepared: mpsc::Receiver<Prepared>,
+    /// Why there will be none any more.
+    broken: oneshot::Receiver<CacheError>,
     /// Where segments go when nobody needs them.
     pub(super) freed: mpsc::UnboundedSender<Slot>,
     thread: Option<JoinHandle<()>>,
@@ -181,6 +185,7 @@ impl Pool {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CacheError> {
         let (sender, prepared) = mpsc::channel(1);
+        let (breaks, broken) = oneshot::channel();
         let (freed, returned) = freed;
         let returned = Returned { slots: returned, phase: recycling.0.subscribe() };
         let directory = keeper.directory.path().to_owned();
@@ -192,16 +197,29 @@ impl Pool {
         let to = Arc::clone(&fill);
         let thread = std::thread::Builder::new()
             .name(format!("cache-pool-{}", keeper.shard))
-            .spawn(move || runtime.block_on(keep(keeper, stale, returned, sender, &to, &*clock)))
+            .spawn(move || {
+                let kept = keep(keeper, stale, returned, &sender, &to, &*clock);
+                if let Some(broken) = runtime.block_on(kept) {
+                    drop(breaks.send(broken)); // before `sender` is dropped, which is what is waited for
+                }
+                drop(sender);
+            })
             .map_err(CacheError::io(&directory, action))?;
-        Ok(Self { prepared, freed, thread: Some(thread), fill })
+        Ok(Self { directory, prepared, broken, freed, thread: Some(thread), fill })
     }
 
-    /// Waits for the next segment; `None` if the thread is gone.
-    pub(super) async fn next(&mut self) -> Option<Prepared> {
-        let prepared = self.prepared.recv().await?;
-        self.fill.take(prepared.header.segment_bytes);
-        Some(prepared)
+    /// Waits for the next segment. What was prepared before something failed is as good as ever.
+    pub(super) async fn next(&mut self) -> Result<Prepared, CacheError> {
+        match self.prepared.recv().await {
+            Some(prepared) => {
+                self.fill.take(prepared.header.segment_bytes);
+                Ok(prepared)
+            }
+            None => {
+                let directory = self.directory.clone();
+                Err(self.broken.try_recv().unwrap_or(CacheError::NoPool { directory }))
+            }
+        }
     }
 }
 
@@ -233,22 +251,23 @@ impl Returned {
     }
 }
 
+/// Until the writer's end is gone, or something failed: then it says what.
 async fn keep(
     mut keeper: Keeper,
     stale: Vec<Slot>,
     mut returned: Returned,
-    prepared: mpsc::Sender<Prepared>,
+    prepared: &mpsc::Sender<Prepared>,
     fill: &Fill,
     clock: &dyn Clock,
-) {
+) -> Option<CacheError> {
     for slot in stale {
         keeper.take_back(slot);
     }
     let mut refused = false;
-    loop {
+    while keeper.broken.is_none() {
         tokio::select! {
             biased;
-            () = prepared.closed() => return,
+            () = prepared.closed() => return None,
             Some(slot) = returned.next() => {
                 let bytes = slot.file.bytes();
                 keeper.take_back(slot);
@@ -256,7 +275,7 @@ async fn keep(
                 refused = false;
             }
             room = prepared.reserve(), if !refused => {
-                let Ok(room) = room else { return };
+                let Ok(room) = room else { return None };
                 match keeper.prepare() {
                     Ok(segment) => {
                         fill.accept();
@@ -271,4 +290,5 @@ async fn keep(
             () = clock.sleep(RETRY), if refused => refused = false,
         }
     }
+    keeper.broken
 }

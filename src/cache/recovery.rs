@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::damage::{Damage, Finding};
 use super::error::CacheError;
-use super::file::{SegmentDirectory, Slot};
+use super::file::{Aside, SegmentDirectory, Slot};
 use super::pool::{Geometry, Keeper, blank};
 use super::scan::{Content, Scan, Verdict, scan};
 use super::streams::{Found, Streams};
@@ -90,7 +90,7 @@ pub(super) fn recover(
             next_ordinal: 1,
             broken: None,
         },
-        unplaced: false,
+        unplaced: Vec::new(),
         again: false,
         kept_back: Vec::new(),
         to_void: Vec::new(),
@@ -100,6 +100,7 @@ pub(super) fn recover(
     let mut log = recovery.scan(candidates);
     let mut records = recovery.believe(&mut log);
     let places = recovery.rewrite(&log, &mut records)?;
+    recovery.set_aside()?;
     let segments = recovery.needed(places, &mut records);
     Ok(Recovered {
         segments,
@@ -125,11 +126,12 @@ pub(super) struct Log {
 pub(super) struct Recovery<'a> {
     damage: Vec<Damage>,
     stale: Vec<Slot>,
-    /// Whether a segment was set aside (row D): its place in the log is not known.
-    unplaced: bool,
+    /// Segments whose place in the log is not known (row D).
+    unplaced: Vec<Slot>,
     again: bool,
     kept_back: Vec<(MachineKey, Sequence)>,
-    /// What is kept back now, and must not come back when its damage is forgotten.
+    /// Streams that damage was found in: what it keeps back must not come back when it is forgotten, and
+    /// what comes later must not be kept back for it.
     pub(super) to_void: Vec<(MachineKey, Sequence)>,
     pub(super) keeper: Keeper,
     metrics: &'a Metrics,
@@ -139,8 +141,9 @@ impl Recovery<'_> {
     /// Rows A, B and D; what is left may have records.
     fn headers(&mut self) -> Result<Vec<Candidate>, CacheError> {
         let directory = Arc::clone(&self.keeper.directory);
-        let slots = directory.slots();
-        let slots = slots.map_err(CacheError::io(directory.path(), "reading the directory"))?;
+        let read = || CacheError::io(directory.path(), "reading the directory");
+        let slots = directory.slots().map_err(read())?;
+        self.tell_aside(directory.aside().map_err(read())?);
         let mut candidates = Vec::new();
         for slot in slots {
             self.keeper.files += 1;
@@ -148,7 +151,7 @@ impl Recovery<'_> {
             let mut sector = [0; SEGMENT_HEADER_SECTOR];
             let whole = slot.file.bytes() >= SEGMENT_HEADER_BYTES;
             if whole && slot.file.read(&mut sector, 0).is_err() {
-                self.set_aside(&slot, Finding::Unreadable); // D
+                self.unplaced(slot, Finding::Unreadable); // D
                 continue;
             }
             match SegmentHeader::decode(&sector) {
@@ -158,9 +161,9 @@ impl Recovery<'_> {
                 Ok(None) => self.stale.push(slot), // A′
                 Ok(Some(header)) => match self.misfit(&slot, &header) {
                     None => candidates.push(Candidate { slot, header }),
-                    Some(reason) => self.set_aside(&slot, Finding::Header(reason)), // D
+                    Some(reason) => self.unplaced(slot, Finding::Header(reason)), // D
                 },
-                Err(reason) => self.set_aside(&slot, Finding::Header(reason)), // D
+                Err(reason) => self.unplaced(slot, Finding::Header(reason)), // D
             }
         }
         let present: Vec<_> = candidates.iter().map(|c| c.header.ordinal).collect();
@@ -219,7 +222,7 @@ impl Recovery<'_> {
     /// Rows E to N: which records count.
     fn believe(&mut self, log: &mut Log) -> Vec<Found> {
         let mut streams = Streams::default();
-        if self.unplaced {
+        if !self.unplaced.is_empty() {
             streams.damage_anywhere();
         }
         for at in 0..log.segments.len() {
@@ -230,12 +233,12 @@ impl Recovery<'_> {
         }
         let counted = streams.finish();
         self.again = counted.again;
+        self.to_void = counted.unsettled;
         for gap in counted.gaps {
             self.kept_back.push((gap.machine, gap.last));
             if gap.settled {
                 continue;
             }
-            self.to_void.push((gap.machine, gap.missing));
             let slot = &log.segments[gap.segment].slot;
             let range = gap.position..slot.file.bytes();
             let (machine, missing, records) = (gap.machine, gap.missing, gap.records);
@@ -306,9 +309,33 @@ impl Recovery<'_> {
     }
 
     /// Row D.
-    fn set_aside(&mut self, slot: &Slot, finding: Finding) {
-        self.unplaced = true;
-        self.damaged(slot, 0..SEGMENT_HEADER_SECTOR as u64, finding);
+    fn unplaced(&mut self, slot: Slot, finding: Finding) {
+        self.damaged(&slot, 0..SEGMENT_HEADER_SECTOR as u64, finding);
+        self.unplaced.push(slot);
+    }
+
+    /// What its loss keeps back is voided on the disk: a later gap is none of its making.
+    fn set_aside(&mut self) -> Result<(), CacheError> {
+        for slot in std::mem::take(&mut self.unplaced) {
+            let present = slot.file.path();
+            let path = self.keeper.directory.set_aside(&slot);
+            let path = path.map_err(CacheError::io(present, "setting a damaged segment aside"))?;
+            tracing::warn!(segment = %present.display(), path = %path.display(), "set aside");
+            self.keeper.files -= 1;
+            let theirs = self.damage.iter_mut().filter(|damage| damage.path == present);
+            theirs.for_each(|damage| damage.path.clone_from(&path));
+        }
+        Ok(())
+    }
+
+    /// Nothing new, so it is not counted; but somebody has to see to it.
+    fn tell_aside(&mut self, aside: Vec<Aside>) {
+        for Aside { number, path, bytes } in aside {
+            self.keeper.next_slot = self.keeper.next_slot.max(number + 1);
+            let damage = Damage { path, range: 0..bytes, finding: Finding::Aside };
+            tracing::error!("{damage}");
+            self.damage.push(damage);
+        }
     }
 
     /// Segments of which nothing counts go to the pool.

@@ -59,6 +59,8 @@ pub(super) struct Counted {
     pub(super) records: Vec<Found>,
     /// What was kept back at any time.
     pub(super) gaps: Vec<Gap>,
+    /// Streams with damage, or a gap, behind the last record that counts, each with the sequence after it.
+    pub(super) unsettled: Vec<(MachineKey, Sequence)>,
     /// Whether a record is void, or kept back, only because of another one (rows J and L).
     pub(super) again: bool,
 }
@@ -69,7 +71,7 @@ struct Stream {
     /// gap will count, unless a later record voids them and so closes it.
     kept: Vec<(Sequence, usize)>,
     last: Sequence,
-    /// `Streams::damage` when the last one was kept.
+    /// `Streams::damage` when the last one was kept, or voided.
     damage: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
@@ -129,13 +131,15 @@ impl Streams {
         self.log.push(Some(found));
     }
 
-    /// Row N: nothing of `machine` so far counts from `sequence` on.
+    /// Row N: nothing of `machine` so far counts from `sequence` on. Damage that lies before is settled: what
+    /// follows was admitted by who knew of it.
     pub(super) fn void(&mut self, machine: MachineKey, sequence: Sequence) {
         let before = Sequence(sequence.0.saturating_sub(1));
         let Some(stream) = self.machines.get_mut(&machine) else {
             return;
         };
         self.again = true;
+        stream.damage = self.damage;
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
@@ -171,9 +175,14 @@ impl Streams {
         for stream in self.machines.values_mut() {
             stream.drop_before_gap(&mut self.log);
         }
+        let open = |stream: &Stream| stream.gap.is_some() || stream.damage != self.damage;
+        let open = self.machines.iter().filter(|(_, stream)| open(stream));
+        let mut unsettled: Vec<_> = open.map(|(key, stream)| (*key, stream.last.next())).collect();
+        unsettled.sort_unstable();
         Counted {
             records: self.log.into_iter().flatten().collect(),
-            again: self.again || !self.gaps.is_empty(),
+            again: self.again || !self.gaps.is_empty() || !unsettled.is_empty(),
+            unsettled,
             gaps: self.gaps,
         }
     }
@@ -199,7 +208,7 @@ mod tests {
     /// Missing, first, last, settled.
     type Gaps = (u64, u64, u64, bool);
 
-    fn counted(log: &[Log]) -> (Vec<Kept>, Vec<Gaps>) {
+    fn taken(log: &[Log]) -> Counted {
         let mut streams = Streams::default();
         for (at, entry) in log.iter().enumerate() {
             match *entry {
@@ -216,7 +225,11 @@ mod tests {
                 Damage => streams.damage(),
             }
         }
-        let counted = streams.finish();
+        streams.finish()
+    }
+
+    fn counted(log: &[Log]) -> (Vec<Kept>, Vec<Gaps>) {
+        let counted = taken(log);
         let records = counted.records.iter().map(|f| (f.sequence.0, f.position));
         let gaps = counted.gaps.iter();
         (records.collect(), gaps.map(|g| (g.missing.0, g.first.0, g.last.0, g.settled)).collect())
@@ -255,10 +268,33 @@ mod tests {
                 &[],
             ),
             ("N of a machine not seen", &[Void(4), Record(7)], &[(7, 1)], &[]),
+            ("K, for N settles damage", &[Record(1), Damage, Void(2), Record(9)], &[(9, 3)], &[]),
+            (
+                "L, for N settles no later damage",
+                &[Record(1), Void(2), Damage, Record(9)],
+                &[(1, 0)],
+                &[(2, 9, 9, false)],
+            ),
         ];
         for (row, log, records, gaps) in rows {
             let (found, found_gaps) = counted(log);
             assert_eq!((&found[..], &found_gaps[..]), (*records, *gaps), "{row}: {log:?}");
+        }
+    }
+
+    #[test]
+    fn damage_behind_a_stream_is_unsettled_until_it_is_voided() {
+        for (log, unsettled) in [
+            (&[Record(1), Record(2)][..], None),
+            (&[Damage, Record(1)], None),
+            (&[Record(1), Damage, Record(2)], None),
+            (&[Record(1), Record(2), Damage], Some(3)),
+            (&[Record(1), Damage, Record(3)], Some(2)),
+            (&[Record(1), Record(2), Damage, Void(3)], None),
+            (&[Record(1), Damage, Record(3), Void(2)], None),
+        ] {
+            let unsettled: Vec<_> = unsettled.map(|next| (MACHINE, Sequence(next))).into_iter().collect();
+            assert_eq!(taken(log).unsettled, unsettled, "{log:?}");
         }
     }
 

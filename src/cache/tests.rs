@@ -1,16 +1,20 @@
 //! The writer and the pool on the model: what they say when the disk says no.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
 use super::error::CacheError;
-use super::file::SegmentDirectory;
+use super::file::{Appender, Aside, SegmentDirectory, SegmentFile, Slot};
 use super::model::{Computer, GEOMETRY, Shared};
 use super::open::{Opened, start};
 use super::pool::{Geometry, Keeper, Prepared};
+use super::durable::Durable;
 use super::recovery::recover;
+use super::segment::SegmentBytes;
 use super::writer::Writer;
 use crate::budget::Budget;
 use crate::clock::System;
@@ -215,9 +219,122 @@ fn after_a_failed_blanking_nothing_is_recycled_or_prepared() {
     keeper.take_back(first.slot);
     let blank = keeper.blank.len();
     computer.lock().fail_sync = true;
+    let path = second.slot.file.path().display().to_string();
     keeper.take_back(second.slot);
     keeper.take_back(third.slot);
     assert_eq!(keeper.blank.len(), blank);
     let refusal = keeper.prepare().unwrap_err();
-    assert!(refusal.contains("00000002.segment") || refusal.contains("0000000"), "{refusal}");
+    assert!(refusal.contains(&path), "{refusal}");
+}
+
+/// A directory in which the header of a segment after the first few cannot be synced.
+#[derive(Clone, Debug)]
+struct Failing {
+    computer: Shared,
+    headers: Arc<AtomicU64>,
+    good: u64,
+}
+
+#[derive(Debug)]
+struct FailingFile {
+    of: Failing,
+    file: Arc<dyn SegmentFile>,
+}
+
+impl Failing {
+    fn slot(&self, slot: Slot) -> Slot {
+        let file = FailingFile { of: self.clone(), file: slot.file };
+        Slot { number: slot.number, file: Arc::new(file) }
+    }
+}
+
+impl SegmentDirectory for Failing {
+    fn path(&self) -> &Path {
+        self.computer.path()
+    }
+
+    fn slots(&self) -> io::Result<Vec<Slot>> {
+        Ok(self.computer.slots()?.into_iter().map(|slot| self.slot(slot)).collect())
+    }
+
+    fn create(&self, number: u32, bytes: u64) -> io::Result<Slot> {
+        self.computer.create(number, bytes).map(|slot| self.slot(slot))
+    }
+
+    fn remove(&self, slot: &Slot) -> io::Result<()> {
+        self.computer.remove(slot)
+    }
+
+    fn set_aside(&self, slot: &Slot) -> io::Result<PathBuf> {
+        self.computer.set_aside(slot)
+    }
+
+    fn aside(&self) -> io::Result<Vec<Aside>> {
+        self.computer.aside()
+    }
+}
+
+impl SegmentFile for FailingFile {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.file.bytes()
+    }
+
+    fn read(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read(target, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write(bytes, offset)
+    }
+
+    /// The pool's: what is appended is synced by the appender.
+    fn sync(&self) -> io::Result<()> {
+        if self.of.headers.fetch_add(1, Ordering::SeqCst) >= self.of.good {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.file.sync()
+    }
+
+    fn view(&self) -> io::Result<SegmentBytes> {
+        self.file.view()
+    }
+
+    fn appender(&self) -> io::Result<Box<dyn Appender>> {
+        self.file.appender()
+    }
+}
+
+/// A shard that takes nothing in must not look alive: the process ends, and the next start recovers.
+#[tokio::test]
+async fn a_header_that_cannot_be_synced_ends_the_log_and_what_was_durable_is_found() {
+    for good in 0..4 {
+        let computer = Computer::shared(1);
+        let failing = Failing { computer: computer.clone(), headers: Arc::default(), good };
+        let metrics = Arc::new(Metrics::default());
+        let directory: Arc<dyn SegmentDirectory> = Arc::new(failing);
+        let found = recover(directory, GEOMETRY, 0, System::entropy(), &metrics).unwrap();
+        let opened = start(found, GEOMETRY, System::clock(), metrics).unwrap();
+        opened.recycling.begin();
+        let (sender, admitted) = mpsc::channel(64);
+        for sequence in 1..=40 {
+            sender.try_send(write(sequence, &Budget::new(512))).unwrap();
+        }
+        let mut held = Vec::new();
+        let run = opened.writer.run(admitted, |durable| held.extend(durable));
+        let hang = std::time::Duration::from_secs(60);
+        let error = tokio::time::timeout(hang, run).await.expect("it waits for ever").unwrap_err();
+        assert_eq!(error.class(), Class::Poison, "{error}");
+        let CacheError::Header { path, source } = &error else { panic!("{error}") };
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert_eq!(source.raw_os_error(), Some(5));
+        assert_eq!(held.len() as u64, good * 9, "every segment that was prepared is used");
+        drop(opened.recycling);
+        let again = open(&computer);
+        let again: Vec<_> = again.recovered.iter().map(|one| one.record.sequence()).collect();
+        assert_eq!(again, held.iter().map(Durable::sequence).collect::<Vec<_>>());
+    }
 }

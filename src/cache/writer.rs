@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 
 use super::durable::Durable;
 use super::error::CacheError;
-use super::file::SegmentDirectory;
 use super::flush::Open;
 use super::lineage::Lineage;
 use super::log::{Batch, Entry};
@@ -21,7 +20,6 @@ use crate::observe::{Meter, Metrics, Stage};
 
 /// Takes admitted records, makes them durable in groups, hands them on in order.
 pub struct Writer {
-    pub(super) directory: Arc<dyn SegmentDirectory>,
     pub(super) pool: Pool,
     pub(super) lineage: Lineage,
     pub(super) clock: Arc<dyn Clock>,
@@ -38,8 +36,9 @@ impl Writer {
     /// then).
     ///
     /// # Errors
-    /// [`CacheError::Poisoned`] when an append or a sync did not succeed. Nothing after the last
-    /// call of `on_durable` is durable, and nothing can become so without opening the log anew.
+    /// [`CacheError::Poisoned`] when an append or a sync did not succeed, [`CacheError::Header`] when a
+    /// segment was needed and none can be prepared any more. Nothing after the last call of `on_durable`
+    /// is durable, and nothing can become so without opening the log anew.
     pub async fn run(
         self,
         admitted: mpsc::Receiver<Admitted>,
@@ -86,12 +85,7 @@ impl Writer {
     }
 
     async fn next_segment(&mut self, first: &Entry) -> Result<Open, CacheError> {
-        let directory = self.directory.path();
-        let prepared = self
-            .pool
-            .next()
-            .await
-            .ok_or_else(|| CacheError::NoPool { directory: directory.to_owned() })?;
+        let prepared = self.pool.next().await?;
         let open = Open::begin(prepared.slot, &prepared.header, self.pool.freed.clone())?;
         if !open.layout.fits(first.payload.len()) {
             return Err(CacheError::TooLarge {

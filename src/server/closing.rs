@@ -1,6 +1,7 @@
-//! Waiting for the shards' logs and everything else to end when the server drains.
+//! Waiting for the shards' logs, the pipelines and everything else to end when the server drains.
 //!
-//! Owns: how long that may take. Does not own: what makes them end (`process`).
+//! Owns: how long that may take, and when segments are recycled no more. Does not own: what makes them
+//! end (`process`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +9,16 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::cache::CacheError;
+use super::machines::Registry;
+use crate::cache::{CacheError, Recycling};
 use crate::clock::Clock;
 
 /// How long a log may take to write what was received. One that is full of records that another
 /// server's machines hold (row K5 of docs/scale-out.md) gets no room however long it waits.
 pub(super) const LOG_MAX: Duration = Duration::from_secs(30);
+
+/// How long publishing what is left may take.
+pub(super) const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
 /// How long applying, requests and whatever else runs may take to end. Cut, each is as after a crash.
 pub(super) const TASKS_MAX: Duration = Duration::from_secs(30);
@@ -28,8 +33,32 @@ pub(super) struct Closed {
     pub(super) result: Result<(), CacheError>,
 }
 
+/// Everything received becomes durable, then what is durable is published, each for a while. What is left
+/// over lies in the cache log as it is: the next start finds it.
+pub(super) async fn finish(
+    logs: Vec<LogEnded>,
+    mut recycling: Vec<Recycling>,
+    registry: &Registry,
+    clock: &Arc<dyn Clock>,
+) -> Closed {
+    let closed = close(logs, clock).await;
+    if closed.late {
+        // Before the routes close: what a log that is late writes from then on nobody holds. Recycled, it would
+        // leave a gap, and behind a gap the next start takes what stands before it for published.
+        recycling.clear();
+    }
+    tokio::select! {
+        () = registry.finish() => {}
+        () = clock.sleep(PUBLISH_MAX) => {
+            tracing::warn!("not everything could be published; the cache log keeps it");
+        }
+    }
+    drop(recycling); // before anything that is kept is let go
+    closed
+}
+
 /// Waits for all of them, for a while.
-pub(super) async fn close(logs: Vec<LogEnded>, clock: &Arc<dyn Clock>) -> Closed {
+async fn close(logs: Vec<LogEnded>, clock: &Arc<dyn Clock>) -> Closed {
     let mut result = Ok(());
     let closing = async {
         for log in logs {

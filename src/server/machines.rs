@@ -221,7 +221,8 @@ impl Registry {
         }
     }
 
-    /// Waits until every pipeline has published what it has.
+    /// Waits until every pipeline has published what it has. Nothing is handed to them any more: either
+    /// the logs have ended, or their segments are recycled no more.
     pub(super) async fn finish(&self) {
         self.routes.clear();
         let mut pipelines = self.pipelines.lock().await;

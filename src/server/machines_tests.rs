@@ -27,7 +27,7 @@ struct Site {
     clock: Arc<Hands>,
     metrics: Arc<Metrics>,
     drain: watch::Sender<bool>,
-    _admitted: mpsc::Receiver<Admitted>,
+    admitted: mpsc::Receiver<Admitted>,
 }
 
 fn id(name: &str) -> MachineId {
@@ -57,7 +57,7 @@ impl Site {
         let kek = Arc::new(KeyEncryptionKey::of([7; 32].into()));
         let metrics = Arc::new(Metrics::default());
         let (drain, settings) = (watch::Sender::new(false), settings());
-        let (appends, admitted) = mpsc::channel(1);
+        let (appends, admitted) = mpsc::channel(64);
         let credit = watch::channel(CreditTerms::FREE).1;
         let (room, entropy) = (Turns::new(64 << 20, 0), System::entropy());
         let (pool_clock, shared) = (Arc::clone(&clock) as _, Arc::clone(&metrics));
@@ -81,7 +81,7 @@ impl Site {
         };
         let registry = Registry::new(shared, kept);
         let server = server.to_owned();
-        Self { server, network, registry, faulty, clock, metrics, drain, _admitted: admitted }
+        Self { server, network, registry, faulty, clock, metrics, drain, admitted }
     }
 
     async fn enroll(&self, machine: &MachineId) -> MachineDocument {
@@ -407,5 +407,7 @@ async fn a_claim_that_is_not_made_when_the_server_drains_takes_no_machine() {
     assert_eq!(site.claims(), 0);
 }
 
+#[path = "full_log_tests.rs"]
+mod full_log;
 #[path = "ownership_tests.rs"]
 mod ownership;

@@ -48,8 +48,6 @@ const PORT_TRIES: u32 = 16;
 const TELL_MAX: Duration = Duration::from_secs(2);
 /// How often the certificate of a live session is looked at again: one read of its machine's document.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(3600);
-/// How long publishing what is left may take when the server drains.
-const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
 /// Where a running process server can be reached; written to `RUN_DIRECTORY/addresses.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -172,15 +170,9 @@ impl ProcessServer {
         }
         self.drain.send_replace(true);
         self.registry.close();
-        let Closed { late, result } = closing::close(self.logs, &clock).await;
+        let finished = closing::finish(self.logs, self.recycling, &self.registry, &clock).await;
+        let Closed { late, result } = finished;
         let result = result.map_err(ServerError::from);
-        tokio::select! {
-            () = self.registry.finish() => {}
-            () = self.clock.sleep(PUBLISH_MAX) => {
-                tracing::warn!("not everything could be published; the cache log keeps it");
-            }
-        }
-        drop(self.recycling); // a log that is late is open yet, and what is kept is let go from here on
         self.drained.send_replace(true);
         closing::end(self.tasks, &clock).await;
         within(&clock, TELL_MAX, self.peers.release()).await;

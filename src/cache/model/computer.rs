@@ -10,8 +10,9 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cache::file::{Appender, SegmentDirectory, SegmentFile, Slot};
+use crate::cache::file::{Appender, Aside, SegmentDirectory, SegmentFile, Slot};
 use crate::cache::segment::SegmentBytes;
+use crate::format::segment::SegmentHeader;
 
 const SECTOR: usize = 512;
 
@@ -19,6 +20,8 @@ const SECTOR: usize = 512;
 #[derive(Debug)]
 pub(in crate::cache) struct Computer {
     files: BTreeMap<u32, Content>,
+    /// Files that are segments no more.
+    aside: BTreeMap<u32, Content>,
     random: StdRng,
     /// Operations until the power goes.
     pub(in crate::cache) fuse: Option<u64>,
@@ -41,6 +44,7 @@ impl Computer {
     pub(in crate::cache) fn shared(seed: u64) -> Shared {
         Shared(Arc::new(Mutex::new(Self {
             files: BTreeMap::new(),
+            aside: BTreeMap::new(),
             random: StdRng::seed_from_u64(seed),
             fuse: None,
             powered: true,
@@ -95,6 +99,17 @@ impl Computer {
             content.cache.clone_from(&content.disk);
         }
         (self.powered, self.fuse) = (true, None);
+    }
+
+    /// A bit of the log's segment at this place flips.
+    pub(in crate::cache) fn rot(&mut self, ordinal: u64, at: usize) {
+        let header = |content: &&mut Content| {
+            let sector: [u8; SECTOR] = content.disk[..SECTOR].try_into().unwrap();
+            SegmentHeader::decode(&sector).unwrap().is_some_and(|found| found.ordinal == ordinal)
+        };
+        let content = self.files.values_mut().find(header).unwrap();
+        content.disk[at] ^= 1;
+        content.cache[at] ^= 1;
     }
 
     /// Flips one bit somewhere, in page cache and on disk.
@@ -173,6 +188,30 @@ impl SegmentDirectory for Shared {
         }
         if whole { Ok(()) } else { Computer::gone() }
     }
+
+    fn set_aside(&self, slot: &Slot) -> io::Result<PathBuf> {
+        let mut computer = self.lock();
+        let whole = computer.operate()?;
+        if whole || computer.random.random_range(0..2) == 0 {
+            let content = computer.files.remove(&slot.number).unwrap();
+            assert!(computer.aside.insert(slot.number, content).is_none());
+        }
+        if whole { Ok(aside(slot.number)) } else { Computer::gone() }
+    }
+
+    fn aside(&self) -> io::Result<Vec<Aside>> {
+        let computer = self.lock();
+        let files = computer.aside.iter().map(|(&number, content)| Aside {
+            number,
+            path: aside(number),
+            bytes: content.disk.len() as u64,
+        });
+        Ok(files.collect())
+    }
+}
+
+fn aside(number: u32) -> PathBuf {
+    PathBuf::from(format!("/model/{number:08}.damaged"))
 }
 
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::cache::flush::Open;
 use crate::cache::lineage::Lineage;
 use crate::cache::log::{Batch, Entry};
 use crate::cache::pool::{Geometry, Keeper};
-use crate::cache::{Durable, open, recovery, writer};
+use crate::cache::{Damage, Durable, open, recovery, writer};
 use crate::clock::Entropy;
 use crate::ingest::Admitted;
 use crate::model::{
@@ -48,6 +48,8 @@ pub(super) enum Step {
     Elsewhere(u8, u8),
     /// A bit flips, then the process is killed.
     Flip,
+    /// A bit of the segment at this place of the log flips.
+    Rot(u64, usize),
 }
 
 pub(super) fn steps(flips: bool) -> impl Strategy<Value = Vec<Step>> {
@@ -78,6 +80,8 @@ pub(super) struct World {
     entropy: Arc<dyn Entropy>,
     metrics: Metrics,
     salt: u8,
+    /// What the newest start found.
+    pub(super) damage: Vec<Damage>,
 }
 
 struct Process {
@@ -112,12 +116,18 @@ impl World {
             entropy,
             metrics: Metrics::default(),
             salt: 0,
+            damage: Vec::new(),
         }
     }
 
     /// The agent sends again what it sent before, never something else.
     pub(super) fn repeating(&mut self) {
         self.oracle.repeats = true;
+    }
+
+    /// What was acknowledged of a machine's records and is there yet, or published.
+    pub(super) fn acked(&mut self, machine: u8) -> u64 {
+        self.oracle.stream(MachineKey([machine; 16])).acked
     }
 
     /// Runs a history; the first broken promise is the error.
@@ -129,7 +139,7 @@ impl World {
         self.end(Step::PowerCut)
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), String> {
+    pub(super) fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::Append(records) => self.append(records),
             Step::Publish(machine, count) => self.publish(*machine, *count),
@@ -143,6 +153,11 @@ impl World {
             }
             Step::Elsewhere(machine, more) => {
                 self.elsewhere(*machine, *more);
+                Ok(())
+            }
+            Step::Rot(ordinal, at) => {
+                self.computer.lock().rot(*ordinal, *at);
+                self.oracle.rot();
                 Ok(())
             }
             Step::Stop | Step::Kill | Step::PowerCut | Step::Flip => self.end(step.clone()),
@@ -171,7 +186,7 @@ impl World {
     }
 
     /// Recovers, through power cuts, until it succeeds.
-    fn start(&mut self) -> Result<(), String> {
+    pub(super) fn start(&mut self) -> Result<(), String> {
         loop {
             match self.try_start() {
                 Some(started) => return started,
@@ -201,6 +216,7 @@ impl World {
         let reported = self.reported();
         let durable = durable.into_iter().map(|survivor| survivor.record).collect();
         let checked = self.oracle.check(durable, reported, &recovered.damage);
+        self.damage = recovered.damage;
         let mut keeper = recovered.keeper;
         for slot in recovered.stale {
             keeper.take_back(slot);

@@ -67,6 +67,11 @@ impl Oracle {
         (self.flipped, self.damaged) = (true, true);
     }
 
+    /// As [`Self::flip`], in something that was not written last.
+    pub(super) fn rot(&mut self) {
+        self.damaged = true;
+    }
+
     /// Checks a recovery and takes it over as a server would. `reported` counts the damage that was
     /// reported since the last one, by attempts that were cut off as well. Gives what is still needed.
     pub(super) fn check(
