@@ -174,7 +174,8 @@ impl MachineFacts {
     fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics, hours: f64) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
-        let said = [&process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
+        let said =
+            [&metrics.rival, &process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
         let said = said.map(|one| one.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let said: Vec<String> = said.into_iter().flatten().collect();
         let trouble = (!said.is_empty()).then(|| said.join("; "));

@@ -85,6 +85,8 @@ pub struct MachineMetrics {
     pub trouble: Mutex<Option<String>>,
     /// The same of applying, which goes on and stops by itself.
     pub apply_trouble: Mutex<Option<String>>,
+    /// Another agent of the machine wants to be it, in words.
+    pub rival: Mutex<Option<String>>,
 }
 
 impl MachineMetrics {
@@ -123,6 +125,11 @@ impl MachineMetrics {
     /// The same of applying: what one of the two says, the other does not take back.
     pub fn set_apply_trouble(&self, trouble: Option<String>) {
         *self.apply_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// Says that two agents of the machine live at once, or that they do no more.
+    pub fn set_rival(&self, rival: Option<String>) {
+        *self.rival.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = rival;
     }
 
     /// Seconds since the newest moment that can be recovered to; `None` before the first.
