@@ -286,6 +286,52 @@ fn a_second_server_on_the_same_directory_is_refused() {
     server.stop();
 }
 
+/// A clone, a drill with network, an old host that was switched on again: here with a certificate of its own.
+#[test]
+fn a_second_agent_of_one_machine_waits_until_the_firsts_certificate_is_revoked() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let site = Site::new();
+    let first_site = site.enroll("web-1", &[("root", DISK_BYTES)]);
+    let server = site.serve();
+    let first = first_site.start(&["root"]);
+    eventually("the first has a point", 60, || {
+        site.status("web-1").filter(|status| !status["recoverable_time"].is_null())
+    });
+    let second_site = AgentSite { directory: site.path("agent-second") };
+    let disk = format!("root={}:4M", site.path("second.img").display());
+    site.holdfast(&["enroll", "web-1", "--out", text(&second_site.directory), "--disk", &disk]);
+    let second = second_site.start(&["root"]);
+    let status = eventually("status says that there are two", 60, || {
+        let status = site.json(&["status", "web-1"])["machines"][0].clone();
+        status["lines"].to_string().contains("another agent of this machine").then_some(status)
+    });
+    assert_eq!(status["health"], "critical", "{status}");
+    assert!(second.log().contains("another agent of machine web-1 is connected"));
+    assert!(!first.log().contains("not connected"), "{}", first.log());
+
+    let states = |listed: &Value, key: &str| {
+        let certificates = listed["certificates"].as_array().unwrap().iter();
+        certificates.map(|one| one[key].clone()).collect::<Vec<_>>()
+    };
+    let listed = document(&site, &["revoke", "web-1", "--json"], 0);
+    assert_eq!(states(&listed, "state"), ["good", "good"]);
+    fails(&site, &["revoke", "web-1", "ffffffff"], 1, &["ffffffff", "`holdfast revoke web-1`"]);
+    fails(&site, &["revoke", "web-1", "ffffffff", "--but-newest"], 2, &["--but-newest"]);
+    fails(&site, &["revoke", "web-9"], 1, &["not enrolled"]);
+    let revoked = document(&site, &["revoke", "web-1", "--but-newest", "--json"], 0);
+    assert_eq!(states(&revoked, "state"), ["revoked", "good"]);
+    assert_eq!(states(&revoked, "revoked_now"), [true, false]);
+    eventually("the first is refused", 60, || {
+        first.log().contains("refused (Identity)").then_some(())
+    });
+    eventually("the second is let in", 60, || {
+        second_site.status().filter(|status| !status["server"].is_null())
+    });
+    drop((first, second, server));
+}
+
 #[test]
 fn half_a_request_on_the_metrics_port_does_not_hold_up_the_end() {
     if !have(&["curl"]) {

@@ -117,6 +117,24 @@ fn a_package_that_is_removed_stops_the_agent_and_then_takes_the_program_out_of_t
     }
 }
 
+/// A disk that comes late, a port that is taken for a moment: five starts within ten seconds, and by its defaults
+/// the manager would never try again. Nobody looks at a protected machine until it is needed.
+#[test]
+fn a_unit_that_fails_is_started_again_for_as_long_as_it_takes() {
+    for unit in UNITS {
+        let text = file(&format!("deploy/systemd/{unit}.service"));
+        let (head, service) = text.split_once("\n[Service]\n").unwrap();
+        assert!(head.lines().any(|line| line == "StartLimitIntervalSec=0"), "{unit}");
+        assert!(service.lines().any(|line| line == "Restart=always"), "{unit}");
+        // Disks, store and cache may lie on what the network brings.
+        let after = head.lines().filter_map(|line| line.strip_prefix("After="));
+        assert!(
+            after.flat_map(str::split_whitespace).any(|one| one == "remote-fs.target"),
+            "{unit}"
+        );
+    }
+}
+
 /// What gives a unit a mount namespace of its own (systemd.exec(5)), and what says that it does not.
 const NAMESPACED: &[(&str, &str)] = &[
     ("ProtectSystem", "no"),

@@ -89,6 +89,21 @@ impl Town {
         self.fleet.resumed(&theirs, since)
     }
 
+    /// What a server asks for an agent that comes to it again and again is not done while an agent of that
+    /// machine is connected: the two need not be the same.
+    fn stays_while_its_agent_is_connected(&self, at: usize, machine: &str, target: &str) {
+        let file = |name: &str| self.site.root().join(name).display().to_string();
+        let url =
+            format!("https://localhost:{}/v1/machines/{machine}/move", self.fleet.servers[at].port);
+        let order = format!(r#"{{"to":"{target}","unless_connected":true}}"#);
+        let (ca, certificate, key) = (file("ca.crt"), file("operator.crt"), file("operator.key"));
+        let arguments = ["-sS", "--cacert", &ca, "--cert", &certificate, "--key", &key];
+        let arguments = [&arguments[..], &["-H", "content-type: application/json"]].concat();
+        let answer = support::run("curl", &[&arguments[..], &["-d", &order, &url]].concat());
+        let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(answer.contains(r#""code":"connected""#), "{answer}");
+    }
+
     /// Each asked point is one cut between the writes it was asked between; no machine began anew, or
     /// lost its order.
     fn check(mut self) {
@@ -159,6 +174,7 @@ fn servers_are_replaced_one_after_the_other_and_machines_moved_without_a_gap() {
     let name = town.machines[0].name.clone();
     let there = eventually("it is served", 60, || town.fleet.serving(&name)).0;
     let target = town.fleet.servers[(there + 1) % SERVERS].name.clone();
+    town.stays_while_its_agent_is_connected(there, &name, &target);
     let moved = town.site.json(&["move", &name, &target]);
     assert_eq!((&moved["server"], &moved["moved"]), (&target.into(), &true.into()));
     eventually("its agent followed", 60, || {

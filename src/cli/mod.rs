@@ -17,6 +17,7 @@ pub mod mount;
 pub mod move_machine;
 pub mod output;
 pub mod points;
+pub mod revoke;
 pub mod serve;
 pub mod sidecar;
 pub mod site;
@@ -53,6 +54,7 @@ enum Command {
     Points(points::Args),
     Assign(assign::Args),
     Move(move_machine::Args),
+    Revoke(revoke::Args),
     Gc(gc::Args),
     Export(export::Args),
     Mount(mount::Args),
@@ -89,6 +91,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Points(args) => points::run(&args),
         Command::Assign(args) => assign::run(&args),
         Command::Move(args) => move_machine::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(&args),

@@ -27,7 +27,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let site = Site::open(&args.config.config)?;
     let client = site.client()?;
-    let order = MoveOrder { to: args.server.clone() };
+    let order = MoveOrder { to: args.server.clone(), unless_connected: false };
     let moved =
         block_on(async { Ok(move_machine(&site.sources, &client, &args.machine, &order).await?) })?;
     if args.json {

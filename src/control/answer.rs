@@ -148,6 +148,12 @@ impl From<ControlError> for Refusal {
                 &error,
                 "GET /v1/machines/{machine}/points lists those that exist",
             ),
+            ControlError::UnknownCertificate { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                "certificate_unknown",
+                &error,
+                "`holdfast revoke {machine}` lists those that exist",
+            ),
             ControlError::SigningRequest { .. } => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "csr_refused",

@@ -117,6 +117,17 @@ pub enum ControlError {
         /// What was asked for.
         bookmark: String,
     },
+    /// No certificate of the machine, or several.
+    #[error(
+        "{fingerprint:?} does not name one certificate of machine {machine}: give 8 digits or more of one that \
+         `holdfast revoke {machine}` lists"
+    )]
+    UnknownCertificate {
+        /// Which machine.
+        machine: MachineId,
+        /// What was asked for.
+        fingerprint: String,
+    },
     /// No process server owns the machine yet.
     #[error("no process server owns machine {machine} yet; start `holdfast serve`")]
     NoOwner {

@@ -14,6 +14,7 @@ mod error;
 mod limiter;
 mod placing;
 mod rate;
+mod revoking;
 mod routes;
 mod sidecar;
 mod sources;
@@ -27,6 +28,9 @@ pub use client::Client;
 pub use enrol::{Enrolment, Registrar};
 pub use error::ControlError;
 pub use placing::{MoveAnswer, MoveOrder, ServerView, Wish, assign, move_machine};
+pub use revoking::{
+    CertificateView, Revoke, Standing as CertificateStanding, certificates, revoke,
+};
 pub use sidecar::Sidecar;
 pub use sources::{Inquiry, Live, MachineFactsheet, Sources};
 pub use status::{Health, HealthLine, MachineStatus, status};

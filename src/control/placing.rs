@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(35);
 pub struct MoveOrder {
     /// Where to.
     pub to: ServerId,
+    /// Not while the machine's agent is connected to its owner.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unless_connected: bool,
 }
 
 /// What became of it.

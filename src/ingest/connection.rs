@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::machines::{Fingerprint, LastWord, OpenError};
 use super::patience::{Overdue, Patience};
 use super::pipe::{Inbox, Outbox};
 use super::session::{Event, Session, greet, refuse};
+use super::sitting::Party;
 use super::stream::StreamState;
 use super::tally::Tally;
 use crate::budget::Permit;
@@ -31,7 +33,8 @@ use crate::format::wire::{
     Refuse,
 };
 use crate::model::{
-    BookmarkId, Change, MachineId, MachineKey, Payload, Record, Sequence, Timestamp, TrackingMode,
+    BookmarkId, Change, Incarnation, MachineId, MachineKey, Payload, Record, Sequence, Timestamp,
+    TrackingMode,
 };
 
 /// How long the last words may take to reach the peer.
@@ -74,6 +77,8 @@ impl From<io::Error> for End {
 pub(super) struct Agent<'a> {
     pub(super) machine: &'a MachineId,
     pub(super) certificate: &'a Fingerprint,
+    /// Where it comes from.
+    pub(super) peer: SocketAddr,
 }
 
 /// What both directions of a connection use.
@@ -171,7 +176,7 @@ where
     C: Chunks,
     W: AsyncWrite + Unpin,
 {
-    let Agent { machine, certificate } = ground.agent;
+    let Agent { machine, certificate, .. } = ground.agent;
     let hello = match first_frame(ground, inbox).await {
         Ok(hello) => hello,
         Err(end) => return end,
@@ -183,11 +188,14 @@ where
             return End::Told(error.last_word());
         }
     };
-    let ticket = link.announce();
+    let ticket = match announced(ground, &link, &hello) {
+        Ok(ticket) => ticket,
+        Err(refuse) => return refuse.into(),
+    };
     let overruled = tokio::select! {
         biased;
         why = ticket.overruled() => why,
-        word = unknown(ground) => return End::Told(word),
+        word = unknown(ground, &link) => return End::Told(word),
         end = seated(ground, hello, &ticket, inbox, outbox) => return end,
     };
     // The seat is free: whoever gives the machine up waits for that.
@@ -201,15 +209,41 @@ where
     }
 }
 
+/// The seat, as far as nobody has it who is in the right.
+fn announced(ground: Ground<'_>, link: &Arc<MachineLink>, hello: &Hello) -> Result<Ticket, Refuse> {
+    let Ground { ingest, agent: Agent { machine, peer, .. }, .. } = ground;
+    let sitter = match link.announce(hello, Party { agent: hello.agent, peer }) {
+        Ok(ticket) => return Ok(ticket),
+        Err(sitter) => sitter,
+    };
+    let words = format!(
+        "another agent of this machine, at {peer}, is refused while the one at {} is connected: stop one, and \
+         see docs/operations.md, \"Two agents of one machine\"",
+        sitter.peer
+    );
+    link.refused_another(words, ingest.clock.monotonic());
+    let text = format_args!(
+        "another agent of machine {machine} is connected, from {}, and this one would begin the stream anew. \
+         If that one is gone, this one is let in when its connection has been silent for {} s; if both run, \
+         stop one, or revoke its certificate: holdfast revoke {machine}",
+        sitter.peer,
+        ingest.idle_timeout().as_secs()
+    );
+    Err(refuse(Refusal::Busy, text))
+}
+
 /// Waits until the certificate does not speak for the machine any more. A store that does not answer
-/// revokes nothing.
-async fn unknown(ground: Ground<'_>) -> LastWord {
+/// revokes nothing. It is looked at now and then, and when somebody else was refused for this one.
+async fn unknown(ground: Ground<'_>, link: &MachineLink) -> LastWord {
     let Ground { ingest, agent, .. } = ground;
     // Agents come all at once when a server starts: they are not looked at all at once again.
     let spread = u32::from(MachineKey::of(agent.machine).0[0]) + 1;
     let mut wait = ingest.certificates_every * spread / 256;
     loop {
-        ingest.clock.sleep(wait).await;
+        tokio::select! {
+            () = ingest.clock.sleep(wait) => {}
+            () = link.doubted() => {}
+        }
         wait = ingest.certificates_every;
         let known = ingest.machines.knows(agent.machine, agent.certificate).await;
         if let Err(error @ (OpenError::Unknown { .. } | OpenError::Revoked { .. })) = known {
@@ -239,6 +273,9 @@ struct Live<'a> {
     ground: Ground<'a>,
     link: &'a MachineLink,
     session: Mutex<Session>,
+    /// Which life of the agent, and whether a record of it was admitted here.
+    life: Incarnation,
+    wrote: AtomicBool,
     asked: Mutex<HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>>,
 }
 
@@ -261,15 +298,24 @@ where
     let link = Arc::clone(&seat.link);
     let share = link.credit().borrow().share_of(link.backlog_bytes());
     let window = ground.ingest.window(share);
-    let begun = Session::begin(hello, &seat.stream, &link.standing(), window);
+    let life = hello.agent;
+    let begun = link
+        .check_writer(&hello)
+        .and_then(|()| Session::begin(hello, &seat.stream, &link.standing(), window));
     let (session, welcome) = match begun {
         Ok(begun) => begun,
-        Err(refuse) => return refuse.into(),
+        Err(refuse) => {
+            if refuse.code == Refusal::Foreign {
+                link.proved_another(two_histories(ground.agent.peer));
+            }
+            return refuse.into();
+        }
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
     inbox.welcomed(welcome.durable);
     outbox.push(&FromServer::Welcome(welcome));
-    let live = Live { ground, link: &link, session: Mutex::new(session), asked: Mutex::default() };
+    let (session, asked) = (Mutex::new(session), Mutex::default());
+    let live = Live { ground, link: &link, session, life, wrote: AtomicBool::new(false), asked };
     let Seat { stream, durable, published, requests, .. } = &mut seat;
     tokio::select! {
         end = live.receive(inbox, stream) => end,
@@ -323,8 +369,13 @@ impl Live<'_> {
     fn admitted(&self, record: Record, permit: Permit, received_at: Duration) -> Admitted {
         let metrics = self.link.metrics();
         metrics.received(record.sequence);
-        if let Change::Bookmark(bookmark) = &record.change {
-            self.link.admitted_bookmark(bookmark);
+        match &record.change {
+            Change::Bookmark(bookmark) => self.link.admitted_bookmark(bookmark),
+            Change::EpochBegin(begin) => self.link.began(begin),
+            _ => {}
+        }
+        if !self.wrote.swap(true, Ordering::Relaxed) {
+            self.link.wrote(self.life);
         }
         metrics.source_bytes.fetch_add(record.change.payload_bytes(), Ordering::Relaxed);
         let (machine, generation) = (self.link.key(), self.link.generation());
@@ -336,6 +387,7 @@ impl Live<'_> {
             Event::Goodbye => return Err(End::Left),
             Event::Progress(progress) => {
                 show(self.link, &progress, self.ground.ingest.clock.wall());
+                self.link.heard(self.ground.ingest.clock.monotonic());
                 self.link.note_progress(progress);
             }
             Event::Capture(capture) => self.link.metrics().note_capture(capture),
@@ -405,6 +457,14 @@ impl Live<'_> {
     fn asked(&self) -> MutexGuard<'_, HashMap<BookmarkId, oneshot::Sender<BookmarkOutcome>>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What operators are told of an agent whose stream somebody else writes.
+fn two_histories(peer: SocketAddr) -> String {
+    format!(
+        "an agent of this machine, at {peer}, found that another one writes its stream, and has stopped: what \
+         it protects is not protected. See docs/operations.md, \"Two agents of one machine\""
+    )
 }
 
 fn header_of(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, Refuse> {

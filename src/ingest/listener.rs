@@ -191,7 +191,7 @@ impl Ingest {
             let (ingest, arena) = (Arc::clone(self), Arc::clone(arena));
             tasks.spawn(async move {
                 let _counted = Counted::new(Arc::clone(&ingest.metrics));
-                let connection = ingest.connection(arena, socket, handshake);
+                let connection = ingest.connection(arena, (socket, peer), handshake);
                 let meter = Meter::new(&ingest.metrics, Stage::Ingest);
                 // TLS, framing and session together.
                 if let Err(error) = meter.run(connection).await {
@@ -214,7 +214,7 @@ impl Ingest {
     async fn connection(
         &self,
         arena: Arc<Arena>,
-        socket: TcpStream,
+        (socket, peer): (TcpStream, SocketAddr),
         handshake: Handshake,
     ) -> Result<(), Stranger> {
         let deadline = self.clock.monotonic() + self.limits.handshake_timeout;
@@ -227,7 +227,7 @@ impl Ingest {
             .map_err(Stranger::Tls)?;
         let certificate = tls.peer_certificate().ok_or(IdentityError::Absent)?;
         let identity = Identity::of(certificate, &self.site)?;
-        let serving = self.identified(arena, tls, &identity, handshake, deadline);
+        let serving = self.identified(arena, (tls, peer), &identity, handshake, deadline);
         match &identity.role {
             Role::Machine(machine) => self.among(machine, serving).await,
             Role::Operator => serving.await,
@@ -251,7 +251,7 @@ impl Ingest {
     async fn identified(
         &self,
         arena: Arc<Arena>,
-        tls: Handshaken,
+        (tls, peer): (Handshaken, SocketAddr),
         identity: &Identity,
         handshake: Handshake,
         deadline: Duration,
@@ -265,7 +265,7 @@ impl Ingest {
         let shared = (Arc::clone(&patience), Arc::clone(&self.clock));
         let (reader, writer) =
             tls::take_over(tls, early, arena, shared.0, shared.1).await.map_err(Stranger::Tls)?;
-        let agent = Agent { machine, certificate: &identity.certificate };
+        let agent = Agent { machine, certificate: &identity.certificate, peer };
         connection::serve(self, agent, &patience, reader, writer).await;
         Ok(())
     }

@@ -6,21 +6,23 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::admission::Admitted;
 use super::credit::CreditTerms;
 use super::machines::LastWord;
-use super::session::{Standing, refuse};
+use super::session::{Standing, follows, refuse};
+use super::sitting::{Party, Sitting};
 use super::stream::StreamState;
 use crate::cache::DurableThrough;
 use crate::format::change::BOOKMARK_NAME_BYTES_MAX;
-use crate::format::wire::{BookmarkOutcome, BookmarkRequest, Progress, Refusal, Refuse};
+use crate::format::wire::{BookmarkOutcome, BookmarkRequest, Hello, Progress, Refusal, Refuse};
 use crate::model::{
-    Bookmark, BookmarkId, Generation, MachineId, MachineKey, Sequence, ServerId, Timestamp,
-    Watermarks,
+    Bookmark, BookmarkId, EpochBegin, Generation, Incarnation, MachineId, MachineKey, Sequence,
+    ServerId, Timestamp, Watermarks,
 };
 use crate::observe::MachineMetrics;
 
@@ -69,6 +71,10 @@ pub struct MachineLink {
     ended: watch::Sender<Ending>,
     /// Number of the newest connection: an older one leaves its seat.
     newest: watch::Sender<u64>,
+    /// Whose that is, and who else wants it.
+    sitting: Mutex<Sitting>,
+    /// Somebody was refused for the one in the seat.
+    doubted: Notify,
     /// The seat itself. Its holder alone admits, so the stream's state lies in it.
     stream: Arc<tokio::sync::Mutex<StreamState>>,
     /// Way to the agent that sits now.
@@ -176,7 +182,12 @@ impl MachineLink {
             published: watch::Sender::new(setup.published),
             ended: watch::Sender::new(Ending::NotYet),
             newest: watch::Sender::new(0),
+            sitting: Mutex::new(Sitting::new(EpochBegin {
+                epoch: setup.stream.epoch,
+                disks: setup.stream.disks.clone(),
+            })),
             stream: Arc::new(tokio::sync::Mutex::new(setup.stream)),
+            doubted: Notify::new(),
             requests: Mutex::new(None),
             awaited: Mutex::default(),
         })
@@ -392,14 +403,90 @@ impl MachineLink {
     }
 
     /// Announces a connection: from now on older ones leave.
-    pub(super) fn announce(self: &Arc<Self>) -> Ticket {
+    ///
+    /// # Errors
+    /// The party that has the seat, when this one cannot be its next life.
+    pub(super) fn announce(self: &Arc<Self>, hello: &Hello, party: Party) -> Result<Ticket, Party> {
+        let published = *self.published.borrow();
+        let mut sitting = self.sitting();
+        let follows = follows(hello, sitting.tracks(), published);
+        match sitting.defends(party.agent, follows) {
+            Some(sitter) => Err(sitter.clone()),
+            None => Ok(self.seat(&mut sitting, party)),
+        }
+    }
+
+    fn seat(self: &Arc<Self>, sitting: &mut Sitting, party: Party) -> Ticket {
         let mut number = 0;
         self.newest.send_modify(|newest| {
             *newest += 1;
             number = *newest;
         });
-        let link = Arc::clone(self);
-        Ticket { link, number }
+        if sitting.enter(number, party) {
+            self.metrics.set_rival(None);
+        }
+        Ticket { link: Arc::clone(self), number }
+    }
+
+    /// Whether a connection has the seat, or is about to.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.sitting().is_taken()
+    }
+
+    /// Another agent of the machine was refused, here or elsewhere: that is said as soon as the one in the
+    /// seat is heard.
+    pub fn refused_another(&self, words: String, now: Duration) {
+        self.sitting().refused(words, now);
+        self.doubted.notify_one();
+    }
+
+    /// Completes when somebody was refused for the one in the seat.
+    pub(super) async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
+    /// Another agent of the machine was refused, and its history proves that it is another.
+    pub(super) fn proved_another(&self, words: String) {
+        self.metrics.set_rival(Some(words.clone()));
+        self.sitting().proven(words);
+    }
+
+    /// The agent in the seat said how it is.
+    pub(super) fn heard(&self, now: Duration) {
+        let said = self.sitting().heard(now);
+        self.metrics.set_rival(said);
+    }
+
+    /// A record of this life was admitted.
+    pub(super) fn wrote(&self, agent: Incarnation) {
+        self.sitting().wrote(agent);
+    }
+
+    /// The stream begins another epoch.
+    pub(super) fn began(&self, begin: &EpochBegin) {
+        self.sitting().began(begin.clone());
+    }
+
+    /// Whether the records behind what this life gave out itself are another one's. Two that follow each
+    /// other without knowing would each take the other's for its own.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    pub(super) fn check_writer(&self, hello: &Hello) -> Result<(), Refuse> {
+        if hello.last == Sequence::ZERO || !self.sitting().is_anothers(hello.agent) {
+            return Ok(());
+        }
+        let text = format_args!(
+            "the stream of {} goes on with another agent's records, and this one gave out some up to {} \
+             itself: somebody else writes it",
+            self.machine, hello.last
+        );
+        Err(refuse(Refusal::Foreign, text))
+    }
+
+    fn sitting(&self) -> MutexGuard<'_, Sitting> {
+        self.sitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn way_to_agent(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Asked>>> {
@@ -456,6 +543,12 @@ impl Ticket {
             requests,
             stream,
         }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.link.sitting().leave(self.number);
     }
 }
 

@@ -19,7 +19,8 @@
 //! URI says who it is (`identity`), HTTP upgrades (`http`); or [`Ingest::serve_quic`] does all that
 //! over UDP and makes one sequence of several streams (`quic`). Then frames are cut out of the
 //! plaintext (`chunks`, `pipe`) and paid for (`connection`), the session checks them (`session`,
-//! `stream`, `credit`) and the machine's one seat (`machine`) sends them on.
+//! `stream`, `credit`) and the machine's one seat (`machine`, `sitting`)
+//! sends them on.
 
 mod admission;
 mod arena;
@@ -37,6 +38,7 @@ mod pipe;
 mod present;
 mod quic;
 mod session;
+mod sitting;
 mod stream;
 mod tally;
 mod tls;

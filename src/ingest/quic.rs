@@ -190,7 +190,8 @@ impl Ingest {
             return Ok(());
         };
         drop(handshake);
-        let agent = Agent { machine: &machine, certificate: &certificate };
+        let peer = connection.remote_address();
+        let agent = Agent { machine: &machine, certificate: &certificate, peer };
         let wanted = self.window(CreditShare::WHOLE);
         let streams = Streams::new(connection.clone(), reader, self.quic.clone(), wanted);
         let patience = Patience::new(self.idle_timeout());

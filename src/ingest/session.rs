@@ -13,7 +13,7 @@ use crate::format::wire::{
     Refuse, Welcome,
 };
 use crate::model::{
-    Change, DiskSpec, Epoch, Generation, MachineId, Payload, Record, Sequence, ServerId,
+    Change, DiskSpec, Epoch, EpochBegin, Generation, MachineId, Payload, Record, Sequence, ServerId,
 };
 use crate::observe::{DiskCapture, error_chain};
 
@@ -106,9 +106,7 @@ impl Session {
                 published = %standing.published,
                 "the store was set back: the machine begins a new epoch");
         }
-        let never_sent = hello.last == Sequence::ZERO;
-        let must_begin_epoch =
-            set_back || hello.epoch < stream.epoch || (hello.epoch > stream.epoch && never_sent);
+        let must_begin_epoch = begins_epoch(&hello, stream.epoch, standing.published);
         let mut credit = Credit::new();
         credit.grant(window);
         let told = Ack {
@@ -219,6 +217,20 @@ impl Session {
         self.credit.spend(record.sequence, frame_bytes);
         Ok(Event::Admit(record))
     }
+}
+
+/// Whether the agent's first record must be an epoch begin, on a stream that is in `epoch`.
+fn begins_epoch(hello: &Hello, epoch: Epoch, published: Sequence) -> bool {
+    let never_sent = hello.last == Sequence::ZERO;
+    let set_back = hello.witnessed > published;
+    set_back || hello.epoch < epoch || (hello.epoch > epoch && never_sent)
+}
+
+/// Whether whoever says this can be the next life of the agent whose stream `tracks` this: it goes on
+/// there, and has given out nothing itself.
+pub(super) fn follows(hello: &Hello, tracks: &EpochBegin, published: Sequence) -> bool {
+    let begins = hello.epoch == Epoch(0) || begins_epoch(hello, tracks.epoch, published);
+    hello.last == Sequence::ZERO && !begins && hello.disks == tracks.disks
 }
 
 /// Whether what the agent remembers can be this stream.

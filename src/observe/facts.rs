@@ -34,7 +34,7 @@ pub struct ServerFacts {
     pub stages: Vec<StageFacts>,
     /// Its queues and budgets.
     pub queues: Vec<QueueFacts>,
-    /// Its machines.
+    /// Its machines, and those that it applies for another server.
     pub machines: Vec<MachineFacts>,
 }
 
@@ -94,6 +94,13 @@ pub struct MachineFacts {
     pub store_requests: BTreeMap<String, RequestFacts>,
     /// What keeps the machine from advancing.
     pub trouble: Option<String>,
+    /// It is this server's: served here, or its manifest says so. Its agent and its RPO are nobody else's to
+    /// tell of.
+    #[serde(default)]
+    pub ours: bool,
+    /// It is applied here.
+    #[serde(default)]
+    pub applies: bool,
 }
 
 /// How well the changes of one disk are known to its agent.
@@ -169,6 +176,8 @@ impl ServerFacts {
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics, hours))
+                // Each server looks at each machine of the site now and then: that makes none its own.
+                .filter(|machine| machine.ours || machine.applies)
                 .collect(),
         }
     }
@@ -187,7 +196,8 @@ impl MachineFacts {
     fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics, hours: f64) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
-        let said = [&process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
+        let said =
+            [&metrics.rival, &process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
         let said = said.map(|one| one.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let said: Vec<String> = said.into_iter().flatten().collect();
         let trouble = (!said.is_empty()).then(|| said.join("; "));
@@ -216,6 +226,8 @@ impl MachineFacts {
                 .collect(),
             store_requests: metrics.store.facts(hours),
             trouble,
+            ours: metrics.served.load(Ordering::Relaxed) || metrics.owned.load(Ordering::Relaxed),
+            applies: metrics.applies.load(Ordering::Relaxed),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counters, gauges and latency histograms. Stages write here; the endpoint renders.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -84,10 +84,18 @@ pub struct MachineMetrics {
     pub captures: Mutex<BTreeMap<DiskName, DiskCapture>>,
     /// Requests to the store for it.
     pub store: RequestCounts,
+    /// It is served here.
+    pub served: AtomicBool,
+    /// Its manifest names this server, as the applier saw it last.
+    pub owned: AtomicBool,
+    /// This process applies it.
+    pub applies: AtomicBool,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
     /// The same of applying, which goes on and stops by itself.
     pub apply_trouble: Mutex<Option<String>>,
+    /// Another agent of the machine wants to be it, in words.
+    pub rival: Mutex<Option<String>>,
 }
 
 impl MachineMetrics {
@@ -137,6 +145,11 @@ impl MachineMetrics {
     /// The same of applying: what one of the two says, the other does not take back.
     pub fn set_apply_trouble(&self, trouble: Option<String>) {
         *self.apply_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// Says that two agents of the machine live at once, or that they do no more.
+    pub fn set_rival(&self, rival: Option<String>) {
+        *self.rival.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = rival;
     }
 
     /// Seconds since the newest moment that can be recovered to; `None` before the first.

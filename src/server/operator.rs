@@ -108,6 +108,18 @@ async fn give_up(
         let message = format!("{server} is asked to give machine {machine} to itself");
         return refuse(StatusCode::CONFLICT, "same-server", &message);
     }
+    if order.unless_connected
+        && let Some(served) = registry.served(&machine)
+        && served.link.has_agent()
+    {
+        let words = format!(
+            "another agent of this machine is at process server {server}, while one is connected here: stop \
+             one, and see docs/operations.md, \"Two agents of one machine\""
+        );
+        served.link.refused_another(words, registry.shared().clock.monotonic());
+        let message = format!("machine {machine} stays: its agent is connected");
+        return refuse(StatusCode::CONFLICT, "connected", &message);
+    }
     let to = match registry.shared().peers.target(&server).await {
         Ok(to) => to,
         Err(why) => {

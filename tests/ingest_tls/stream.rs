@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use holdfast::format::wire::{
-    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Redirect,
-    Refusal, Refuse, encode_from_agent,
+    BookmarkOutcome, BookmarkReply, BookmarkRequest, FromAgent, FromServer, Hello, Progress,
+    Redirect, Refusal, Refuse, encode_from_agent,
 };
 use holdfast::ingest::{BookmarkError, CreditShare, CreditTerms, LastWord, PlacedBookmark};
-use holdfast::model::{BookmarkId, BookmarkKind, Epoch, Record, Sequence, Timestamp};
+use holdfast::model::{
+    BookmarkId, BookmarkKind, Epoch, Incarnation, Record, Sequence, Timestamp, TrackingMode,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{Agent, bookmark, hello, write};
@@ -100,6 +102,76 @@ async fn a_newer_connection_waits_until_the_older_ones_records_are_durable() {
         newer.durable(sequence).await;
         let sequences: Vec<_> = server.log.records("web-1").iter().map(|r| r.sequence.0).collect();
         assert_eq!(sequences, (1..=9).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_the_next_life_ends_nobodys_session() {
+    bounded(async {
+        let server = Server::start(limits()).await;
+        let pair = server.ca.machine("web-1");
+        let metrics = server.metrics.machine(&"web-1".parse().unwrap());
+        let rival = || metrics.rival.lock().unwrap().clone();
+        let refused = async |hello: Hello| {
+            let mut agent = Agent::upgraded(&server, &pair).await;
+            agent.say(&FromAgent::Hello(hello)).await;
+            agent.refused().await
+        };
+        let mut first = Agent::tracking(&server, &pair, "web-1").await;
+        first.durable(3).await;
+        let life = |life: u8| Hello { agent: Incarnation([life; 16]), ..hello("web-1") };
+        let follows = |number: u8| Hello { epoch: Epoch(1), ..life(number) };
+        let mut other_disks = follows(2);
+        other_disks.disks[0].size_bytes += 512;
+        let strangers = [
+            life(2),                                        // lost what it knew
+            Hello { epoch: Epoch(2), ..life(2) },           // an epoch that never arrived
+            Hello { witnessed: Sequence(9), ..follows(2) }, // another store
+            Hello { last: Sequence(9), ..follows(2) },      // has written itself
+            other_disks,
+        ];
+        for stranger in strangers {
+            let refuse = refused(stranger.clone()).await;
+            assert_eq!(refuse.code, Refusal::Busy, "{stranger:?}");
+            let words = "another agent of machine web-1 is connected, from 127.0.0.1:";
+            assert!(refuse.text.starts_with(words), "{}", refuse.text);
+        }
+        assert_eq!(rival(), None, "the first may be dead, and its connection half open");
+        let progress = Progress {
+            time: Timestamp(1),
+            mode: TrackingMode::Ordered,
+            last: Sequence(3),
+            dirty_bytes: 0,
+            total_bytes: 64 << 20,
+            buffered_bytes: 0,
+        };
+        first.say(&FromAgent::Progress(progress)).await;
+        let sequence = first.record(write(0, 512)).await;
+        first.durable(sequence).await;
+        let words = rival().unwrap();
+        assert!(words.contains("is refused while the one at 127.0.0.1:"), "{words}");
+
+        let (mut next, _) = Agent::welcomed(&server, &pair, follows(3)).await;
+        assert_eq!(first.refused().await.code, Refusal::Superseded);
+        assert_eq!(rival(), None);
+        let sequence = next.record(write(1, 512)).await;
+        next.durable(sequence).await;
+        // It lives after all, and the same numbers mean other writes to it.
+        let back = Hello { epoch: Epoch(1), last: Sequence(99), ..hello("web-1") };
+        assert_eq!(refused(back.clone()).await.code, Refusal::Busy);
+        next.say(&FromAgent::Goodbye).await;
+        let refuse = loop {
+            let refuse = refused(back.clone()).await;
+            if refuse.code != Refusal::Busy {
+                break refuse;
+            }
+        };
+        assert_eq!(refuse.code, Refusal::Foreign, "{}", refuse.text);
+        let words = rival().unwrap();
+        assert!(words.contains("another one writes its stream, and has stopped"), "{words}");
+        let (_, welcome) = Agent::welcomed(&server, &pair, follows(4)).await;
+        assert_eq!((welcome.durable.0, rival()), (sequence, None));
     })
     .await;
 }

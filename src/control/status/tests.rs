@@ -96,6 +96,8 @@ fn facts() -> MachineFacts {
         disks: Vec::new(),
         store_requests: std::collections::BTreeMap::new(),
         trouble: None,
+        ours: true,
+        applies: true,
     }
 }
 

@@ -74,7 +74,8 @@ impl Reach for Line {
             return Err("the operator's certificate is missing here".to_owned());
         };
         let path = format!("/v1/machines/{machine}/move");
-        let order = MoveOrder { to: to.clone() };
+        // Whoever is at this server's door and whoever is connected there need not be the same agent.
+        let order = MoveOrder { to: to.clone(), unless_connected: true };
         let asked: Result<MoveAnswer, ControlError> =
             client.with_timeout(MOVE_MAX).post(address, &path, &order).await;
         asked.map(drop).map_err(|error| error_chain(&error))
