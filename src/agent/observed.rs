@@ -14,6 +14,9 @@ use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
 
+/// Most ranges that are made known under one lock, and with one sync.
+const TOGETHER: usize = 4096;
+
 /// What an observer saw of one disk.
 pub(super) struct Seen {
     pub(super) disk: DiskIndex,
@@ -82,6 +85,29 @@ impl Stream {
         let intended = intended.and_then(|()| bitmap.intend(range.clone()));
         self.disorder(&mut core, disk, range, why);
         intended
+    }
+
+    /// The same of many ranges, with one sync for each [`TOGETHER`].
+    ///
+    /// # Errors
+    /// As there, of the ranges up to those that could not be written.
+    pub(super) fn unordered_all(
+        &self,
+        disk: DiskIndex,
+        ranges: impl IntoIterator<Item = Range<u64>>,
+        why: &'static str,
+    ) -> io::Result<()> {
+        let mut seen =
+            ranges.into_iter().map(|range| Seen { disk, range, what: What::Unordered(why) });
+        loop {
+            let together: Vec<Seen> = seen.by_ref().take(TOGETHER).collect();
+            if together.is_empty() {
+                return Ok(());
+            }
+            if let Some(error) = self.observed(together).remove(&disk) {
+                return Err(error);
+            }
+        }
     }
 
     /// Until [`Stream::release`] no catch-up ends, so no bookmark is placed: the disk's observer does

@@ -268,6 +268,23 @@ fn no_observer_is_asked_for_a_bookmark_that_cannot_be() {
     assert!(said.settled.load(Ordering::Relaxed));
 }
 
+#[test]
+fn many_ranges_become_dirty_with_one_sync() {
+    let machine = ordered(8 << 20);
+    let syncs = || machine.bits[0].syncs.load(Ordering::Relaxed);
+    let before = syncs();
+    let all = (0..DISK_BYTES).step_by(512).map(|at| at..at + 512);
+    let ranges = all.clone().step_by(2);
+    machine.stream.unordered_all(DISK, ranges, "test").unwrap();
+    assert_eq!((machine.dirty(), syncs() - before), (DISK_BYTES, 1));
+    assert_eq!(machine.mode(), TrackingMode::CatchingUp);
+    // The file cannot be written: more of them than are made known together.
+    let machine = ordered(8 << 20);
+    machine.bits[0].broken.store(true, Ordering::Relaxed);
+    machine.stream.unordered_all(DISK, all, "test").unwrap_err();
+    assert!(machine.dirty() > 0);
+}
+
 /// Without its bit on the agent's disk a write would be forgotten by an agent that is killed: it is no
 /// record, and its disk says so. The others go on.
 #[test]

@@ -1,7 +1,7 @@
 //! The stream's rules, one by one, without a connection.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub(super) struct Memory {
     pub(super) hook: Mutex<Option<Hook>>,
     pub(super) broken: AtomicBool,
     deaf: AtomicBool,
+    /// How often it was synced.
+    pub(super) syncs: AtomicU64,
 }
 
 impl Memory {
@@ -70,6 +72,7 @@ impl Medium for Arc<Memory> {
         self.write_at(offset, &vec![0; length as usize])
     }
     fn sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         match self.deaf.load(Ordering::Relaxed) {
             true => Err(io::Error::other("deaf")),
             false => Ok(()),

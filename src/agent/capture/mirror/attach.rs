@@ -20,9 +20,6 @@ use super::qmp::Qmp;
 use super::reach::Reach;
 use super::steps::{self, Mirror, Pause};
 
-/// Longest range that is marked at a time.
-const MARK_BYTES: u64 = 1 << 30;
-
 type Result<T> = std::result::Result<T, MirrorError>;
 
 /// One disk and where it is found.
@@ -93,37 +90,27 @@ impl Link<'_> {
         pause: Pause<'_>,
     ) -> Result<()> {
         let disk = &place.disk;
-        let unordered = |range, why: &str| {
-            let told = self.stream.unordered(disk.index, range, why);
+        let unordered = |ranges: Vec<_>, why| {
+            let told = self.stream.unordered_all(disk.index, ranges, why);
             told.map_err(|error| {
-                MirrorError::State(format!(
-                    "disk {}: the bitmap cannot be written: {error}",
-                    disk.name
-                ))
+                let name = &disk.name;
+                MirrorError::State(format!("disk {name}: the bitmap cannot be written: {error}"))
             })
         };
         let Some(bitmap) = recorded else {
             let why = "QEMU has no record of what was written before (it is new, or was started \
                        again): the whole disk is read again";
             tracing::warn!(disk = %disk.name, device = place.device, why);
-            let mut at = 0;
-            while at < disk.size_bytes {
-                let end = disk.size_bytes.min(at + MARK_BYTES);
-                unordered(at..end, why)?;
-                at = end;
-            }
-            return Ok(());
+            return unordered(std::iter::once(0..disk.size_bytes).collect(), why);
         };
-        let mut bytes = 0;
         steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
         let context = format!("qemu:dirty-bitmap:{bitmap}");
         let mut client = Client::connect_for(&self.reach.reads, &place.names.bits, &context)?;
         // Who attaches holds what a bookmark and the agent's stop wait for.
         client.within(self.reach.patience)?;
-        for range in client.dirty(0, disk.size_bytes)? {
-            bytes += range.end - range.start;
-            unordered(range, "what the guest wrote while no mirror ran is read again")?;
-        }
+        let dirty = client.dirty(0, disk.size_bytes)?;
+        let bytes: u64 = dirty.iter().map(|range| range.end - range.start).sum();
+        unordered(dirty, "what the guest wrote while no mirror ran is read again")?;
         drop(client);
         steps::end_export(self.qmp, &place.names.bits, pause)?;
         tracing::info!(disk = %disk.name, bytes, "written while no mirror ran, as QEMU recorded it");

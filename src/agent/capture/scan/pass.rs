@@ -224,14 +224,13 @@ impl Scan {
     }
 
     /// Makes changed chunks known to the stream.
-    fn found(&self, batch: &mut Vec<u64>) -> Result<(), String> {
+    pub(super) fn found(&self, batch: &mut Vec<u64>) -> Result<(), String> {
         let forgotten = self.watched.forget(batch);
         forgotten.map_err(|error| format!("the hash file: {error}"))?;
-        for run in batch.chunk_by(|one, next| one + 1 == *next) {
-            let range = self.watched.bytes(&(run[0]..run[run.len() - 1] + 1));
-            let told = self.stream.unordered(self.disk.index, range, WHY);
-            told.map_err(|error| format!("the bitmap: {error}"))?;
-        }
+        let runs = batch.chunk_by(|one, next| one + 1 == *next);
+        let ranges = runs.map(|run| self.watched.bytes(&(run[0]..run[run.len() - 1] + 1)));
+        let told = self.stream.unordered_all(self.disk.index, ranges, WHY);
+        told.map_err(|error| format!("the bitmap: {error}"))?;
         batch.clear();
         Ok(())
     }

@@ -4,13 +4,15 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::device::Device;
 use super::hashes::{self, Hashes};
+use super::pass::Scan;
+use super::report::Shared;
 use super::watched::{Compared, Source, Watched};
 use crate::agent::bitmap;
 use crate::agent::catchup::{self, Place};
@@ -20,7 +22,9 @@ use crate::agent::locks::RangeLocks;
 use crate::agent::medium::Medium;
 use crate::agent::stream::Stream;
 use crate::agent::syncs::Syncs;
+use crate::clock::System;
 use crate::model::{DiskIndex, Sequence, TrackingMode};
+use crate::settings::ScanSettings;
 
 /// Chunks that are written to: on both sides of a border between pages of the hash file.
 const BUSY: u64 = 24;
@@ -288,6 +292,31 @@ fn a_pass_in_which_a_catch_up_read_is_not_quiet_and_passes_over_what_was_read() 
     life.watched.end();
     life.watched.begin(&life.device());
     assert_eq!(compare(FIRST), Compared::Changed, "not in this one");
+}
+
+#[test]
+fn what_a_pass_found_is_marked_all_at_once() {
+    let (mut server, file) = (Server::default(), tempfile::NamedTempFile::new().unwrap());
+    let life = settled(&file, &mut server);
+    let scan = Scan {
+        disk: Arc::clone(&life.stream.disks[0]),
+        stream: Arc::clone(&life.stream),
+        watched: Arc::clone(&life.watched),
+        clock: System::clock(),
+        path: file.path().to_owned(),
+        settings: ScanSettings {
+            interval: Duration::ZERO,
+            read_bytes_per_second_max: None,
+            hook: None,
+        },
+        report: Arc::new(Shared::new(false)),
+    };
+    let calls_left = || life.power.0.load(Ordering::Relaxed);
+    let before = calls_left();
+    scan.found(&mut (FIRST..FIRST + BUSY).step_by(2).collect()).unwrap();
+    assert_eq!(scan.disk.bitmap.dirty_bytes(), BUSY / 2 * CHUNK);
+    let calls = before - calls_left();
+    assert!(calls < 8, "{calls} writes and syncs");
 }
 
 proptest! {

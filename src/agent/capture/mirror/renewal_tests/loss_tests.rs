@@ -204,18 +204,39 @@ fn broken(machine: &Machine) {
     machine.bits[0].broken.store(true, Ordering::Relaxed);
 }
 
+/// The guest writes to its disk itself while there is no mirror, and through each that begins later.
+fn unwatched(daemon: &mut Daemon) -> Client {
+    steps::end_mirror(&mut daemon.other, &daemon.place.names, &mut pause).unwrap();
+    let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
+        "node-name": daemon.place.device });
+    daemon.other.execute("block-export-add", export).unwrap();
+    Client::connect_to(&daemon.reach().reads, "guest").unwrap()
+}
+
+#[test]
+fn what_was_missed_is_marked_all_at_once() {
+    let machine = ordered(8 << 20);
+    let Some(mut daemon) = Daemon::new(&machine) else { return };
+    let _server = daemon.serve(&Arc::new(Gate::default()));
+    attach(&daemon, &machine).unwrap();
+    let mut guest = unwatched(&mut daemon);
+    for chunk in (0..DISK_BYTES / CHUNK).step_by(2) {
+        guest.write(chunk * CHUNK, &[7; 512], false).unwrap();
+    }
+    let machine = ordered(8 << 20);
+    let syncs = || machine.bits[0].syncs.load(Ordering::Relaxed);
+    let before = syncs();
+    attach(&daemon, &machine).unwrap();
+    assert_eq!((machine.dirty(), syncs() - before), (DISK_BYTES / 2, 1));
+}
+
 #[test]
 fn however_often_attaching_fails_few_bitmaps_are_left_and_they_hold_all_that_was_missed() {
     let machine = ordered(8 << 20);
     let Some(mut daemon) = Daemon::new(&machine) else { return };
     let _server = daemon.serve(&Arc::new(Gate::default()));
     attach(&daemon, &machine).unwrap();
-    // It writes to the disk itself while there is no mirror, and through each that begins later.
-    steps::end_mirror(&mut daemon.other, &daemon.place.names, &mut pause).unwrap();
-    let export = json!({ "type": "nbd", "id": "guest", "name": "guest", "writable": true,
-        "node-name": daemon.place.device });
-    daemon.other.execute("block-export-add", export).unwrap();
-    let mut guest = Client::connect_to(&daemon.reach().reads, "guest").unwrap();
+    let mut guest = unwatched(&mut daemon);
     guest.write(5 * CHUNK, &[7; 512], false).unwrap();
     // An agent that knows of nothing to be read, and learns of it in vain.
     let machine = ordered(8 << 20);
