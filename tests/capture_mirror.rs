@@ -5,25 +5,18 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use holdfast::nbd::Client;
 use serde_json::{Value, json};
 use support::guest::have_mirror;
+use support::qemu::Qemu;
 use support::{AgentSite, Process, Site, eventually, have, text};
 
 const DISK_BYTES: u64 = 48 << 20;
 const CHUNK: u64 = 64 << 10;
-
-/// A QEMU with one disk, `vda`. Of its two monitors the first is the agent's.
-struct Qemu {
-    child: Child,
-    monitor: BufReader<UnixStream>,
-}
 
 struct Vm {
     site: Site,
@@ -67,26 +60,25 @@ impl Vm {
         std::fs::write(&config, toml::to_string(&table).unwrap()).unwrap();
     }
 
+    /// Of its two monitors the first is the agent's.
     fn boot(&self) -> Qemu {
         let monitor = |number| {
             let path = self.monitor(number);
             let _ = std::fs::remove_file(&path);
             format!("socket,id=m{number},path={},server=on,wait=off", path.display())
         };
-        let child = Command::new("qemu-storage-daemon")
-            .args(["--blockdev", &format!("file,node-name=file,filename={}", text(&self.image))])
-            .args(["--blockdev", "raw,node-name=vda,file=file"])
-            .args(["--chardev", &monitor(1), "--monitor", "chardev=m1"])
-            .args(["--chardev", &monitor(2), "--monitor", "chardev=m2"])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let path = self.monitor(2);
-        let stream = eventually("QEMU's monitor", 20, || UnixStream::connect(&path).ok());
-        let mut qemu = Qemu { child, monitor: BufReader::new(stream) };
-        qemu.line();
-        qemu.ask("qmp_capabilities", json!({})).unwrap();
-        qemu
+        let (ours, own) = (monitor(1), monitor(2));
+        let arguments = [
+            "--chardev",
+            &ours,
+            "--monitor",
+            "chardev=m1",
+            "--chardev",
+            &own,
+            "--monitor",
+            "chardev=m2",
+        ];
+        Qemu::start("qemu-storage-daemon", &self.image, &arguments, &self.monitor(2))
     }
 
     fn protect(&self) -> Process {
@@ -104,13 +96,9 @@ impl Vm {
         status
     }
 
-    /// The guest's connection to its disk. A real guest's is there before the mirror, which then steps
-    /// between; this one comes later and must be put where the guest's would be: above the mirror.
+    /// The guest's connection to its disk.
     fn guest(&self, qemu: &mut Qemu) -> Client {
-        let job = eventually("the mirror runs", 30, || qemu.jobs().pop());
-        let export = json!({ "type": "nbd", "id": "guest", "name": "guest",
-            "node-name": format!("{job}-filter"), "writable": true });
-        qemu.ask("block-export-add", export).unwrap();
+        qemu.export_guest();
         let socket = support::files(&self.agent_site.directory)
             .into_iter()
             .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("qemu-"));
@@ -157,46 +145,6 @@ impl Vm {
         let differs =
             found.chunks(512).zip(model.chunks(512)).position(|(one, other)| one != other);
         assert_eq!(differs, None, "first sector of point {name} that differs");
-    }
-}
-
-impl Qemu {
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.monitor.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
-        let text = json!({ "execute": command, "arguments": arguments }).to_string();
-        self.monitor.get_mut().write_all(text.as_bytes()).unwrap();
-        loop {
-            let answer = self.line();
-            if answer.get("return").is_some() {
-                return Ok(answer["return"].clone());
-            }
-            if answer.get("error").is_some() {
-                return Err(answer["error"]["desc"].to_string());
-            }
-        }
-    }
-
-    fn jobs(&mut self) -> Vec<String> {
-        let jobs = self.ask("query-block-jobs", json!({})).unwrap();
-        let jobs = jobs.as_array().unwrap().iter();
-        jobs.map(|job| job["device"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -7,7 +7,6 @@ mod support;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,6 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use support::guest::have_mirror;
+use support::qemu::Qemu;
 use support::{AgentSite, Process, Site, eventually, free_port, have, text};
 
 const DISK_BYTES: u64 = 16 << 20;
@@ -124,7 +124,6 @@ impl Hosts {
         support::run(text(&script), &[text(&self.site.path(ca)), text(to), host]);
     }
 
-    /// A QEMU with one disk, `vda`, and no guest: its writes come over its own export.
     fn boot(&self, certificates: &str) -> Qemu {
         let own = self.site.path("own");
         let _ = std::fs::remove_file(&own);
@@ -137,21 +136,15 @@ impl Hosts {
             "socket,id=tls,host={HERE},port={},server=on,wait=off,tls-creds=holdfast-server",
             self.monitor
         );
-        let child = Command::new(QEMU)
-            .args(["-machine", "none", "-nodefaults", "-display", "none", "-S"])
-            .args(["-object", &credentials("server"), "-object", &credentials("client")])
-            .args(["-blockdev", &format!("file,node-name=file,filename={}", text(&self.image))])
-            .args(["-blockdev", "raw,node-name=vda,file=file"])
-            .args(["-chardev", &tls, "-mon", "chardev=tls,mode=control"])
-            .args(["-qmp", &format!("unix:{},server=on,wait=off", text(&own))])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stream = eventually("QEMU's monitor", 20, || UnixStream::connect(&own).ok());
-        let mut qemu = Qemu { child, monitor: BufReader::new(stream) };
-        qemu.line();
-        qemu.ask("qmp_capabilities", json!({})).unwrap();
-        qemu
+        let bare = ["-machine", "none", "-nodefaults", "-display", "none", "-S"].map(str::to_owned);
+        let objects = ["server", "client"]
+            .into_iter()
+            .flat_map(|end| ["-object".to_owned(), credentials(end)]);
+        let monitors =
+            ["-chardev", &tls, "-mon", "chardev=tls,mode=control", "-qmp"].map(str::to_owned);
+        let all = bare.into_iter().chain(objects).chain(monitors);
+        let all: Vec<_> = all.chain([format!("unix:{},server=on,wait=off", text(&own))]).collect();
+        Qemu::start(QEMU, &self.image, &all, &own)
     }
 
     fn attach(&self, qmp: &str) -> Vec<String> {
@@ -214,10 +207,7 @@ impl Hosts {
 
     /// The guest's way to its disk, which is above the mirror.
     fn guest(&self, qemu: &mut Qemu) -> Client {
-        let job = eventually("the mirror runs", 30, || qemu.jobs().pop());
-        let export = json!({ "type": "nbd", "id": "guest", "name": "guest",
-            "node-name": format!("{job}-filter"), "writable": true });
-        qemu.ask("block-export-add", export).unwrap();
+        qemu.export_guest();
         let mut client = Client::connect_to(&self.peer("kvm", self.reads), "guest").unwrap();
         client.within(Duration::from_secs(60)).unwrap();
         client
@@ -296,46 +286,6 @@ impl GuestAgent {
 }
 
 impl Drop for GuestAgent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Qemu {
-    child: Child,
-    monitor: BufReader<UnixStream>,
-}
-
-impl Qemu {
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.monitor.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
-        let text = json!({ "execute": command, "arguments": arguments }).to_string();
-        self.monitor.get_mut().write_all(text.as_bytes()).unwrap();
-        loop {
-            let answer = self.line();
-            if answer.get("return").is_some() {
-                return Ok(answer["return"].clone());
-            }
-            if answer.get("error").is_some() {
-                return Err(answer["error"]["desc"].to_string());
-            }
-        }
-    }
-
-    fn jobs(&mut self) -> Vec<String> {
-        let jobs = self.ask("query-block-jobs", json!({})).unwrap();
-        let jobs = jobs.as_array().unwrap().iter();
-        jobs.map(|job| job["device"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
-impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -12,6 +12,7 @@ pub mod loops;
 pub mod mounts;
 pub mod oracle;
 pub mod postgres;
+pub mod qemu;
 pub mod workload;
 
 use std::ffi::OsStr;
