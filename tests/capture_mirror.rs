@@ -17,6 +17,7 @@ use support::{AgentSite, Process, Site, eventually, have, text};
 
 const DISK_BYTES: u64 = 48 << 20;
 const CHUNK: u64 = 64 << 10;
+const MACHINE: &str = "qemu-system-x86_64";
 
 struct Vm {
     site: Site,
@@ -79,6 +80,27 @@ impl Vm {
             "chardev=m2",
         ];
         Qemu::start("qemu-storage-daemon", &self.image, &arguments, &self.monitor(2))
+    }
+
+    /// One whose disk is that of a device, with another disk beside it. There is no guest: the monitor writes.
+    fn boot_machine(&self, other: &std::path::Path) -> Qemu {
+        let own = self.monitor(2);
+        let other =
+            format!("driver=raw,node-name=other,file.driver=file,file.filename={}", text(other));
+        let monitors =
+            [1, 2].map(|number| format!("unix:{},server=on,wait=off", text(&self.monitor(number))));
+        let arguments = [
+            ["-machine", "q35,accel=tcg"],
+            ["-m", "64"],
+            ["-display", "none"],
+            ["-vga", "none"],
+            ["-net", "none"],
+            ["-device", "virtio-blk-pci,id=vda,drive=vda"],
+            ["-blockdev", &other],
+            ["-qmp", &monitors[0]],
+            ["-qmp", &monitors[1]],
+        ];
+        Qemu::start(MACHINE, &self.image, &[&arguments.concat()[..], &["-S"]].concat(), &own)
     }
 
     fn protect(&self) -> Process {
@@ -293,6 +315,60 @@ fn a_point_holds_what_was_acknowledged_before_qemu_was_killed_and_a_new_qemu_is_
     eventually("mirrored again", 30, || (!qemu.jobs().is_empty()).then_some(()));
     vm.bookmark("again");
     vm.compare("again", &vm.model);
+    agent.stop();
+}
+
+/// 64 KiB from the device, on the way that a guest's writes go.
+fn write_by_device(qemu: &mut Qemu, chunk: u64, byte: u8, content: &mut [u8]) {
+    let line = format!(
+        "qemu-io -d /machine/peripheral/vda/virtio-backend \"write -P {byte} {} {CHUNK}\"",
+        chunk * CHUNK
+    );
+    let said = qemu.ask("human-monitor-command", json!({ "command-line": line })).unwrap();
+    assert_eq!(said, "", "written");
+    content[(chunk * CHUNK) as usize..][..CHUNK as usize].fill(byte);
+}
+
+#[test]
+fn a_device_keeps_its_disk_when_the_job_is_completed_and_another_disk_of_it_is_noticed() {
+    if !have(&[MACHINE, "curl"]) || !have_mirror(MACHINE) {
+        return;
+    }
+    let mut vm = Vm::new();
+    let mut other = vec![5; DISK_BYTES as usize];
+    let file = vm.site.path("other.img");
+    std::fs::write(&file, &other).unwrap();
+    let _server = vm.site.serve();
+    let mut qemu = vm.boot_machine(&file);
+    let agent = vm.protect();
+    vm.ordered(&agent);
+    let said = |words: &str| {
+        eventually(words, 30, || agent.log().contains(words).then_some(()));
+    };
+    let job = eventually("mirrored", 30, || qemu.jobs().pop());
+    qemu.ask("block-job-complete", json!({ "device": job })).unwrap();
+    said("completed by somebody");
+    eventually("mirrored again", 30, || qemu.jobs().pop());
+    write_by_device(&mut qemu, 3, 7, &mut vm.model);
+    vm.bookmark("completed");
+    vm.compare("completed", &vm.model);
+    assert!(std::fs::read(&vm.image).unwrap() == vm.model, "the guest's own disk");
+
+    let give = |qemu: &mut Qemu, node: &str| {
+        let drive =
+            json!({ "path": "/machine/peripheral/vda", "property": "drive", "value": node });
+        qemu.ask("qom-set", drive).unwrap();
+    };
+    give(&mut qemu, "other");
+    vm.bookmark("other");
+    vm.compare("other", &other);
+    said("has another disk in QEMU now");
+    write_by_device(&mut qemu, 4, 9, &mut other);
+    vm.ordered(&agent);
+    // What QEMU recorded of the first one says nothing of what was published since.
+    give(&mut qemu, "vda");
+    vm.bookmark("back");
+    vm.compare("back", &vm.model);
     agent.stop();
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct Attached {
     pub(super) node: String,
+    /// The guest's device that sits above the mirror, where it is one and not some other node.
+    pub(super) above: Option<String>,
     /// The bitmap that records now.
     pub(super) bitmap: String,
 }
@@ -63,6 +65,10 @@ impl Link<'_> {
                 found: device.size_bytes,
             });
         }
+        // Before anything of this disk is in the stream: should the other one come back, it is read as a whole.
+        for (node, bitmap) in &device.elsewhere {
+            steps::remove_bitmap(qmp, node, bitmap)?;
+        }
         steps::serve(qmp, self.reach, &device.node, names)?;
         // Now, and not when a catch-up first needs it: nobody may connect while QEMU carries out a command.
         place.disk.source.connect(true).map_err(MirrorError::Reads)?;
@@ -73,12 +79,13 @@ impl Link<'_> {
         let disk = place.disk.name.as_str();
         steps::start(qmp, &device.node, disk, names, &place.target)?;
         steps::await_mirror(qmp, names, pause)?;
+        let above = device::above(qmp, &names.filter)?;
         // The new bitmap before the old is stopped: no write falls between them.
         let bitmaps = bitmaps::begin(qmp, &device, names)?;
         self.mark_what_was_missed(place, &device, bitmaps.before.as_deref(), pause)?;
         // The old bitmap is forgotten when its bits are on the agent's disk.
         bitmaps::forget(self.qmp, &device, names, &bitmaps)?;
-        Ok(Attached { node: device.node, bitmap: bitmaps.now })
+        Ok(Attached { node: device.node, above, bitmap: bitmaps.now })
     }
 
     /// Sets the bits of what was written while no mirror ran.

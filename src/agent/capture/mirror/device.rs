@@ -19,6 +19,9 @@ pub(in crate::agent) struct Device {
     pub(super) topmost: bool,
     /// Names of our dirty bitmaps.
     pub(super) bitmaps: Vec<String>,
+    /// Those on other nodes, each with its node's name: of a disk that the device had before. What was written to
+    /// this one since is in none of them.
+    pub(super) elsewhere: Vec<(String, String)>,
     /// The one of them that records, if they hold every write that the agent may have missed.
     pub(super) recording: Option<String>,
 }
@@ -31,6 +34,17 @@ pub(super) fn find(qmp: &mut Qmp, device: &str, names: &Names) -> Result<Device,
     let drives = qmp.execute("query-block", json!({}))?;
     let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
     choose(&drives, &nodes, qmp.monitor(), device, names)
+}
+
+/// The guest's device that sits on `node`, by its path in QEMU.
+///
+/// # Errors
+/// When QEMU cannot be asked.
+pub(super) fn above(qmp: &mut Qmp, node: &str) -> Result<Option<String>, MirrorError> {
+    let drives = qmp.execute("query-block", json!({}))?;
+    let mut drives = drives.as_array().into_iter().flatten();
+    let found = drives.find(|drive| drive["inserted"]["node-name"] == node);
+    Ok(found.and_then(|drive| drive_names(drive).last()))
 }
 
 fn choose(
@@ -76,8 +90,15 @@ fn choose(
     let recording = recording.filter(|_| ours.iter().all(believed));
     let recording = recording.and_then(|one| bitmap_name(one));
     let bitmaps = ours.into_iter().filter_map(bitmap_name).collect();
+    let others = nodes.iter().filter(|node| node["node-name"] != name);
+    let elsewhere = others.flat_map(|node| {
+        let bitmaps = node["dirty-bitmaps"].as_array().into_iter().flatten();
+        let node = node["node-name"].as_str().unwrap_or_default();
+        bitmaps.filter_map(bitmap_name).map(move |bitmap| (node.to_owned(), bitmap))
+    });
+    let elsewhere = elsewhere.collect();
     let topmost = drives.iter().any(|drive| drive["inserted"]["node-name"] == name);
-    Ok(Device { node: name.to_owned(), size_bytes, topmost, bitmaps, recording })
+    Ok(Device { node: name.to_owned(), size_bytes, topmost, bitmaps, elsewhere, recording })
 }
 
 /// What people call a drive: `-drive id=`, `-device id=`, and its whole path.
@@ -135,6 +156,9 @@ mod tests {
         assert!(told.contains("already mirrored"), "{told}");
         let told = find(&nodes, "vdb").unwrap_err().to_string();
         assert!(told.contains("no device vdb; it has vda, ") && told.contains("ide0"), "{told}");
+        assert_eq!(find(&nodes, "vda").unwrap().elsewhere, []);
+        let old = [("root-node".to_owned(), bitmap.clone())];
+        assert_eq!(find(&nodes, "below").unwrap().elsewhere, old);
         let mut marked = nodes.clone();
         marked[0]["dirty-bitmaps"][1]["name"] = names.unread.clone().into();
         assert_eq!(find(&marked, "vda").unwrap().recording, None, "nor what came before it");

@@ -77,6 +77,9 @@ impl<'a> GuestDevice<'a> {
             for bitmap in &device.bitmaps {
                 steps::remove_bitmap(&mut qmp, &device.node, bitmap)?;
             }
+            for (node, bitmap) in &device.elsewhere {
+                steps::remove_bitmap(&mut qmp, node, bitmap)?;
+            }
             let exports = qmp.execute("query-block-exports", json!({}))?;
             if exports.as_array().is_some_and(|exports| exports.iter().all(|e| e["type"] != "nbd"))
             {

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::device;
 use super::error::MirrorError;
 use super::names::Names;
 use super::qmp::{Qmp, QmpError};
@@ -23,6 +24,8 @@ pub(super) enum Mirror {
     Synced,
     /// It runs, and is not there yet.
     Behind(String),
+    /// Somebody completed it. Until it is ended the guest stands still.
+    Completed,
     /// There is none.
     Gone,
 }
@@ -79,8 +82,26 @@ pub(super) fn await_mirror(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> Re
     repeat("starting the mirror", pause, || match mirror(qmp, names)? {
         Mirror::Synced => Ok(Some(())),
         Mirror::Behind(_) => Ok(None),
-        Mirror::Gone => Err(ended(qmp, names)),
+        Mirror::Completed | Mirror::Gone => Err(ended(qmp, names)),
     })
+}
+
+/// Ends a mirror that somebody completed: the guest keeps its own disk, and goes on.
+pub(super) fn end_completed(qmp: &mut Qmp, names: &Names, pause: Pause<'_>) -> MirrorError {
+    let done = "the mirror job was completed by somebody; it was ended instead, for the guest's disk would \
+                have been the agent: leave that job alone";
+    let ended = end_mirror(qmp, names, pause);
+    ended.err().unwrap_or_else(|| MirrorError::State(done.to_owned()))
+}
+
+/// Whether the guest's device that was above the mirror is there still.
+pub(super) fn still_below(qmp: &mut Qmp, names: &Names, above: Option<&str>) -> Result<()> {
+    let Some(above) = above else { return Ok(()) };
+    if device::above(qmp, &names.filter)?.as_deref() == Some(above) {
+        return Ok(());
+    }
+    let gone = format!("{above} has another disk in QEMU now than the one that is mirrored");
+    Err(MirrorError::State(gone))
 }
 
 /// Why the mirror is gone, as far as QEMU said it.
@@ -106,7 +127,8 @@ pub(super) fn serve(qmp: &mut Qmp, reach: &Reach, node: &str, names: &Names) -> 
     Ok(())
 }
 
-/// Starts the mirror: from here on each write of the guest waits for the agent.
+/// Starts the mirror: from here on each write of the guest waits for the agent. One that somebody
+/// completes stops short of its end (`auto-finalize`), where QEMU would give the guest the agent for a disk.
 /// `target` is where QEMU finds the agent.
 pub(super) fn start(
     qmp: &mut Qmp,
@@ -125,7 +147,7 @@ pub(super) fn start(
     let job = json!({
         "job-id": names.job, "device": node, "target": names.target, "sync": "none",
         "copy-mode": "write-blocking", "filter-node-name": names.filter,
-        "on-target-error": "report", "on-source-error": "report",
+        "on-target-error": "report", "on-source-error": "report", "auto-finalize": false,
     });
     qmp.execute("blockdev-mirror", job)?;
     Ok(())
@@ -143,6 +165,9 @@ pub(super) fn mirror(qmp: &mut Qmp, names: &Names) -> Result<Mirror> {
         let old =
             "this QEMU does not say whether a mirror is actively synced: 8.2 or later is needed";
         return Err(MirrorError::State(old.to_owned()));
+    }
+    if matches!(status, "waiting" | "pending") {
+        return Ok(Mirror::Completed);
     }
     // `standby` is `ready` while QEMU holds everything still for a command.
     let lives = matches!(status, "ready" | "standby") && job["io-status"] == "ok";

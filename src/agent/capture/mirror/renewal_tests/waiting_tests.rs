@@ -79,7 +79,8 @@ fn a_drain_ends_while_a_catch_up_reads_what_the_guest_writes() {
 fn no_bitmap_is_renewed_while_a_bookmark_is_placed() {
     let machine = Arc::new(ordered_of(Teller::Guest, 8 << 20));
     let Some(mut daemon) = Daemon::new(&machine) else { return };
-    let (monitor, between) = (daemon.monitor().with_extension("between"), Arc::<Between>::default());
+    let (monitor, between) =
+        (daemon.monitor().with_extension("between"), Arc::<Between>::default());
     Between::listen(&between, &monitor, daemon.monitor());
     let gate = Arc::new(Gate::before(captured(&machine, AgentMode::Sync)));
     let server = daemon.serve(&gate);
