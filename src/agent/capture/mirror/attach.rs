@@ -97,8 +97,7 @@ impl Link<'_> {
         pause: Pause<'_>,
     ) -> Result<()> {
         let disk = &place.disk;
-        let unordered = |ranges, why| {
-            let ranges: Vec<_> = ranges;
+        let unordered = |ranges: Vec<_>, why| {
             let ranges = ranges.into_iter().map(|range| (disk.index, range));
             match self.stream.unordered_all(ranges, why).pop_first() {
                 None => Ok(()),
@@ -113,7 +112,7 @@ impl Link<'_> {
             let why = "QEMU has no record of what was written before (it is new, or was started \
                        again): the whole disk is read again";
             tracing::warn!(disk = %disk.name, device = place.device, why);
-            return unordered(vec![0..disk.size_bytes], why);
+            return unordered(std::iter::once(0..disk.size_bytes).collect(), why);
         };
         steps::serve_bitmap(self.qmp, &device.node, bitmap, &place.names)?;
         let context = format!("qemu:dirty-bitmap:{bitmap}");

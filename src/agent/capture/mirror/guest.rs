@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_millis(20);
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+const ANEW: &str = "it is being attached again";
+
 /// One disk.
 pub(super) struct Mirrored {
     pub(super) place: Place,
@@ -194,7 +196,7 @@ impl Guest {
         let mut link = Link { qmp, reach: &self.reach, stream: &self.stream };
         let Some(known) = attached.get_mut(&place.disk.index) else {
             if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
-                self.apart(mirrored, false, "it is being attached again");
+                self.apart(mirrored, false, ANEW);
             }
             *attachments += 1;
             let begun = link.attach(place, &mut || self.pause(STEP))?;
@@ -216,9 +218,9 @@ impl Guest {
                 if let Some(trouble) = link.qmp.take_trouble(&place.names.job) {
                     return Err(MirrorError::State(trouble));
                 }
-                steps::still_below(link.qmp, &place.names, known.above.as_deref())?;
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;
                 if rotates {
+                    steps::still_below(link.qmp, &place.names, known.above.as_deref())?;
                     link.rotate(place, known)?;
                 }
                 self.synced(mirrored);
@@ -250,23 +252,29 @@ impl Guest {
 }
 
 impl Guest {
-    /// Whether all mirrors are synced now, unless something failed before that.
+    /// Whether all mirrors are synced now, unless something failed before that. `below`: whether each is that
+    /// of its guest's device, too. That has QEMU look at its images, so it is not asked at each look.
     fn whole(
         &self,
         connected: &mut Connected,
         before: Result<(), MirrorError>,
+        below: bool,
     ) -> Result<(), String> {
         let Some(qmp) = connected.qmp.as_mut() else {
             return Err(format!("QEMU's monitor at {} is not connected", self.reach.monitor));
         };
         let outcome = before.and_then(|()| {
-            for mirrored in &self.disks {
-                let Place { disk, names, .. } = &mirrored.place;
+            for Mirrored { place: Place { disk, names, .. }, .. } in &self.disks {
                 let why = match steps::mirror(qmp, names)? {
                     Mirror::Synced => {
-                        let known = connected.attached.get(&disk.index);
-                        let above = known.and_then(|known| known.above.as_deref());
-                        steps::still_below(qmp, names, above)?;
+                        let Some(known) = connected.attached.get(&disk.index) else {
+                            return Ok(Err(not_mirrored(disk.name.as_str(), ANEW)));
+                        };
+                        let above = known.above.as_deref().filter(|_| below);
+                        if let Err(error) = steps::still_below(qmp, names, above) {
+                            connected.attached.remove(&disk.index); // the watcher attaches what is there
+                            return Err(error);
+                        }
                         continue;
                     }
                     Mirror::Behind(why) => why,
@@ -305,7 +313,7 @@ impl Observer for Guest {
         let was_read = std::mem::replace(&mut connected.read_bytes, read_bytes) != read_bytes;
         let drained = if was_read { steps::drain(qmp) } else { Ok(()) };
         connected.settled_at = connected.attachments;
-        self.whole(connected, drained)
+        self.whole(connected, drained, false)
     }
 
     /// A job that died after the first look, and whose guest went on, is gone now or was begun anew.
@@ -318,7 +326,7 @@ impl Observer for Guest {
         if self.stream.lock().repaired_bytes != connected.read_bytes {
             return Err("the disks were read again while a bookmark was placed".to_owned());
         }
-        self.whole(connected, Ok(()))
+        self.whole(connected, Ok(()), true)
     }
 
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)> {
