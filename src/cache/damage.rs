@@ -54,7 +54,8 @@ pub enum Finding {
 }
 
 /// What becomes of a segment that was set aside.
-const REMOVE: &str = "nothing reads it any more; keep a copy if you want to look into it, then remove it";
+const REMOVE: &str =
+    "nothing reads it any more; keep a copy if you want to look into it, then remove it";
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +65,9 @@ impl fmt::Display for Damage {
             Finding::Header(reason) => {
                 write!(f, "damaged segment header: {reason}; the segment is set aside, {REMOVE}")
             }
-            Finding::Aside => write!(f, "a damaged segment, set aside at an earlier start: {REMOVE}"),
+            Finding::Aside => {
+                write!(f, "a damaged segment, set aside at an earlier start: {REMOVE}")
+            }
             Finding::Unreadable => f.write_str("the disk cannot read them"),
             Finding::Records => f.write_str("damaged records"),
             Finding::Body { machine, sequence, reason } => {

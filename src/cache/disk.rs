@@ -63,6 +63,13 @@ impl DiskDirectory {
         Ok(Self { path: path.to_owned(), lock: Arc::new(lock) })
     }
 
+    /// Removes the directory, in which no segment is left.
+    pub(super) fn remove_itself(&self) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(LOCK))?;
+        std::fs::remove_dir(&self.path)?;
+        self.path.parent().map_or(Ok(()), sync_directory)
+    }
+
     /// Files that are called a number and `suffix`.
     fn numbered(&self, suffix: &str) -> io::Result<Vec<(u32, PathBuf)>> {
         let mut found = Vec::new();

@@ -30,26 +30,16 @@ pub enum CacheError {
         /// The rule.
         expected: String,
     },
-    /// Logs of shards that this server does not have: their records would be forgotten.
+    /// There are logs of another number of shards, and not all of them are empty: a machine's records would
+    /// be looked for in another one.
     #[error(
-        "{} holds records of a shard that {shards} shards do not include; start with the earlier \
-         number of shards, drain, then change it",
+        "{} holds records, or damaged segments, of {found} shards, and {shards} are wanted: start with \
+         `shards = {found}` while no agent connects, until holdfast_cache_used_bytes is 0 and nothing is \
+         damaged in `holdfast status`; stop it, then change the number",
         directory.display()
     )]
-    ForeignShard {
-        /// The directory of the shard.
-        directory: PathBuf,
-        /// How many there are now.
-        shards: u16,
-    },
-    /// Logs of fewer shards, with records: machines would find theirs in another shard's log.
-    #[error(
-        "{} holds records of {found} shards, {shards} are wanted; start with `shards = {found}`, drain, \
-         then change it",
-        directory.display()
-    )]
-    MoreShards {
-        /// The cache's directory.
+    OtherShards {
+        /// The cache's directory, or that of a shard.
         directory: PathBuf,
         /// How many there were.
         found: u16,
@@ -121,10 +111,7 @@ impl CacheError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy { .. }
-            | Self::Settings { .. }
-            | Self::ForeignShard { .. }
-            | Self::MoreShards { .. } => Class::Reject,
+            Self::Busy { .. } | Self::Settings { .. } | Self::OtherShards { .. } => Class::Reject,
             Self::Io { .. } => Class::Retry,
             Self::Poisoned { .. } | Self::Header { .. } => Class::Poison,
             Self::TooLarge { .. } | Self::NoPool { .. } => Class::Bug,

@@ -3,7 +3,7 @@
 //! In reading order: [`open`] locks a shard's directory and lets `recovery` decide what of the last
 //! process counts (`scan`, `streams`, `rewrite`); `writer` takes admitted records, `log` lays them
 //! out, `flush` appends, syncs and mints [`Durable`]; `pool` prepares segments and recycles them when
-//! the last holder of a `segment` lets go. `file` is the seam to the file system (`disk`, `append`,
+//! the last holder of a `segment` lets go; `retire` removes empty logs. `file` is the seam to the file system (`disk`, `append`,
 //! `map`). Layout, write ordering and every failure's answer: `docs/formats/cache-segment.md`.
 
 mod append;
@@ -23,6 +23,7 @@ mod model;
 mod open;
 mod pool;
 mod recovery;
+mod retire;
 mod rewrite;
 mod scan;
 mod segment;
@@ -35,6 +36,7 @@ pub use damage::{Damage, Finding};
 pub use durable::{Durable, DurableChange, DurableThrough, Survivor};
 pub use error::CacheError;
 pub use fill::Fill;
-pub use open::{Opened, open, shards_found};
+pub use open::{Opened, open};
 pub use pool::Recycling;
+pub use retire::retire;
 pub use writer::Writer;

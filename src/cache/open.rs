@@ -1,6 +1,5 @@
 //! Opening a shard's log: settings, lock, recovery, and the thread that prepares segments.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -62,10 +61,9 @@ pub fn open(
     entropy: Arc<dyn Entropy>,
     metrics: Arc<Metrics>,
 ) -> Result<Opened, CacheError> {
-    let path = settings.directory.join(format!("shard-{shard}"));
+    let path = settings.shard_directory(shard);
     let geometry = geometry(settings, shards)?;
     let directory: Arc<dyn SegmentDirectory> = Arc::new(DiskDirectory::lock(&path)?);
-    no_foreign_shards(&settings.directory, shards)?;
     let recovered = recover(directory, geometry, shard, entropy, &metrics)?;
     start(recovered, geometry, clock, metrics)
 }
@@ -135,7 +133,7 @@ pub(super) fn durable(
     Ok((durable, lineage))
 }
 
-fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheError> {
+pub(super) fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheError> {
     let refuse = |found: String, expected: String| CacheError::Settings {
         directory: settings.directory.clone(),
         found,
@@ -158,34 +156,4 @@ fn geometry(settings: &CacheSettings, shards: u16) -> Result<Geometry, CacheErro
         ));
     }
     Ok(Geometry { segment_bytes, segments_max: u32::try_from(segments).unwrap_or(u32::MAX) })
-}
-
-/// How many shards have a log in `cache`.
-///
-/// # Errors
-/// When the directory is there and cannot be read.
-pub fn shards_found(cache: &Path) -> Result<u16, CacheError> {
-    let mut found = 0;
-    while cache
-        .join(format!("shard-{found}"))
-        .try_exists()
-        .map_err(CacheError::io(cache, "looking for logs"))?
-    {
-        found += 1;
-    }
-    Ok(found)
-}
-
-/// Records of a shard that there is none of any more would never be read again.
-fn no_foreign_shards(cache: &Path, shards: u16) -> Result<(), CacheError> {
-    let failed = || CacheError::io(cache, "looking for logs of other shards");
-    for entry in std::fs::read_dir(cache).map_err(failed())? {
-        let entry = entry.map_err(failed())?;
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
-        if number.and_then(|n| n.parse::<u16>().ok()).is_some_and(|n| n >= shards) {
-            return Err(CacheError::ForeignShard { directory: entry.path(), shards });
-        }
-    }
-    Ok(())
 }

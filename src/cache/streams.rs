@@ -293,7 +293,8 @@ mod tests {
             (&[Record(1), Record(2), Damage, Void(3)], None),
             (&[Record(1), Damage, Record(3), Void(2)], None),
         ] {
-            let unsettled: Vec<_> = unsettled.map(|next| (MACHINE, Sequence(next))).into_iter().collect();
+            let unsettled: Vec<_> =
+                unsettled.map(|next| (MACHINE, Sequence(next))).into_iter().collect();
             assert_eq!(taken(log).unsettled, unsettled, "{log:?}");
         }
     }

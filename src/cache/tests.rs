@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+use super::durable::Durable;
 use super::error::CacheError;
 use super::file::{Appender, Aside, SegmentDirectory, SegmentFile, Slot};
 use super::model::{Computer, GEOMETRY, Shared};
 use super::open::{Opened, start};
 use super::pool::{Geometry, Keeper, Prepared};
-use super::durable::Durable;
 use super::recovery::recover;
 use super::segment::SegmentBytes;
 use super::writer::Writer;

@@ -279,6 +279,12 @@ impl MachineLink {
         self.durable_at(admitted).await;
     }
 
+    /// As if a session had admitted the stream through here.
+    #[cfg(test)]
+    pub(crate) async fn admitted(&self, through: Sequence) {
+        self.stream.lock().await.sequence = through;
+    }
+
     /// The last word, once it is said.
     pub async fn last_word(&self) -> LastWord {
         let mut ended = self.ended.subscribe();

@@ -126,11 +126,18 @@ impl Registry {
         let context = shared.upload_context(machine, keys);
         let seen = upload::look(&context).await.map_err(|error| refused(&error))?;
         let (key, manifest) = (MachineKey::of(machine), seen.map(|claim| claim.manifest));
-        let fate = self.kept().fate(key, manifest.as_ref(), &shared.server);
+        let fate = {
+            let mut kept = self.kept();
+            let fate = kept.fate(key, manifest.as_ref(), &shared.server);
+            // At once: of a machine that was fenced others come in as long as its log writes.
+            if fate == Fate::GiveUp {
+                kept.give_up(key);
+            }
+            fate
+        };
         match fate {
             Fate::Claim => self.claimed(machine, &document).await.map(|_| Left::Nothing),
             Fate::GiveUp => {
-                self.kept().give_up(key);
                 tracing::info!(%machine, "what was held here is published by another server");
                 Ok(Left::Nothing)
             }

@@ -111,6 +111,8 @@ pub(super) struct Served {
     /// Its uploads stopped for good: it stays as it is until the server is restarted.
     stuck: Arc<AtomicBool>,
     pub(super) state: watch::Sender<State>,
+    /// Its pipeline was fenced: what is durable of it is among the kept records.
+    pub(super) fenced: watch::Sender<bool>,
     keep_every_write: Arc<AtomicBool>,
 }
 
@@ -279,8 +281,7 @@ impl Registry {
                     },
                 }
             }
-            let mut state = served.state.subscribe();
-            drop(state.wait_for(|state| *state == State::Gone).await); // we hold the sender
+            self.gone(&served).await?;
         }
     }
 
@@ -338,13 +339,20 @@ impl Registry {
                 detach(&routes, &link).await;
             }
         };
-        let Ended { fenced, held } = work.run(durable, detached).await;
+        let give = |records| {
+            self.kept().hold(records, generation, true);
+            self.kept_changed.notify_one();
+            if let Some(served) = served.upgrade() {
+                served.fenced.send_replace(true);
+            }
+        };
+        let Ended { fenced, held } = work.run(durable, give, detached).await;
         if fenced {
             self.shared.metrics.scale.fenced.fetch_add(1, Ordering::Relaxed);
         }
         let all = held.is_empty() && !fenced;
         if !held.is_empty() {
-            self.kept().hold(held, generation, fenced);
+            self.kept().hold(held, generation, false);
             self.kept_changed.notify_one();
         }
         let Some(served) = served.upgrade() else { return };
@@ -453,6 +461,7 @@ impl Registry {
             moving: AtomicBool::new(false),
             stuck: Arc::clone(&stuck),
             state: watch::Sender::new(State::Running),
+            fenced: watch::Sender::new(false),
             keep_every_write: Arc::clone(&keep_every_write),
         });
         let work = Pipeline {
@@ -554,7 +563,7 @@ impl Shared {
     }
 }
 
-fn draining(machine: &MachineId) -> OpenError {
+pub(super) fn draining(machine: &MachineId) -> OpenError {
     OpenError::NotOwner { machine: machine.clone(), reason: "the server drains".to_owned() }
 }
 

@@ -19,6 +19,7 @@ mod error;
 mod garbage;
 mod handover;
 mod keeping;
+mod logs;
 mod machines;
 mod operator;
 mod ownership;

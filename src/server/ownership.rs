@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::machines::{Registry, unreadable};
+use super::machines::{Registry, Served, State, draining, unreadable};
 use super::peers::{Found, Place};
 use crate::ingest::OpenError;
 use crate::model::{MachineId, MachineKey};
@@ -91,6 +91,44 @@ impl Registry {
                 Some(to) => return Err(elsewhere(machine, &to, "is its process server now")),
             }
         }
+    }
+
+    /// Waits until a machine whose link has ended here can be claimed anew, for its agent at the door.
+    ///
+    /// # Errors
+    /// `Elsewhere` when another one serves it, or shall.
+    pub(super) async fn gone(&self, served: &Served) -> Result<(), OpenError> {
+        let (mut state, mut fenced) = (served.state.subscribe(), served.fenced.subscribe());
+        tokio::select! {
+            biased;
+            _ = state.wait_for(|state| *state == State::Gone) => return Ok(()),
+            _ = fenced.wait_for(|fenced| *fenced) => {}
+        }
+        self.make_way(served).await?;
+        drop(state.wait_for(|state| *state == State::Gone).await); // we hold the sender
+        Ok(())
+    }
+
+    /// Row K2 before the claim: what was durable here when the machine was fenced may take the room that
+    /// the last of its records wait for in the log's queue, and as long as they do it cannot be claimed.
+    async fn make_way(&self, served: &Served) -> Result<(), OpenError> {
+        let (context, machine) = (&served.context, served.link.machine());
+        let seen = upload::look(context).await.map_err(|error| OpenError::NotOwner {
+            machine: machine.clone(),
+            reason: error_chain(&error),
+        })?;
+        match self.decide(machine, seen.as_ref()).await? {
+            Decision::Serves(owner) => return Err(self.redirected(machine, &owner)),
+            Decision::Give { .. } => drop(self.own(context).await?), // else sends the agent there
+            Decision::Take { .. } => {}
+        }
+        if *self.shared().drain.borrow() {
+            return Err(draining(machine));
+        }
+        tracing::warn!(%machine, "records of the cache log are given up: the machine was taken while \
+            they were here, and its agent, which is at the door, sends them again");
+        self.kept().give_up(served.link.key());
+        Ok(())
     }
 
     async fn decide(

@@ -363,6 +363,61 @@ async fn what_a_fenced_server_made_durable_is_held() {
     first.let_go(&records).await;
 }
 
+/// A machine of which three records are durable here when it is taken, and one waits in the queue of a log
+/// that has no room but what those three take.
+async fn fenced_with_a_full_log() -> (Site, Site, MachineId, Vec<Durable>) {
+    let (first, second, machine) = two().await;
+    let link = first.opens(&machine).await;
+    link.admitted(Sequence(4)).await;
+    first.cut_off("ps-1");
+    second.opens(&machine).await;
+    first.back("ps-1").await;
+    let records = kept(&machine);
+    first.registry.routes().durable(records[..3].to_vec());
+    let mut steps = 0..100_000;
+    while first.registry.kept().records() < 3 {
+        steps.next().expect("it finds out");
+        first.clock.advance(Duration::from_millis(100)).await;
+    }
+    assert!(first.registry.served(&machine).is_some(), "a record is on its way through the log");
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
+    assert_eq!(first.sends(&machine).await, "ps-2");
+    assert!(records[..3].iter().all(|record| record.holders() > 1), "nothing is given up for that");
+    (first, second, machine, records)
+}
+
+/// The other one dies before it has published anything.
+#[tokio::test]
+async fn a_fenced_machine_whose_log_is_full_makes_way_for_its_agent() {
+    let (first, _second, machine, records) = fenced_with_a_full_log().await;
+    first.cut_off("ps-2");
+    let (registry, asked) = (Arc::clone(&first.registry), machine.clone());
+    let opening = tokio::spawn(async move { registry.open(&asked, &CERTIFICATE).await });
+    first.let_go(&records[..3]).await; // K2: there is room
+    assert!(!opening.is_finished(), "its last record is not written");
+    first.registry.routes().durable(records[3..].to_vec());
+    first.settles(|| opening.is_finished()).await;
+    assert!(!opening.await.unwrap().unwrap().has_ended());
+    assert_eq!(first.metrics.machine(&machine).watermarks().durable, Sequence::ZERO);
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 3));
+    first.let_go(&records).await;
+}
+
+#[tokio::test]
+async fn a_fenced_machine_whose_log_is_full_gives_up_what_the_other_has_published() {
+    let (first, second, machine, records) = fenced_with_a_full_log().await;
+    second.registry.routes().durable(kept(&machine));
+    second.published(&machine, 4).await;
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Nothing);
+    first.let_go(&records[..3]).await;
+    // What the log writes then is looked at for itself.
+    first.registry.routes().durable(records[3..].to_vec());
+    first.stops_serving(&machine).await;
+    assert_eq!(first.registry.kept().records(), 1);
+    assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Nothing);
+    first.let_go(&records).await;
+}
+
 /// The manifest names both alike: only who was fenced knows that somebody else went on.
 #[tokio::test]
 async fn what_was_durable_when_a_process_of_the_same_name_came_is_held() {

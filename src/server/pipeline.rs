@@ -69,7 +69,7 @@ struct Stopped {
 /// How a pipeline ended: its queue was closed in every case.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// Another process server took the machine.
+    /// Another process server took the machine: what was held was given away at once.
     pub(super) fenced: bool,
     /// Durable here and not published, in stream order: they may be the only copies.
     pub(super) held: Vec<Durable>,
@@ -113,10 +113,13 @@ impl Stop {
 impl Pipeline {
     /// Runs until `durable` is closed, and everything is published unless something stopped it. Then it
     /// says so and keeps every record in the cache log; nothing that other machines could use is kept
-    /// meanwhile. When it was fenced, `detach` sees to it that the queue is closed.
+    /// meanwhile. When it was fenced, `detach` sees to it that the queue is closed, and `give` is told what is
+    /// durable and not published, in stream order: at once, because the last records may wait in the log's queue
+    /// for the very room that the first ones take.
     pub(super) async fn run(
         self,
         mut durable: mpsc::UnboundedReceiver<Durable>,
+        give: impl Fn(Vec<Durable>),
         detach: impl Future<Output = ()>,
     ) -> Ended {
         let mut stopped = Stopped { fenced: false, held: Vec::new() };
@@ -128,19 +131,21 @@ impl Pipeline {
             }
         }
         let Stopped { fenced, mut held } = stopped;
-        let rest = async {
-            while let Some(record) = durable.recv().await {
-                held.push(record);
-            }
-        };
+        held.sort_by_key(Durable::sequence);
         if fenced {
+            give(std::mem::take(&mut held));
+            let rest = async {
+                while let Some(record) = durable.recv().await {
+                    give(vec![record]);
+                }
+            };
             tokio::join!(detach, rest);
-        } else {
-            rest.await;
+        }
+        while let Some(record) = durable.recv().await {
+            held.push(record); // later ones than those
         }
         // What is left is another server's to publish, or the next life's.
         self.metrics.backlog_bytes.store(0, Ordering::Relaxed);
-        held.sort_by_key(Durable::sequence);
         Ended { fenced, held }
     }
 

@@ -61,6 +61,8 @@ struct Rig {
     /// A handle on each: it tells who else has one.
     pushed: Vec<Durable>,
     task: tokio::task::JoinHandle<Ended>,
+    /// What it gave away when it was fenced.
+    given: Arc<std::sync::Mutex<Vec<Durable>>>,
     /// Told when it was fenced.
     detached: tokio::sync::oneshot::Receiver<()>,
     next: u64,
@@ -105,9 +107,25 @@ impl Rig {
         let (records, durable) = mpsc::unbounded_channel();
         let (fenced, detached) = tokio::sync::oneshot::channel();
         let detach = async move { fenced.send(()).unwrap() };
-        let task = tokio::spawn(pipeline.run(durable, detach));
+        let given = Arc::<std::sync::Mutex<Vec<Durable>>>::default();
+        let taken = Arc::clone(&given);
+        let give = move |records| taken.lock().unwrap().extend(records);
+        let task = tokio::spawn(pipeline.run(durable, give, detach));
         let (pushed, looks) = (Vec::new(), Cell::new(1));
-        Self { faulty, clock, context, metrics, records, pushed, task, detached, next: 1, looks }
+        let next = 1;
+        Self {
+            faulty,
+            clock,
+            context,
+            metrics,
+            records,
+            pushed,
+            task,
+            given,
+            detached,
+            next,
+            looks,
+        }
     }
 
     fn push(&mut self, change: Change) {
@@ -201,13 +219,16 @@ async fn a_machine_that_was_taken_while_it_was_quiet_publishes_nothing() {
     rig.clock.advance(QUIET * 2).await;
     let theirs = claim(&rig.context, &"ps-2".parse().unwrap()).await.unwrap();
     rig.write();
-    let Rig { task, context, records, pushed, detached, .. } = rig;
+    let Rig { task, context, records, mut pushed, given, detached, .. } = rig;
     detached.await.unwrap(); // it finds out although its queue is open
+    let given = || given.lock().unwrap().iter().map(Durable::sequence).collect::<Vec<_>>();
+    let last = pushed.pop().unwrap();
+    assert_eq!(given(), [last.sequence()], "it may be the only copy, and room is waited for");
+    records.send(last.clone()).unwrap();
     drop(records);
     let Ended { fenced, held } = task.await.unwrap();
-    assert!(fenced);
-    let sequences: Vec<_> = held.iter().map(Durable::sequence).collect();
-    assert_eq!(sequences, [pushed.last().unwrap().sequence()], "it may be the only copy");
+    assert!(fenced && held.is_empty());
+    assert_eq!(given(), [last.sequence(); 2], "and what became durable afterwards");
     let manifest = context.log.manifest().await.unwrap().unwrap().0;
     assert_eq!(manifest, theirs.manifest);
 }

@@ -15,6 +15,7 @@ use super::applying::{Applying, News};
 use super::closing::{self, Closed, LogEnded};
 use super::error::ServerError;
 use super::handover::GIVE_UP_MAX;
+use super::logs;
 use super::machines::{Registry, ShardQueue, Shared};
 use super::operator;
 use super::pacing::Pacing;
@@ -26,7 +27,7 @@ use super::recovered::Kept;
 use super::retune::{Retune, sealed_bytes};
 use super::shard::{self, Shard};
 use crate::apply::Bodies;
-use crate::cache::{self, CacheError, Opened, Recycling};
+use crate::cache::{Opened, Recycling};
 use crate::clock::{Clock, Entropy};
 use crate::ingest::{self, Admitted, Ingest, IngestSetup, QuicConfig};
 use crate::observe::endpoint::{Door, Observed};
@@ -102,7 +103,7 @@ impl ProcessServer {
         let (data, datagrams) = listen_both(settings.listen, settings.shards)?;
         let observed = listen(settings.metrics_listen)?;
         let vault = open_vault(&settings, &kek, &metrics).await?;
-        let opened = open_logs(&settings, &clock, &entropy, &metrics).await?;
+        let opened = logs::open(&settings, &clock, &entropy, &metrics).await?;
         let addresses = Addresses {
             data: address(&data[0], settings.listen)?,
             metrics: address(&observed, settings.metrics_listen)?,
@@ -517,33 +518,4 @@ pub(super) async fn open_vault(
     let vault = Vault::new(store, kek.derive("holdfast vault 1"));
     vault.expect_site(&settings.site).await?;
     Ok(vault)
-}
-
-async fn open_logs(
-    settings: &ServerSettings,
-    clock: &Arc<dyn Clock>,
-    entropy: &Arc<dyn Entropy>,
-    metrics: &Arc<Metrics>,
-) -> Result<Vec<Opened>, ServerError> {
-    let mut opened: Vec<Opened> = Vec::new();
-    let found = cache::shards_found(&settings.cache.directory)?;
-    for shard in 0..settings.shards {
-        // Before a log is added: a machine's shard depends on how many there are.
-        if shard == found && opened.iter().any(|log| !log.recovered.is_empty()) {
-            let (directory, shards) = (settings.cache.directory.clone(), settings.shards);
-            return Err(CacheError::MoreShards { directory, found, shards }.into());
-        }
-        let (cache, shards) = (settings.cache.clone(), settings.shards);
-        let (clock, entropy) = (Arc::clone(clock), Arc::clone(entropy));
-        let measured = Arc::clone(metrics);
-        let open = move || cache::open(&cache, shard, shards, clock, entropy, measured);
-        let log =
-            tokio::task::spawn_blocking(open).await.map_err(|_| ServerError::Shard { shard })??;
-        for damage in &log.damage {
-            tracing::error!(shard, %damage, "damage in the cache log");
-            metrics.note_cache_damage(damage);
-        }
-        opened.push(log);
-    }
-    Ok(opened)
 }

@@ -1,5 +1,6 @@
 //! Settings that passed every check, with units in their types.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,8 +29,8 @@ pub struct ServerSettings {
     pub tls: TlsFiles,
     /// The key-encryption key: 32 bytes as 64 hexadecimal digits in a file of mode 0600.
     pub key_file: PathBuf,
-    /// Number of shards (threads with their own cache log); default: cores, as far as cache and
-    /// memory go round.
+    /// Number of shards (threads with their own cache log); default: as many as have logs already, else
+    /// cores, as far as cache and memory go round.
     pub shards: u16,
     /// Cache log.
     pub cache: CacheSettings,
@@ -102,6 +103,36 @@ pub struct CacheSettings {
     /// Fill at which credit is withheld; default 0.85.
     pub stop_fill: f64,
 }
+
+impl CacheSettings {
+    /// Where the log of a shard lies.
+    #[must_use]
+    pub fn shard_directory(&self, shard: u16) -> PathBuf {
+        self.directory.join(format!("{SHARD}{shard}"))
+    }
+
+    /// How many shards have logs: one more than the highest number.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be read.
+    pub fn shards_found(&self) -> io::Result<u16> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut found = 0;
+        for entry in entries {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(SHARD));
+            let number = number.and_then(|number| number.parse::<u16>().ok());
+            found = found.max(number.map_or(0, |number| number.saturating_add(1)));
+        }
+        Ok(found)
+    }
+}
+
+/// What the directories of shards' logs are called, before their numbers.
+const SHARD: &str = "shard-";
 
 /// When a batch closes.
 #[derive(Clone, Debug)]

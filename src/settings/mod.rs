@@ -1,7 +1,7 @@
 //! Settings: TOML → raw → checked, all violations at once. Documented in `docs/configuration.md`.
 //!
 //! Owns: the two files, their defaults and rules. Does not own: whether what they name exists; the
-//! stage that opens it says so.
+//! stage that opens it says so. Looked at is one thing, for one default: how many logs the cache has.
 
 mod agent;
 mod azure;

@@ -42,7 +42,7 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         run_directory: c.path("run_directory", raw.run_directory.as_deref(), "run"),
         tls: tls(&mut c, &raw.tls),
         key_file: c.path("key_file", raw.key_file.as_deref(), "kek.hex"),
-        shards: c.narrow("shards", raw.shards, shards_default(&raw), 1..=256),
+        shards: 0,
         cache: cache(&mut c, &raw.cache),
         batch: BatchSettings { bytes_max: 0, age_max: Duration::ZERO },
         seal: seal(&mut c, &raw.seal),
@@ -66,6 +66,8 @@ pub(super) fn check(raw: RawServer, path: &Path) -> Result<ServerSettings, Setti
         sidecar: sidecar(&mut c, &raw.sidecar),
         prices: None,
     };
+    let shards = shards_default(&raw, &settings.cache);
+    settings.shards = c.narrow("shards", raw.shards, shards, 1..=256);
     for row in TABLE {
         tunable(&mut c, row, &raw, &mut settings);
     }
@@ -252,8 +254,14 @@ const SHARD_SEGMENTS_MIN: u64 = 4;
 /// Memory that one shard needs for what it receives.
 const SHARD_RECEIVE_BYTES_MIN: u64 = 4 << 20;
 
-/// A shard for each core, as far as cache and memory go round.
-fn shards_default(raw: &RawServer) -> u64 {
+/// As many as have logs: another number is refused while there are records in them, and this host may have
+/// had more cores, or fewer. Else one for each core, as far as cache and memory go round.
+fn shards_default(raw: &RawServer, cache: &CacheSettings) -> u64 {
+    // Where it cannot be read, the server says so.
+    let found = cache.shards_found().unwrap_or(0);
+    if found > 0 {
+        return u64::from(found.min(256));
+    }
     let set = |value: Option<i64>, default| {
         value.map_or(default, |value| u64::try_from(value).unwrap_or(0))
     };

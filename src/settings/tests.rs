@@ -47,6 +47,22 @@ fn defaults_are_those_of_the_checked_types() {
     assert!(socket.ends_with("a.sock") && socket.is_absolute());
 }
 
+/// A host that starts with other cores, and a cache that holds records, is a server that starts.
+#[test]
+fn there_are_as_many_shards_as_logs_unless_it_is_set() {
+    let (directory, path) = written(SERVER);
+    let by_cores = load_server(&path).unwrap().shards;
+    let cache = directory.path().join("cache");
+    for shard in 0..7 {
+        std::fs::create_dir_all(cache.join(format!("shard-{shard}"))).unwrap();
+    }
+    std::fs::write(cache.join("lease"), "").unwrap();
+    assert_ne!(by_cores, 7, "a host of another number of cores");
+    assert_eq!(load_server(&path).unwrap().shards, 7);
+    std::fs::write(&path, format!("{SERVER}shards = 2\n")).unwrap();
+    assert_eq!(load_server(&path).unwrap().shards, 2);
+}
+
 #[test]
 fn default_memory_stays_below_512_mib_while_the_cache_log_is_emptied() {
     let four = server(&format!("{SERVER}[seal]\nthreads = 4\n")).unwrap();
@@ -94,12 +110,12 @@ fn all_violations_are_reported_at_once() {
             "site",
             "server",
             "store",
-            "shards",
             "cache.bytes_max",
             "seal.frame_bytes",
             "upload.window[0].days",
             "upload.window[0].hours",
             "upload.window[0].bytes_per_s",
+            "shards",
             "cache.stop_fill",
             "batch.age_max_ms",
             "seal.level",
