@@ -44,6 +44,7 @@ mod route;
 mod run;
 mod session;
 mod source;
+mod source_identity;
 mod status;
 mod stream;
 #[cfg(test)]

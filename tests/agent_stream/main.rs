@@ -4,6 +4,7 @@
 
 mod bandwidth;
 mod machine;
+mod replaced;
 mod server;
 mod stream;
 mod takeover;

@@ -7,6 +7,7 @@ use super::hashes::{Hash, Hashes, blank};
 use crate::agent::bitmap::{Identity, Teller};
 use crate::agent::crash_tests::{Fragile, Power};
 use crate::clock::System;
+use crate::agent::source_identity::SourceIdentity;
 use crate::model::MachineKey;
 
 /// Three pages.
@@ -20,6 +21,7 @@ fn identity() -> Identity {
         chunk_bytes: 65536,
         disks_crc: 1,
         teller: Teller::Scan,
+        source: SourceIdentity::default(),
     }
 }
 
