@@ -5,6 +5,7 @@
 mod bandwidth;
 mod machine;
 mod replaced;
+mod scanned;
 mod server;
 mod stream;
 mod takeover;

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicI64;
 use super::hashes::{Hash, Hashes, blank};
 use crate::agent::bitmap::{Identity, Teller};
 use crate::agent::crash_tests::{Fragile, Power};
-use crate::clock::System;
 use crate::agent::source_identity::SourceIdentity;
+use crate::clock::System;
 use crate::model::MachineKey;
 
 /// Three pages.
