@@ -204,6 +204,55 @@ fn an_applier_that_meets_damage_says_so_and_goes_on_after_the_cure() {
 }
 
 #[test]
+fn a_lost_seed_disk_is_left_behind_by_the_words_of_its_error() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let Protected { site, agent_site, server, agent, workload } = protect(Site::new(), true);
+    server.stop();
+    fs::remove_file(support::seed_disk(&site.store, SEED_DISK)).unwrap();
+    let server = site.serve();
+    let status =
+        || String::from_utf8_lossy(&site.try_holdfast(&["status", "web-1"]).stdout).into_owned();
+    let said = eventually("status says what to do", 60, || {
+        let said = status();
+        (said.contains("applying stopped") && said.contains(SEED_DISK)).then_some(said)
+    });
+    let words = said.split('`').nth(1).unwrap_or_else(|| panic!("no command: {said}"));
+    let (program, args) = words.split_once(' ').unwrap();
+    assert_eq!(program, "holdfast", "{said}");
+    let resync = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.args(args.split(' ')).arg("--config").arg(agent_site.config());
+        let output = command.output().unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&all).into_owned())
+    };
+    let (code, refused) = resync();
+    assert_eq!(code, Some(1), "{refused}");
+    assert!(refused.contains("running agent; stop that one first"), "{refused}");
+    workload.finish();
+    agent.stop();
+    let (code, done) = resync();
+    assert_eq!(code, Some(0), "{done}");
+    assert!(done.contains("published of root") && done.contains("new epoch"), "{done}");
+    let agent = agent_site.start(&["root"]);
+    eventually("a bookmark", 120, || {
+        let args = ["bookmark", "web-1", "--name", "after", "--wait", "recoverable"];
+        site.try_holdfast(&args).status.success().then_some(())
+    });
+    eventually("the point is applied", 60, || {
+        let points = site.points("web-1");
+        let after = points.iter().find(|point| point["name"] == "after")?;
+        (after["stored"] == "both").then_some(())
+    });
+    let image = fs::read(site.export("web-1", "root", "name:after")).unwrap();
+    assert!(image == fs::read(site.disk("web-1", "root")).unwrap());
+    assert!(!status().contains("applying stopped"), "{}", status());
+    drop((agent, server));
+}
+
+#[test]
 fn a_flipped_bit_in_the_cache_log_is_reported_and_repaired_by_the_agent() {
     if !have(&["curl"]) {
         return;

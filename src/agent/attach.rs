@@ -71,6 +71,7 @@ impl Stream {
                 // The stream's next, even if the bitmap had begun one that never got there.
                 let next = Epoch(welcome.epoch.0.saturating_add(1));
                 self.restart(&mut core, at, &why);
+                core.because = Some(why.clone());
                 // Stays if this life ends before the epoch is on disk: the next tries again.
                 core.resync = Some(why);
                 drop(core);

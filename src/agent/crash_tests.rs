@@ -14,6 +14,7 @@ use super::catchup::{self, Place};
 use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
 use super::medium::Medium;
+use super::source_identity::SourceIdentity;
 use super::stream::Stream;
 use super::syncs::Syncs;
 use crate::format::wire::{HEADER_BYTES, Welcome};
@@ -246,6 +247,7 @@ pub(super) fn identity() -> Identity {
         chunk_bytes: CHUNK as u32,
         disks_crc: 7,
         teller: Teller::Agent,
+        source: SourceIdentity::default(),
     }
 }
 
@@ -267,7 +269,7 @@ impl Life {
         let (bitmap, _) = bitmap::load(Box::new(Arc::clone(&bits)), &identity()).unwrap();
         let bitmap = bitmap.expect("two headers, one written at a time: one is always whole");
         let (epoch, witnessed, clean) = bitmap.history();
-        let _said = bitmap.mark_clean(false, Sequence::ZERO);
+        let _said = bitmap.mark_running();
         let disk = Arc::new(Disk {
             index: DiskIndex(0),
             name: "root".parse().unwrap(),

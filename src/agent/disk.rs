@@ -15,6 +15,7 @@ use crate::settings::AgentMode;
 use super::bitmap::Bitmap;
 use super::locks::RangeLocks;
 use super::medium::Medium;
+use super::source_identity::Changed;
 use super::stream::Stream;
 use super::syncs::Syncs;
 use super::turnover::Turnover;
@@ -47,6 +48,19 @@ impl Disk {
     /// hold, so no later one succeeds: neither the workload nor a cleared bit may rest on them.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.syncs.sync(self.source.as_ref())
+    }
+
+    /// When the source was changed last, on disk; `None` when that cannot be known, or somebody still
+    /// writes or reads it.
+    ///
+    /// # Errors
+    /// When the source cannot be synced.
+    pub(super) fn changed(&self) -> io::Result<Option<Changed>> {
+        if !self.locks.ranges().is_empty() {
+            return Ok(None);
+        }
+        self.sync()?;
+        self.source.changed()
     }
 }
 

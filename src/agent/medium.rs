@@ -6,6 +6,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::source_identity::{Changed, SourceIdentity};
+
 /// A file of fixed size. What was written is safe from a power cut only after a later [`Self::sync`]
 /// succeeded; until then any subset of its sectors may survive.
 pub(super) trait Medium: Send + Sync + 'static {
@@ -22,6 +24,17 @@ pub(super) trait Medium: Send + Sync + 'static {
     fn next_data(&self, offset: u64, end: u64) -> io::Result<u64>;
     /// First byte at or after `offset` that lies in a hole; `end` when there is none before it.
     fn next_hole(&self, offset: u64, end: u64) -> io::Result<u64>;
+    /// What tells it from another one in its place. Nothing, where whoever tells of its writes would notice.
+    fn identity(&self) -> SourceIdentity {
+        SourceIdentity::default()
+    }
+    /// Syncs all of it, its times too, and says when it was changed last; `None` when it cannot be known.
+    ///
+    /// # Errors
+    /// As of [`Self::sync`].
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        Ok(None)
+    }
     /// Whoever sees the writes of others lets reads through from here on. Most media have no others.
     fn guard(&self, gate: Arc<dyn Gate>) {
         drop(gate);

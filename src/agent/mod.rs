@@ -5,6 +5,7 @@
 //! order is read again by `catchup`; `clearing` forgets what is published. The rules, the
 //! bitmap's layout and the decision tables are in `docs/agent.md`.
 
+mod anew;
 mod attach;
 mod bandwidth;
 mod beats;
@@ -48,6 +49,7 @@ mod route;
 mod run;
 mod session;
 mod source;
+mod source_identity;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -60,6 +62,7 @@ mod watchdog;
 mod watchdog_tests;
 mod welcome;
 
+pub use anew::resync;
 pub use capture::mirror::GuestDevice;
 pub use capture::release;
 pub use control::reload;

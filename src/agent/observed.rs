@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, TryLockError};
 
-use crate::model::{Bookmark, Change, DiskIndex, TrackingMode};
+use crate::model::{Bookmark, Change, DiskIndex, Timestamp, TrackingMode};
 
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
@@ -153,12 +153,21 @@ impl Stream {
         }
     }
 
+    /// The moment whose state a point shows that is placed `now`: an earlier one where a disk is not
+    /// watched but looked at from time to time.
+    pub(super) fn moment_shown(&self, now: Timestamp) -> Timestamp {
+        let observers = self.observers();
+        let ages = observers.iter().flat_map(|observer| observer.ages());
+        let oldest = ages.filter_map(|(_, age)| age.now).max().unwrap_or_default();
+        Timestamp(now.0.saturating_sub(i64::try_from(oldest.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// [`Stream::bookmark`] behind everything that the workload did before this call, also where it is
     /// seen after the fact. Blocks while an observer catches up.
     ///
     /// # Errors
     /// As there, and when an observer cannot tell.
-    pub(super) fn bookmark_behind_all(&self, bookmark: Bookmark) -> Result<Placed, String> {
+    pub(super) fn bookmark_behind_all(&self, mut bookmark: Bookmark) -> Result<Placed, String> {
         let observers = self.observers();
         if observers.is_empty() {
             return self.bookmark(bookmark);
@@ -169,6 +178,8 @@ impl Stream {
         observers.iter().try_for_each(|observer| observer.settle())?;
         let placed = {
             let mut core = self.lock();
+            // Under the lock: no catch-up brings a newer state between the two.
+            bookmark.time = self.moment_shown(bookmark.time);
             let placed = self.place_bookmark(&mut core, bookmark)?;
             core.unconfirmed = Some(placed.sequence);
             placed

@@ -16,11 +16,12 @@ use crate::format::bytes::Writer;
 use crate::model::{DISKS_MAX, DiskIndex, Epoch, MachineKey, Sequence, WRITE_BYTES_MAX};
 use crate::settings::{AgentDisk, AgentSettings};
 
-use super::bitmap::{self, Found, Identity, Teller};
+use super::bitmap::{self, Bitmap, Found, Identity, Teller};
 use super::capture::{self, Scanned};
 use super::disk::Disk;
 use super::error::AgentError;
 use super::locks::RangeLocks;
+use super::medium::Medium;
 use super::stream::Stream;
 use super::syncs::Syncs;
 use super::turnover::{Awaited, Turnover};
@@ -52,19 +53,13 @@ pub(super) fn open(
     let disks_crc = crc32fast::hash(&layout.0);
     let (mut disks, mut past) = (Vec::new(), Past::default());
     for (index, (disk, (medium, size_bytes))) in order.iter().zip(sources).enumerate() {
-        let identity = Identity {
-            machine: MachineKey::of(&settings.machine),
-            disk: disk.name.clone(),
-            disk_bytes: size_bytes,
-            chunk_bytes: settings.bitmap_chunk_bytes,
-            disks_crc,
-            teller: Teller::from(&disk.capture),
-        };
-        let path = directory.join(format!("{}.bitmap", disk.name));
         let turnover = Arc::new(Turnover::default());
+        let identity = identity(settings, disk, medium.as_ref(), size_bytes, disks_crc);
+        let path = directory.join(format!("{}.bitmap", disk.name));
         let (bitmap, found) = bitmap::open(&path, &identity, &turnover)
             .map_err(|source| AgentError::io(&path, "open the bitmap", source))?;
-        past.add(&path, &found, bitmap.history());
+        past.add(disk, &path, &found, bitmap.history());
+        past.written(disk, &bitmap, medium.as_ref())?;
         disks.push(Arc::new(Disk {
             index: DiskIndex(index as u16),
             name: disk.name.clone(),
@@ -78,15 +73,39 @@ pub(super) fn open(
     }
     let clean = past.clean && past.resync.is_none();
     for disk in &disks {
-        // From the first write on the last stop is not clean any more.
-        let said = disk.bitmap.mark_clean(false, Sequence::ZERO);
-        said.map_err(action("write the bitmap"))?;
+        disk.bitmap.mark_running().map_err(action("write the bitmap"))?;
     }
-    let Past { epoch, witnessed, resync, .. } = past;
+    let Past { epoch, witnessed, resync, because, .. } = past;
     let epoch = epoch.unwrap_or_default();
     let bytes_max = settings.buffer_bytes_max;
     let stream = Stream::new(disks, bytes_max, epoch, witnessed, clean, resync);
+    stream.lock().because = because;
     Ok((lock, stream, opening.scanned))
+}
+
+/// What a disk's bitmap must be about.
+fn identity(
+    settings: &AgentSettings,
+    disk: &AgentDisk,
+    medium: &dyn Medium,
+    disk_bytes: u64,
+    disks_crc: u32,
+) -> Identity {
+    let (teller, source) = (Teller::from(&disk.capture), medium.identity());
+    if teller == Teller::Agent && !source.is_known() {
+        let (disk, path) = (&disk.name, disk.path.display());
+        tracing::warn!(%disk, %path, "nothing that lasts over a boot tells this device from another one of its \
+            size (no WWID, serial or UUID): after putting another in its place run `holdfast agent resync`");
+    }
+    Identity {
+        machine: MachineKey::of(&settings.machine),
+        disk: disk.name.clone(),
+        disk_bytes,
+        chunk_bytes: settings.bitmap_chunk_bytes,
+        disks_crc,
+        teller,
+        source,
+    }
 }
 
 fn check(settings: &AgentSettings) -> Result<(), AgentError> {
@@ -187,18 +206,26 @@ struct Past {
     witnessed: Sequence,
     clean: bool,
     resync: Option<String>,
+    /// Why everything of a disk is read again in the same epoch.
+    because: Option<String>,
 }
 
 impl Default for Past {
     fn default() -> Self {
-        Self { epoch: None, witnessed: Sequence::ZERO, clean: true, resync: None }
+        Self { epoch: None, witnessed: Sequence::ZERO, clean: true, resync: None, because: None }
     }
 }
 
 impl Past {
-    fn add(&mut self, path: &Path, found: &Found, history: (Epoch, Sequence, bool)) {
+    fn add(
+        &mut self,
+        disk: &AgentDisk,
+        path: &Path,
+        found: &Found,
+        history: (Epoch, Sequence, bool),
+    ) {
         let (epoch, witnessed, clean) = history;
-        let path = path.display();
+        let (source, path) = (disk.path.display(), path.display());
         match found {
             Found::Kept { damaged_pages, damaged_header } => {
                 if *damaged_pages > 0 || *damaged_header {
@@ -210,12 +237,37 @@ impl Past {
                 }
             }
             Found::Nothing(why) => {
-                tracing::warn!(%path, why, "no usable bitmap: the next connection begins a new epoch");
-                self.resync = Some(format!("{path}: {why}"));
+                tracing::warn!(%source, %path, why, "no usable bitmap: the next connection begins a new epoch");
+                self.resync = Some(format!("{source} ({path}): {why}"));
             }
         }
         self.epoch = self.epoch.max(Some(epoch));
         self.witnessed = self.witnessed.max(witnessed);
         self.clean &= clean;
+    }
+
+    /// Whether the source was written past the agent since it stopped: then nothing of it is believed.
+    fn written(
+        &mut self,
+        disk: &AgentDisk,
+        bitmap: &Bitmap,
+        medium: &dyn Medium,
+    ) -> Result<(), AgentError> {
+        let path = &disk.path;
+        let Some(before) = bitmap.changed() else { return Ok(()) };
+        let now = medium.changed();
+        let now = now.map_err(|source| AgentError::io(path, "look when it was changed", source))?;
+        if now == Some(before) {
+            return Ok(());
+        }
+        let why = format!(
+            "{} was changed while no agent ran (written, or its owner, mode or name), so all of it is read again",
+            path.display()
+        );
+        tracing::warn!(disk = %disk.name, why);
+        // On disk before the note of that time goes.
+        bitmap.distrust().map_err(|source| AgentError::io(path, "write the bitmap", source))?;
+        self.because = Some(why);
+        Ok(())
     }
 }

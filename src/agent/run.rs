@@ -386,18 +386,23 @@ impl Stream {
         !core.withheld.is_empty() && core.witnessed >= core.last
     }
 
-    /// Clears what can be cleared and says so in the bitmaps. Nothing writes any more.
+    /// Clears what can be cleared and says so in the bitmaps, and when the sources were changed last.
+    /// Nothing writes any more.
     fn settle(&self) -> std::io::Result<Stopped> {
-        if !self.settled() {
-            return Ok(Stopped::Unsettled);
+        let settled = self.settled();
+        if settled {
+            self.lock().connected = true; // a round begins only while watermarks can come; all came
+            self.lock().round = None;
+            while self.clear_step()? == Round::Waits {}
         }
-        self.lock().connected = true; // a round begins only while watermarks can come; all came
-        self.lock().round = None;
-        while self.clear_step()? == Round::Waits {}
         let witnessed = self.lock().witnessed;
-        let clean = self.disks.iter().all(|disk| disk.bitmap.set_bytes() == 0);
+        let clean = settled && self.disks.iter().all(|disk| disk.bitmap.set_bytes() == 0);
         for disk in &self.disks {
-            disk.bitmap.mark_clean(clean, witnessed)?;
+            let changed = disk.changed().unwrap_or_else(|error| {
+                tracing::error!(disk = %disk.name, %error, "the source disk did not sync");
+                None
+            });
+            disk.bitmap.mark_stopped(clean, witnessed, changed)?;
         }
         Ok(if clean { Stopped::Clean } else { Stopped::Unsettled })
     }

@@ -324,7 +324,7 @@ impl Session<'_> {
     /// How the agent is, and how far it was told that its stream is published.
     fn progress(&self) -> (Progress, Sequence) {
         // The time first: what was acknowledged before it is in what is read after it.
-        let time = self.shared.clock.wall();
+        let time = self.shared.stream.moment_shown(self.shared.clock.wall());
         let core = self.shared.stream.lock();
         let disks = &self.shared.stream.disks;
         let progress = Progress {

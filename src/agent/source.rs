@@ -15,6 +15,7 @@ use crate::model::{DISK_BYTES_MAX, SECTOR_BYTES};
 
 use super::error::AgentError;
 use super::medium::Medium;
+use super::source_identity::{Changed, SourceIdentity};
 
 /// Zeros written where the file system cannot make them itself, at a time.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -100,6 +101,19 @@ impl Medium for FileMedium {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn identity(&self) -> SourceIdentity {
+        SourceIdentity::of(&self.file)
+    }
+
+    /// A device has no times. [`Medium::sync`] leaves those of a file in memory.
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        if !self.maps {
+            return Ok(None);
+        }
+        self.file.sync_all()?;
+        Ok(Some(Changed::of(&self.file.metadata()?)))
     }
 
     fn next_data(&self, offset: u64, end: u64) -> io::Result<u64> {

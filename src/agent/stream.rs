@@ -53,6 +53,8 @@ pub(super) struct Core {
     pub(super) epoch: Epoch,
     /// Why the bitmap cannot continue its epoch.
     pub(super) resync: Option<String>,
+    /// Why so much is read again, for people, until that is over.
+    pub(super) because: Option<String>,
     /// The last life stopped in order and nothing was given out since.
     pub(super) clean: bool,
     pub(super) witnessed: Sequence,
@@ -114,6 +116,7 @@ impl Stream {
             why: "no process server has answered yet".to_owned(),
             epoch,
             resync,
+            because: None,
             clean,
             witnessed,
             durable: Sequence::ZERO,
@@ -315,6 +318,7 @@ impl Stream {
         }
         core.push(Change::CatchUpEnd);
         core.bookmark_due = true;
+        core.because = None;
         self.enter(&mut core, TrackingMode::Ordered, "every write goes into the stream in order");
         self.to_send.notify_one();
         true
@@ -432,12 +436,14 @@ impl Stream {
             core.push(Change::EpochBegin(EpochBegin { epoch, disks }));
             core.epoch_placed = Some(core.last);
             core.epoch_due = false;
-            self.begin_catch_up(&mut core, "initial replication runs");
+            let why = core.caused("initial replication runs");
+            self.begin_catch_up(&mut core, &why);
         } else if core.clean && !dirty && core.withheld.is_empty() {
             let why = "nothing was missed since the last orderly stop";
             self.enter(&mut core, TrackingMode::Ordered, why);
         } else {
-            self.begin_catch_up(&mut core, "what changed unseen is read again");
+            let why = core.caused("what changed unseen is read again");
+            self.begin_catch_up(&mut core, &why);
         }
         core.clean = false;
     }
@@ -533,6 +539,11 @@ impl Core {
     pub(super) fn due_bytes(&self) -> Option<u64> {
         let due = (self.durable < self.sent).then(|| self.buffer.after(self.durable).next());
         due.map(|record| record.map_or(0, |record| record.change.payload_bytes()))
+    }
+
+    fn caused(&self, what: &str) -> String {
+        let because = self.because.as_ref().map(|why| format!(": {why}"));
+        format!("{what}{}", because.unwrap_or_default())
     }
 
     fn placed(&self) -> Placed {

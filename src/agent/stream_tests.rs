@@ -13,6 +13,7 @@ use super::clearing::Round;
 use super::disk::{Captured, Disk};
 use super::locks::RangeLocks;
 use super::medium::Medium;
+use super::source_identity::SourceIdentity;
 use super::stream::Stream;
 use super::syncs::Syncs;
 use super::turnover::{Awaited, Turnover};
@@ -126,6 +127,7 @@ fn machine_of(teller: Teller, buffer_bytes: u64) -> Machine {
             chunk_bytes: CHUNK as u32,
             disks_crc: 7,
             teller,
+            source: SourceIdentity::default(),
         };
         let bits = Arc::new(Memory::default());
         *bits.bytes.lock().unwrap() = bitmap::blank(&identity);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::medium::{Gate, Medium};
+use super::source_identity::{Changed, SourceIdentity};
 
 /// The requests of one disk.
 #[derive(Debug, Default)]
@@ -107,6 +108,15 @@ impl Medium for Awaited {
     fn next_hole(&self, offset: u64, end: u64) -> io::Result<u64> {
         let _asking = self.turnover.asking();
         self.medium.next_hole(offset, end)
+    }
+
+    fn identity(&self) -> SourceIdentity {
+        self.medium.identity()
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        let _asking = self.turnover.asking();
+        self.medium.changed()
     }
 
     fn guard(&self, gate: Arc<dyn Gate>) {

@@ -70,7 +70,8 @@ pub enum ApplyError {
     /// The log was cut beyond what is applied.
     #[error(
         "machine {machine} is applied through {applied}, but its log begins after {truncated}: \
-         the seed disks cannot be brought forward; resync the machine"
+         the seed disks cannot be brought forward; resync the machine (stop its agent, \
+         `holdfast agent resync` there, start it)"
     )]
     Gap {
         /// Whose.
@@ -100,7 +101,8 @@ pub enum ApplyError {
     /// writes from after its bookmark.
     #[error(
         "seed disk {object} of machine {machine} is ahead of the points document: {witness}. The \
-         document was set back; resync the machine: the disks of epoch {epoch} are not used again"
+         document was set back; resync the machine (stop its agent, `holdfast agent resync` there, \
+         start it): the disks of epoch {epoch} are not used again"
     )]
     Ahead {
         /// Whose.
@@ -116,7 +118,8 @@ pub enum ApplyError {
     /// what was before.
     #[error(
         "seed disk {object} of machine {machine} is not there, and everything through record {applied} was \
-         applied to it. Resync the machine: the disks of epoch {epoch} are not used again"
+         applied to it. Resync the machine (stop its agent, `holdfast agent resync` there, start it): the \
+         disks of epoch {epoch} are not used again"
     )]
     Missing {
         /// Whose.

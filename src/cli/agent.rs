@@ -4,6 +4,7 @@ mod attach_qemu;
 mod following;
 #[cfg(test)]
 mod following_tests;
+mod resync;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ enum Command {
     AttachQemu(attach_qemu::Args),
     /// Have the running agent stop in order and begin anew with its changed settings
     Reload,
+    /// Forget what is published of a stopped agent's disks: the next start sends everything again
+    Resync,
 }
 
 /// What cannot be shown.
@@ -73,6 +76,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             false => "there was no program of this machine in the kernel",
         };
         return print(said);
+    }
+    if matches!(args.command, Some(Command::Resync)) {
+        return resync::run(&settings);
     }
     if matches!(args.command, Some(Command::Reload)) {
         block_on(async { Ok(agent::reload(&settings).await?) })?;

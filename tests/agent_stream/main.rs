@@ -4,6 +4,8 @@
 
 mod bandwidth;
 mod machine;
+mod replaced;
+mod scanned;
 mod server;
 mod stream;
 mod takeover;

@@ -3,6 +3,7 @@
 use crate::model::{DiskName, Epoch, MachineKey, Sequence};
 use crate::settings::Capture;
 
+use super::super::source_identity::SourceIdentity;
 use super::layout::Header;
 
 /// Who tells of a disk's writes. Whoever changes it loses what only the teller before could have told
@@ -62,6 +63,9 @@ pub(in crate::agent) struct Identity {
     pub(in crate::agent) disks_crc: u32,
     /// Who tells of its writes.
     pub(in crate::agent) teller: Teller,
+    /// What tells it from another disk of its size, where nobody told the teller (the agent itself) of
+    /// what was put in its place meanwhile.
+    pub(in crate::agent) source: SourceIdentity,
 }
 
 impl Identity {
@@ -84,9 +88,11 @@ impl Identity {
             chunk_bytes: self.chunk_bytes,
             disks_crc: self.disks_crc,
             teller: self.teller,
+            source: self.source.clone(),
             epoch,
             witnessed,
             clean,
+            changed: None,
             turn,
         }
     }
@@ -106,6 +112,9 @@ impl Identity {
         } else if header.teller != self.teller {
             let (was, is) = (header.teller.as_str(), self.teller.as_str());
             Some(format!("the disk was captured by {was} and is captured by {is} now"))
+        } else if self.source.differs(&header.source) {
+            let (was, is) = (&header.source, &self.source);
+            Some(format!("another disk lies there (it was {was}; it is {is})"))
         } else {
             None
         }

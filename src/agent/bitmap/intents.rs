@@ -11,6 +11,7 @@ use crate::model::{Epoch, Sequence};
 
 use super::super::bits::Bits;
 use super::super::medium::Medium;
+use super::super::source_identity::Changed;
 use super::super::syncs::Syncs;
 use super::commit::Commits;
 use super::identity::Identity;
@@ -243,18 +244,26 @@ impl Bitmap {
         epoch: Epoch,
         published: Sequence,
     ) -> io::Result<()> {
+        self.distrust()?;
+        self.write_header(|header| {
+            header.epoch = epoch;
+            header.witnessed = published;
+            header.clean = false;
+        })
+    }
+
+    /// All bits set and dirty, on disk: nothing of what the disk holds is known.
+    ///
+    /// # Errors
+    /// When the bitmap file cannot be written.
+    pub(in crate::agent) fn distrust(&self) -> io::Result<()> {
         let mut state = self.lock();
         state.set.fill();
         state.dirty.fill();
         let pages = state.set.pages();
         state.commits.want_all(pages);
         let ticket = state.commits.ticket();
-        self.commit(state, ticket)?;
-        self.write_header(|header| {
-            header.epoch = epoch;
-            header.witnessed = published;
-            header.clean = false;
-        })
+        self.commit(state, ticket)
     }
 
     /// The epoch cannot be continued by any later life.
@@ -265,16 +274,36 @@ impl Bitmap {
         self.write_header(|header| header.epoch = Epoch(0))
     }
 
-    /// Says that the agent stopped in order, or (`false`) that it runs.
+    /// Says that the agent runs: from the first write on neither the last stop is clean any more, nor is
+    /// it known when the source was changed.
     ///
     /// # Errors
     /// When the bitmap file cannot be written.
-    pub(in crate::agent) fn mark_clean(&self, clean: bool, witnessed: Sequence) -> io::Result<()> {
+    pub(in crate::agent) fn mark_running(&self) -> io::Result<()> {
+        self.write_header(|header| (header.clean, header.changed) = (false, None))
+    }
+
+    /// Says that the agent has stopped and writes no more, in order or not, and when the source was
+    /// changed last.
+    ///
+    /// # Errors
+    /// When the bitmap file cannot be written.
+    pub(in crate::agent) fn mark_stopped(
+        &self,
+        clean: bool,
+        witnessed: Sequence,
+        changed: Option<Changed>,
+    ) -> io::Result<()> {
         let clean = clean && self.set_bytes() == 0;
         self.write_header(|header| {
-            header.clean = clean;
+            (header.clean, header.changed) = (clean, changed);
             header.witnessed = header.witnessed.max(witnessed);
         })
+    }
+
+    /// When the source was changed last, as of the end of the last life.
+    pub(in crate::agent) fn changed(&self) -> Option<Changed> {
+        self.header().changed
     }
 
     /// Epoch, highest publication ever told, and whether the last stop was orderly.

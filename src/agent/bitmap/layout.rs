@@ -4,12 +4,13 @@ use crate::format::bytes::{FormatError, Reader, Writer};
 use crate::model::{DiskName, Epoch, MachineKey, Sequence};
 
 use super::super::bits::PAGE_WORDS;
+use super::super::source_identity::{Changed, LASTING_BYTES_MAX, SourceIdentity};
 use super::identity::Teller;
 
 /// First bytes of a header.
 const MAGIC: [u8; 8] = *b"HFBITMAP";
 /// Version of the layout.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Bytes of a header; two of them stand at the start of the file, each in a sector of its own.
 pub(super) const HEADER_BYTES: usize = 512;
 /// Bytes of a page: one sector, so that a power cut leaves the old page or the new one.
@@ -36,12 +37,17 @@ pub(super) struct Header {
     pub(super) disks_crc: u32,
     /// Who told of its writes.
     pub(super) teller: Teller,
+    /// What tells it from another disk of its size; nothing where the teller does.
+    pub(super) source: SourceIdentity,
     /// The epoch it tracks.
     pub(super) epoch: Epoch,
     /// Highest published sequence that was ever told before a bit was cleared.
     pub(super) witnessed: Sequence,
     /// The agent stopped in order: everything was published, in ordered mode, and no bit is set.
     pub(super) clean: bool,
+    /// When the source was changed last, as of the agent's end; `None` while it runs, after it was
+    /// killed, or when it cannot be known.
+    pub(super) changed: Option<Changed>,
     /// Grows by one with every header written; the larger valid one counts.
     pub(super) turn: u64,
 }
@@ -53,8 +59,12 @@ impl Header {
         writer.put(&MAGIC).u16(VERSION).u16(0);
         writer.put(&self.machine.0).text(self.disk.as_str());
         writer.u64(self.disk_bytes).u32(self.chunk_bytes);
-        writer.u32(self.disks_crc).u8(self.teller as u8).u32(self.epoch.0);
-        writer.u64(self.witnessed.0).u8(u8::from(self.clean));
+        writer.u32(self.disks_crc).u8(self.teller as u8);
+        writer.text(&self.source.lasting).put(&self.source.boot).u64(self.source.device_sequence);
+        writer.u32(self.epoch.0).u64(self.witnessed.0).u8(u8::from(self.clean));
+        let changed = self.changed.unwrap_or(Changed { seconds: 0, nanoseconds: 0 });
+        writer.u8(u8::from(self.changed.is_some()));
+        writer.i64(changed.seconds).u32(changed.nanoseconds);
         writer.u64(self.turn);
         let mut bytes = writer.0;
         bytes.resize(HEADER_BYTES - 4, 0);
@@ -96,15 +106,29 @@ impl Header {
                 Teller::from_code(code)
                     .ok_or_else(|| FormatError::value("teller", code, "1 to 4"))?
             },
+            source: SourceIdentity {
+                lasting: reader.text(LASTING_BYTES_MAX, "source")?.to_owned(),
+                boot: reader.array("boot")?,
+                device_sequence: reader.u64("device sequence")?,
+            },
             epoch: Epoch(reader.u32("epoch")?),
             witnessed: Sequence(reader.u64("witnessed")?),
-            clean: match reader.u8("clean")? {
-                0 => false,
-                1 => true,
-                other => return Err(FormatError::value("clean", other, "0 or 1")),
+            clean: flag(&mut reader, "clean")?,
+            changed: {
+                let known = flag(&mut reader, "changed")?;
+                let (seconds, nanoseconds) = (reader.i64("seconds")?, reader.u32("nanoseconds")?);
+                known.then_some(Changed { seconds, nanoseconds })
             },
             turn: reader.u64("turn")?,
         })
+    }
+}
+
+fn flag(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, FormatError> {
+    match reader.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(FormatError::value(field, other, "0 or 1")),
     }
 }
 
@@ -148,15 +172,23 @@ mod tests {
             chunk_bytes: 65536,
             disks_crc: 0xdead_beef,
             teller: Teller::Guest,
+            source: SourceIdentity {
+                lasting: "s".repeat(LASTING_BYTES_MAX),
+                boot: [9; 16],
+                device_sequence: 77,
+            },
             epoch: Epoch(3),
             witnessed: Sequence(99),
             clean: true,
+            changed: Some(Changed { seconds: -1, nanoseconds: 999_999_999 }),
             turn: 12,
         };
         let bytes = header.encode();
         assert_eq!(bytes.len(), HEADER_BYTES);
-        assert_eq!(hex::encode(&bytes[..12]), "48464249544d415002000000");
+        assert_eq!(hex::encode(&bytes[..12]), "48464249544d415003000000");
         assert_eq!(Header::decode(&bytes).unwrap(), header);
+        let running = Header { changed: None, ..header };
+        assert_eq!(Header::decode(&running.encode()).unwrap(), running);
         let mut words = [0; PAGE_WORDS];
         words[62] = 1 << 63;
         let page = encode_page(5, &words);

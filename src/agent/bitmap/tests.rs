@@ -2,10 +2,15 @@
 
 use super::*;
 use crate::agent::medium::Medium;
+use crate::agent::source_identity::{Changed, SourceIdentity};
 use crate::model::{Epoch, MachineKey, Sequence};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex};
+
+fn source(words: &str) -> SourceIdentity {
+    SourceIdentity { lasting: words.to_owned(), ..SourceIdentity::default() }
+}
 
 fn identity() -> Identity {
     Identity {
@@ -15,6 +20,7 @@ fn identity() -> Identity {
         chunk_bytes: 65536,
         disks_crc: 7,
         teller: Teller::Agent,
+        source: source("inode 1"),
     }
 }
 
@@ -60,7 +66,7 @@ fn a_damaged_page_sets_all_its_bits_and_a_damaged_header_falls_back() {
     bitmap.begin_clearing(Vec::new);
     bitmap.finish_clearing(Sequence::ZERO).unwrap();
     assert_eq!(bitmap.set_bytes(), 0);
-    bitmap.mark_clean(true, Sequence(3)).unwrap();
+    bitmap.mark_stopped(true, Sequence(3), None).unwrap();
     drop(bitmap);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0xff], layout::PAGES_AT + 512 + 100).unwrap();
@@ -81,7 +87,7 @@ fn a_damaged_page_sets_all_its_bits_and_a_damaged_header_falls_back() {
 }
 
 #[test]
-fn another_disk_size_set_of_disks_or_capture_is_not_believed() {
+fn another_disk_size_set_of_disks_capture_or_source_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("root.bitmap");
     for change in [
@@ -91,6 +97,7 @@ fn another_disk_size_set_of_disks_or_capture_is_not_believed() {
         |identity: &mut Identity| identity.chunk_bytes *= 2,
         |identity: &mut Identity| identity.disk = "data".parse().unwrap(),
         |identity: &mut Identity| identity.teller = Teller::Scan,
+        |identity: &mut Identity| identity.source = source("inode 2"),
     ] {
         std::fs::write(&path, blank(&identity())).unwrap();
         assert!(matches!(reopen(&path, &identity()).1, Found::Kept { .. }));
@@ -102,6 +109,22 @@ fn another_disk_size_set_of_disks_or_capture_is_not_believed() {
     }
     std::fs::write(&path, [0; 100]).unwrap();
     assert!(matches!(reopen(&path, &identity()).1, Found::Nothing(_)));
+}
+
+#[test]
+fn when_the_source_was_changed_is_known_from_an_end_to_the_next_begin() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("root.bitmap");
+    let (bitmap, _) = reopen(&path, &identity());
+    let changed = Some(Changed { seconds: 5, nanoseconds: 7 });
+    bitmap.mark_stopped(true, Sequence(3), changed).unwrap();
+    drop(bitmap);
+    let (bitmap, _) = reopen(&path, &identity());
+    assert_eq!(bitmap.changed(), changed);
+    assert!(!bitmap.history().2, "all bits are set: not clean, and noted all the same");
+    bitmap.mark_running().unwrap();
+    drop(bitmap);
+    assert_eq!(reopen(&path, &identity()).0.changed(), None);
 }
 
 type Meddle = Box<dyn FnOnce() -> io::Result<()> + Send>;
@@ -196,7 +219,7 @@ fn whoever_meets_the_failed_sync_nothing_of_the_file_is_believed_afterwards() {
     let medium = Meddled::of(file.path());
     let bitmap = medium.load();
     medium.fail_once();
-    assert!(bitmap.mark_clean(false, Sequence(9)).is_err(), "the header's sync met it");
+    assert!(bitmap.mark_stopped(false, Sequence(9), None).is_err(), "the header's sync met it");
     assert!(bitmap.intend(0..512).is_err(), "it may have been for this page");
 }
 

@@ -51,6 +51,7 @@ pub(super) trait Observer: Send + Sync {
     /// How well each of its disks is known now, and why not better.
     fn modes(&self) -> Vec<(DiskIndex, CaptureMode, String)>;
     /// How old the states of its disks are that points show. Nothing to say: as old as their bookmarks.
+    /// Asked under the stream's lock, too.
     fn ages(&self) -> Vec<(DiskIndex, Age)> {
         Vec::new()
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicI64;
 use super::hashes::{Hash, Hashes, blank};
 use crate::agent::bitmap::{Identity, Teller};
 use crate::agent::crash_tests::{Fragile, Power};
+use crate::agent::source_identity::SourceIdentity;
 use crate::clock::System;
 use crate::model::MachineKey;
 
@@ -20,6 +21,7 @@ fn identity() -> Identity {
         chunk_bytes: 65536,
         disks_crc: 1,
         teller: Teller::Scan,
+        source: SourceIdentity::default(),
     }
 }
 

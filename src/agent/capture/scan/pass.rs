@@ -132,14 +132,19 @@ impl Scan {
         // A snapshot is one state, and all that differed from it was read from it. Without one, all
         // of the disk must have been the same before this pass began and after.
         let quiet = match shown.hook {
-            Some(_) => self.watched.unless_read(None, || self.release()),
-            None => changed == 0 && self.watched.unless_read(Some(shown.reads), || self.release()),
+            Some(_) => self.watched.unless_read(None, || self.allow(shown.at)),
+            None => {
+                changed == 0 && self.watched.unless_read(Some(shown.reads), || self.allow(shown.at))
+            }
         };
-        self.report.lock().ended(changed, quiet.then_some(shown.at), self.clock.monotonic());
+        tracing::debug!(disk = %self.disk.name, changed, quiet, "a pass over the disk ended");
+        self.report.lock().ended(changed);
         Ok(())
     }
 
-    fn release(&self) {
+    /// A point may be placed, and shows the disk as it was then. That first: a bookmark says it.
+    fn allow(&self, at: Duration) {
+        self.report.lock().shows(at, self.clock.monotonic());
         self.stream.release(self.disk.index);
     }
 

@@ -65,16 +65,18 @@ impl Report {
         self.now = Now::Reads { done, all, changed };
     }
 
-    /// A pass is over `now`; with `at`, what is in the stream is the disk as it was then. Between two
-    /// such passes lie the rest that the settings want and what else there was to do, so a state gets
+    /// From `now` on what is in the stream is the disk as it was `at` then: a pass is nearly over. Between
+    /// two such passes lie the rest that the settings want and what else there was to do, so a state gets
     /// as old as from its begin to the end of the next.
-    pub(super) fn ended(&mut self, changed: u64, at: Option<Duration>, now: Duration) {
+    pub(super) fn shows(&mut self, at: Duration, now: Duration) {
+        self.age_max = self.as_of.map(|before| now.saturating_sub(before));
+        self.as_of = Some(at);
+    }
+
+    /// A pass is over.
+    pub(super) fn ended(&mut self, changed: u64) {
         self.passes += 1;
         (self.now, self.changed, self.trouble) = (Now::Rests, changed, None);
-        if at.is_some() {
-            self.age_max = self.as_of.map(|before| now.saturating_sub(before));
-            self.as_of = at;
-        }
     }
 
     /// A pass was given up.
@@ -132,15 +134,15 @@ mod tests {
         let mut report = Report::new(true);
         assert_eq!(report.age(s(9)), Age::default());
         // 10 s of reading, 60 s of rest, 12 s of reading.
-        report.ended(0, Some(s(100)), s(110));
+        report.shows(s(100), s(110));
         assert_eq!(report.age(s(115)), Age { now: Some(s(15)), max: None });
-        report.ended(4096, Some(s(170)), s(182));
+        report.shows(s(170), s(182));
         let age = Age { now: Some(s(12)), max: Some(s(60 + 10 + 12)) };
         assert_eq!(report.age(s(182)), age);
         // A pass that gives no state makes the next one's older.
-        report.ended(0, None, s(250));
+        report.ended(0);
         assert_eq!(report.age(s(250)), Age { now: Some(s(80)), ..age });
-        report.ended(0, Some(s(310)), s(320));
+        report.shows(s(310), s(320));
         assert_eq!(report.age(s(321)), Age { now: Some(s(11)), max: Some(s(150)) });
         let words = report.words(s(321));
         assert!(

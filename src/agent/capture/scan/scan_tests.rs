@@ -100,7 +100,7 @@ impl Life {
         let (bitmap, _) = bitmap::load(Box::new(Arc::clone(&bits)), &identity()).unwrap();
         let bitmap = bitmap.expect("one header is always whole");
         let (epoch, witnessed, clean) = bitmap.history();
-        let _said = bitmap.mark_clean(false, Sequence::ZERO);
+        let _said = bitmap.mark_running();
         let medium = Fragile::new(&power, hashes);
         // Without power enough to open it, nothing was changed that was not on disk.
         let hashes = Hashes::load(Box::new(Arc::clone(&medium)), &identity()).ok()?;

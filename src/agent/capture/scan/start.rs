@@ -13,6 +13,7 @@ use crate::settings::{AgentDisk, AgentSettings, ScanSettings};
 use super::super::super::bitmap::{Identity, Teller};
 use super::super::super::error::AgentError;
 use super::super::super::medium::Medium;
+use super::super::super::source_identity::SourceIdentity;
 use super::super::super::stream::Stream;
 use super::super::{Age, CaptureMode, Observer};
 use super::device::Device;
@@ -62,6 +63,7 @@ impl Scanned {
             chunk_bytes: agent.bitmap_chunk_bytes,
             disks_crc: 0, // other disks change nothing about what is known of this one
             teller: Teller::Scan,
+            source: SourceIdentity::default(), // of whatever lies there each chunk is compared
         };
         let path = agent.state_directory.join(format!("{}.hashes", disk.name));
         let opened = Hashes::open(&path, &identity, entropy);
