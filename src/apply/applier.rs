@@ -15,7 +15,7 @@ use super::seed::{self, SeedDisks};
 use super::witness;
 use super::write;
 use crate::clock::{Clock, Entropy};
-use crate::cloud_log::LogStore;
+use crate::cloud_log::{Legible, LogStore, UnreadPage};
 use crate::format::manifest::{DeltaEntry, Manifest};
 use crate::model::{DeltaId, Epoch, Sequence};
 use crate::observe::{Metrics, Stage, error_chain};
@@ -68,6 +68,7 @@ pub struct Applier {
     /// Whose disks this applier may have put its number on.
     tried: Option<Epoch>,
     renewed_at: Duration,
+    pub(super) unread: Vec<UnreadPage>,
 }
 
 impl Applier {
@@ -79,7 +80,7 @@ impl Applier {
         let machine = context.log.machine().clone();
         let checkpoint = Checkpoint::claim(context.vault.clone(), &machine).await?;
         let renewed_at = context.clock.monotonic();
-        Ok(Self { context, checkpoint, seed: None, tried: None, renewed_at })
+        Ok(Self { context, checkpoint, seed: None, tried: None, renewed_at, unread: Vec::new() })
     }
 
     /// Changes how many page writes are in flight, from the next step on.
@@ -250,12 +251,10 @@ impl Applier {
     ) -> Result<(Option<DeltaId>, Vec<DeltaEntry>), ApplyError> {
         let named = applied > manifest.truncated;
         let after = if named { Sequence(applied.0 - 1) } else { applied };
-        let machine = || manifest.machine.clone();
-        let read = self.context.log.legible(manifest, after).await;
-        let read = read.map_err(|source| ApplyError::Log { machine: machine(), source })?;
+        let read = self.legible(manifest, after).await?;
         // A page that ends at `applied` is not missed: it names nothing that is still to be applied.
         if let Some(page) = read.unread.into_iter().find(|page| page.last > applied) {
-            return Err(ApplyError::Log { machine: machine(), source: page.why });
+            return Err(ApplyError::Log { machine: page.machine, source: page.why });
         }
         let mut entries = read.entries;
         let before = entries.first().filter(|entry| entry.last == applied).map(|entry| entry.id);
@@ -265,13 +264,13 @@ impl Applier {
         Ok((before, entries))
     }
 
-    pub(super) async fn entries(
+    pub(super) async fn legible(
         &self,
         manifest: &Manifest,
         after: Sequence,
-    ) -> Result<Vec<DeltaEntry>, ApplyError> {
+    ) -> Result<Legible, ApplyError> {
         let machine = manifest.machine.clone();
-        let read = self.context.log.entries(manifest, after).await;
+        let read = self.context.log.legible(manifest, after).await;
         read.map_err(|source| ApplyError::Log { machine, source })
     }
 

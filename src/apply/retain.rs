@@ -15,6 +15,7 @@ use super::applier::Applier;
 use super::error::ApplyError;
 use super::retention::{self, Decision};
 use super::seed;
+use crate::cloud_log::{Legible, UnreadPage};
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
 use crate::model::{DiskSpec, Epoch, ObjectName};
@@ -45,17 +46,35 @@ impl Applier {
         Ok(decision)
     }
 
+    /// Pages of the manifest that could not be read when [`Self::retain`] last looked: what they name
+    /// is kept until its time has come, and points that need it cannot be recovered to.
+    #[must_use]
+    pub fn unread(&self) -> &[UnreadPage] {
+        &self.unread
+    }
+
     /// Decides until a decision is recorded that nobody else's change came before.
     async fn decide(
         &mut self,
         manifest: &Manifest,
         policy: &Policy,
     ) -> Result<Decision, ApplyError> {
-        let entries = self.entries(manifest, manifest.truncated).await?;
+        let log = self.legible(manifest, manifest.truncated).await?;
+        let decided = self.decide_on(manifest, policy, &log).await;
+        self.unread = log.unread;
+        decided
+    }
+
+    async fn decide_on(
+        &mut self,
+        manifest: &Manifest,
+        policy: &Policy,
+        log: &Legible,
+    ) -> Result<Decision, ApplyError> {
         for _ in 0..TRIES {
             let decided_on = self.checkpoint.reload().await?;
             let pins = self.pins().await?;
-            let decision = retention::decide(self.checkpoint.document(), &entries, &pins, policy);
+            let decision = retention::decide(self.checkpoint.document(), log, &pins, policy);
             if self.checkpoint.give_up(&decision, &decided_on).await? {
                 return Ok(decision);
             }

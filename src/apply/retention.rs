@@ -4,7 +4,11 @@
 //! A point's time is what the agent's and the process server's clock agree on
 //! ([`DeltaEntry::moment`]), and never before that of an earlier point: a clock that jumps ahead
 //! makes nothing old, one that falls back makes nothing new look old.
+//!
+//! Of what a page that cannot be read names only the range is known. It goes as its time comes, unless a
+//! pinned bookmark may be in it: then the log from its base on stays, as for one that can be seen.
 
+use crate::cloud_log::{Legible, UnreadPage};
 use crate::format::manifest::DeltaEntry;
 use crate::model::{BookmarkId, Epoch, Sequence, Timestamp};
 use crate::vault::{PinDocument, PointsDocument, Policy, SnapshotPoint};
@@ -20,16 +24,17 @@ pub struct Decision {
     pub epochs_from: Epoch,
 }
 
-/// Decides. `entries` are all deltas that the manifest names.
+/// Decides. `log` is everything that the manifest names.
 #[must_use]
 pub fn decide(
     points: &PointsDocument,
-    entries: &[DeltaEntry],
+    log: &Legible,
     pins: &[PinDocument],
     policy: &Policy,
 ) -> Decision {
+    let entries = &log.entries;
     let Some(now) = newest_time(points, entries) else { return Decision::default() };
-    let bases = bases_of_pinned(points, entries);
+    let bases = bases_of_pinned(points, log);
     let keep: Vec<&SnapshotPoint> = kept(points, pins, &bases, policy, now);
     let drop_snapshots = points
         .snapshots
@@ -42,7 +47,10 @@ pub fn decide(
     let truncate_through = truncate_through.max(Sequence(points.truncate_through));
     let in_log = entries.iter().filter(|entry| entry.last > truncate_through);
     let needed = keep.iter().map(|point| point.epoch).chain(in_log.map(|entry| entry.epoch.0));
-    let epochs_from = Epoch(needed.chain([points.epoch]).min().unwrap_or(0));
+    // Which epochs are in a page that cannot be read is not known.
+    let unread = log.unread.iter().any(|page| page.last > truncate_through);
+    let unread = unread.then_some(0);
+    let epochs_from = Epoch(needed.chain([points.epoch]).chain(unread).min().unwrap_or(0));
     Decision { drop_snapshots, truncate_through, epochs_from }
 }
 
@@ -55,7 +63,7 @@ fn newest_time(points: &PointsDocument, entries: &[DeltaEntry]) -> Option<Timest
 /// What the pinned bookmarks in the log are rebuilt from: the newest snapshot at or before each,
 /// as `recover` chooses it; 0 when it is the epoch's beginning. Both the snapshot and the log after
 /// it are needed as long as the bookmark is pinned.
-fn bases_of_pinned(points: &PointsDocument, entries: &[DeltaEntry]) -> Vec<u64> {
+fn bases_of_pinned(points: &PointsDocument, log: &Legible) -> Vec<u64> {
     if points.pinned.is_empty() {
         return Vec::new();
     }
@@ -65,12 +73,29 @@ fn bases_of_pinned(points: &PointsDocument, entries: &[DeltaEntry]) -> Vec<u64> 
         base.map_or(0, |point| point.sequence)
     };
     let mut bases = Vec::new();
-    for entry in entries {
+    for entry in &log.entries {
         let pinned = |id: &BookmarkId| points.pinned.contains(&id.to_string());
         let pinned = entry.bookmarks.iter().filter(|b| pinned(&b.bookmark.id));
         bases.extend(pinned.map(|b| base_of(b.sequence, entry.epoch)));
     }
+    bases.extend(hidden_base(points, log));
     bases
+}
+
+/// The base of everything in pages that cannot be read, if a pinned bookmark may be there: one that is
+/// neither a snapshot nor in what can be read.
+fn hidden_base(points: &PointsDocument, log: &Legible) -> Option<u64> {
+    let first: &UnreadPage = log.unread.first()?;
+    let seen = |id: &str| {
+        let mut bookmarks = log.entries.iter().flat_map(|entry| &entry.bookmarks);
+        points.snapshots.iter().any(|point| point.bookmark == id)
+            || bookmarks.any(|b| b.bookmark.id.to_string() == id)
+    };
+    if points.pinned.iter().all(|id| seen(id)) {
+        return None;
+    }
+    let base = points.snapshots.iter().rfind(|point| point.sequence < first.first.0);
+    Some(base.map_or(0, |point| point.sequence))
 }
 
 /// Snapshot points that stay: the newest, pinned ones, bases of running recoveries and of pinned

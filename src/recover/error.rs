@@ -1,8 +1,9 @@
 //! What stops a recovery. Everything names the machine, the point or the object.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::cloud_log::CloudLogError;
+use crate::cloud_log::{CloudLogError, UnreadPage};
 use crate::format::bytes::FormatError;
 use crate::model::{DiskName, Extent, ExtentError, MachineId, ObjectName, Sequence};
 use crate::seal::SealError;
@@ -63,6 +64,35 @@ pub enum RecoverError {
         found: String,
         /// What should.
         expected: String,
+    },
+    /// What lies between the base and the point is named by a page that cannot be read.
+    #[error(
+        "machine {machine} cannot be recovered to sequence {sequence}: part of its log is missing"
+    )]
+    Unread {
+        /// Whose.
+        machine: MachineId,
+        /// The point.
+        sequence: Sequence,
+        /// Which page, and what is wrong with it.
+        #[source]
+        page: Arc<UnreadPage>,
+    },
+    /// A page that cannot be read may name a point that answers better than the ones that are known.
+    #[error(
+        "machine {machine} may have another point that {wanted} means, in a part of its log that is \
+         missing; {known}"
+    )]
+    Hidden {
+        /// Whose.
+        machine: MachineId,
+        /// What was asked for.
+        wanted: String,
+        /// What there is beside it.
+        known: String,
+        /// Which page, and what is wrong with it.
+        #[source]
+        page: Arc<UnreadPage>,
     },
     /// The machine has no such disk at this point.
     #[error("machine {machine} has no disk {disk} at sequence {sequence}, only {known}")]
@@ -174,6 +204,7 @@ impl RecoverError {
             | Self::NoVhd { .. }
             | Self::OutputExists { .. } => Class::Reject,
             Self::Chain { .. } | Self::Entry { .. } | Self::Footer { .. } => Class::Poison,
+            Self::Unread { page, .. } | Self::Hidden { page, .. } => page.why.class(),
             Self::File { .. } => Class::Retry,
             Self::Store { source, .. } => source.class(),
             Self::Log(source) => source.class(),
@@ -185,13 +216,18 @@ impl RecoverError {
     /// The error and its causes in one line.
     #[must_use]
     pub fn line(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
+        line(self)
     }
+}
+
+/// An error and its causes in one line.
+pub(super) fn line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
 }

@@ -4,9 +4,11 @@
 //! (a snapshot of the same epoch, or the epoch's beginning) to it is there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::cloud_log::{Legible, UnreadPage};
 use crate::format::manifest::{BookmarkEntry, DeltaEntry, EpochEntry, Manifest};
 use crate::model::{BookmarkKind, Epoch, Sequence, Timestamp};
 use crate::vault::{PointsDocument, SnapshotPoint};
@@ -68,12 +70,41 @@ fn epoch<S: serde::Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Holdings {
     pub(super) manifest: Option<Manifest>,
-    /// Everything that the manifest names, pages included; ascending.
+    /// Everything that the manifest names, pages included; ascending, and gapless but for `unread`.
     pub(super) entries: Vec<DeltaEntry>,
     pub(super) points: Option<PointsDocument>,
+    /// Pages that cannot be read, ascending. What is built on records of theirs is out of reach, and
+    /// bookmarks in them are not known.
+    pub(super) unread: Vec<Arc<UnreadPage>>,
 }
 
 impl Holdings {
+    /// What a manifest, as much of its log as can be read, and the points document say.
+    pub(super) fn of(manifest: Manifest, log: Legible, points: Option<PointsDocument>) -> Self {
+        let Legible { entries, unread } = log;
+        let mut holdings = Self { manifest: Some(manifest), entries, points, unread: Vec::new() };
+        // Nobody builds on what was given up; it may just have been removed.
+        let given_up = holdings.truncated();
+        let missed = unread.into_iter().filter(|page| page.last > given_up);
+        holdings.unread = missed.map(Arc::new).collect();
+        holdings
+    }
+
+    /// Everything after this is read from the log when a point is recovered: it is the base's place, or
+    /// the epoch begins behind it. `None`: there is neither.
+    pub(super) fn log_after(&self, sequence: Sequence, epoch: Epoch) -> Option<Sequence> {
+        match self.base(sequence, epoch) {
+            Some(base) => Some(Sequence(base.sequence)),
+            None => self.epoch(epoch).map(|entry| Sequence(entry.first.0.saturating_sub(1))),
+        }
+    }
+
+    /// The page that cannot be read and stands between a point and what it is built on.
+    pub(super) fn missing_for(&self, sequence: Sequence, epoch: Epoch) -> Option<&Arc<UnreadPage>> {
+        let after = self.log_after(sequence, epoch)?;
+        self.unread.iter().find(|page| page.last > after && page.first <= sequence)
+    }
+
     fn snapshots(&self) -> &[SnapshotPoint] {
         self.points.as_ref().map_or(&[], |points| &points.snapshots)
     }

@@ -1,8 +1,10 @@
 //! One machine, seen from the side of recovery: needs the store and the key, nothing that runs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::RecoverError;
+use super::error::line;
 use super::list::{Holdings, Point};
 use super::point::PointSpec;
 use super::resolve::{ResolvedPoint, keeps_every_write, not_a_point};
@@ -20,6 +22,8 @@ const VAULT_KEY: &str = "holdfast vault 1";
 pub struct Recovery {
     log: LogStore,
     vault: Vault,
+    /// Whether it was said already that a page cannot be read.
+    warned: AtomicBool,
 }
 
 impl std::fmt::Debug for Recovery {
@@ -50,7 +54,7 @@ impl Recovery {
     /// Over a log and a vault that are open already.
     #[must_use]
     pub fn new(log: LogStore, vault: Vault) -> Self {
-        Self { log, vault }
+        Self { log, vault, warned: AtomicBool::new(false) }
     }
 
     /// Whose points.
@@ -74,7 +78,8 @@ impl Recovery {
     /// All recovery points, oldest first.
     ///
     /// # Errors
-    /// When manifest, pages or the points document cannot be read or believed.
+    /// When manifest or points document cannot be read or believed. Of a page that cannot, the
+    /// bookmarks are left out, with a warning.
     pub async fn points(&self) -> Result<Vec<Point>, RecoverError> {
         Ok(self.holdings().await?.list())
     }
@@ -110,9 +115,16 @@ impl Recovery {
                 ..Holdings::default()
             });
         };
-        let entries = self.log.entries(&manifest, manifest.truncated).await?;
+        let log = self.log.legible(&manifest, manifest.truncated).await?;
         let points = self.vault.points(self.machine()).await?;
-        Ok(Holdings { manifest: Some(manifest), entries, points: points.map(|(points, _)| points) })
+        let holdings = Holdings::of(manifest, log, points.map(|(points, _)| points));
+        if let Some(page) = holdings.unread.first()
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            let (machine, text) = (self.machine(), line(page.as_ref()));
+            tracing::warn!(%machine, %text, "points that need it are out of reach");
+        }
+        Ok(holdings)
     }
 
     /// Opens one delta of a point: header, key, index and its place in the chain are proven. The

@@ -2,9 +2,12 @@
 //!
 //! Owns: choosing the base, that the log from base to point is whole. Does not own: reading.
 
+use std::sync::Arc;
+
 use super::RecoverError;
 use super::list::{Holdings, Point};
 use super::point::PointSpec;
+use crate::cloud_log::UnreadPage;
 use crate::format::delta::{DeltaIndex, EntrySource};
 use crate::format::manifest::DeltaEntry;
 use crate::model::{BookmarkKind, DeltaId, DiskName, DiskSpec, Epoch, MachineId, Sequence};
@@ -66,7 +69,8 @@ impl ResolvedPoint {
 }
 
 impl Holdings {
-    /// Finds the point that `spec` means.
+    /// Finds the point that `spec` means. A page that cannot be read takes away what needs it and nothing
+    /// else, and never makes an older point pass for the one that was asked for.
     pub(super) fn resolve(
         &self,
         machine: &MachineId,
@@ -81,7 +85,19 @@ impl Holdings {
             PointSpec::Sequence(sequence) => point.sequence == *sequence,
             PointSpec::Time(time) => point.time <= *time,
         };
-        if let Some(position) = points.iter().rposition(wanted) {
+        let position = points.iter().rposition(wanted);
+        if let Some(page) = self.hides(spec, &points, position) {
+            return Err(RecoverError::Hidden {
+                machine: machine.clone(),
+                wanted: spec.to_string(),
+                known: match position.map(|position| points[position].sequence) {
+                    Some(sequence) => format!("the newest that is known is seq:{sequence}"),
+                    None => known(&points),
+                },
+                page: Arc::clone(page),
+            });
+        }
+        if let Some(position) = position {
             let point = points.swap_remove(position);
             let (sequence, epoch) = (point.sequence, point.epoch);
             return self.reach(machine, sequence, epoch, Some(point));
@@ -96,6 +112,26 @@ impl Holdings {
         }
     }
 
+    /// The page that cannot be read and may name a point that `spec` means rather than the one of
+    /// `points` that was found: then that is not given in its place.
+    fn hides(
+        &self,
+        spec: &PointSpec,
+        points: &[Point],
+        found: Option<usize>,
+    ) -> Option<&Arc<UnreadPage>> {
+        let after = found.map_or(Sequence::ZERO, |found| points[found].sequence);
+        let before = match spec {
+            // One place, or snapshots: those are known.
+            PointSpec::Sequence(_) | PointSpec::LatestProcessed => return None,
+            // The next one that is known is too late already.
+            PointSpec::Time(_) => points.get(found.map_or(0, |found| found + 1)),
+            PointSpec::Latest | PointSpec::LatestApp | PointSpec::Name(_) => None,
+        };
+        let before = before.map_or(Sequence(u64::MAX), |point| point.sequence);
+        self.unread.iter().find(|page| page.last > after && page.first < before)
+    }
+
     /// A place that is no bookmark.
     fn between(
         &self,
@@ -106,6 +142,11 @@ impl Holdings {
         let refuse = |reason| Err(not_a_point(machine, sequence, reason, points));
         let holder =
             self.entries.iter().find(|entry| entry.first <= sequence && sequence <= entry.last);
+        let holds = |page: &&Arc<UnreadPage>| page.first <= sequence && sequence <= page.last;
+        if let Some(page) = self.unread.iter().find(holds) {
+            let (machine, page) = (machine.clone(), Arc::clone(page));
+            return Err(RecoverError::Unread { machine, sequence, page });
+        }
         let Some(entry) = holder else {
             return refuse("the cloud log does not hold it");
         };
@@ -134,14 +175,14 @@ impl Holdings {
             found,
             expected,
         };
-        let after = match (&base, self.epoch(epoch)) {
-            (Some(base), _) => Sequence(base.sequence),
-            (None, Some(entry)) => Sequence(entry.first.0.saturating_sub(1)),
-            (None, None) => {
-                let text = "neither a snapshot nor a beginning";
-                return Err(broken("base", text.to_owned(), format!("one of epoch {epoch}")));
-            }
+        let Some(after) = self.log_after(sequence, epoch) else {
+            let text = "neither a snapshot nor a beginning";
+            return Err(broken("base", text.to_owned(), format!("one of epoch {epoch}")));
         };
+        if let Some(page) = self.missing_for(sequence, epoch) {
+            let (machine, page) = (machine.clone(), Arc::clone(page));
+            return Err(RecoverError::Unread { machine, sequence, page });
+        }
         let disks = self.disks(epoch, base.as_ref());
         let needed = |entry: &&DeltaEntry| entry.last > after && entry.first <= sequence;
         let deltas: Vec<_> = self.entries.iter().filter(needed).cloned().collect();

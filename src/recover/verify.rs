@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::RecoverError;
 use super::base::{Base, READ_BYTES};
+use super::error::line;
 use super::export::Progress;
 use super::list::{Holdings, Point};
 use super::pin::Pin;
@@ -139,6 +140,9 @@ pub async fn verify(
 fn object_of(error: &RecoverError, machine: &MachineId) -> String {
     let named = match error {
         RecoverError::Log(source) => source.object().map(ToString::to_string),
+        RecoverError::Unread { page, .. } | RecoverError::Hidden { page, .. } => {
+            page.why.object().map(ToString::to_string)
+        }
         RecoverError::Vault(source) => source.document().map(str::to_owned),
         RecoverError::Footer { object, .. } | RecoverError::Entry { object, .. } => {
             Some(object.to_string())
@@ -182,16 +186,22 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Points by base, ascending.
-    async fn groups(&self, spec: Option<&PointSpec>) -> Result<Vec<Vec<Point>>, RecoverError> {
+    /// Points by base, ascending; those that need a page that cannot be read apart from others.
+    async fn groups(&mut self, spec: Option<&PointSpec>) -> Result<Vec<Vec<Point>>, RecoverError> {
         if let Some(spec) = spec {
             let point = self.recovery.resolve(spec).await?;
             return Ok(vec![vec![row(&point)]]);
         }
         let holdings = self.recovery.holdings().await?;
+        for page in &holdings.unread {
+            let object = page.why.object().map_or_else(String::new, ToString::to_string);
+            let (reason, from) = (line(page.as_ref()), page.first);
+            self.report.failures.push(Failure { object, reason, from });
+        }
         let base = |point: &Point, holdings: &Holdings| {
             let base = holdings.base(point.sequence, point.epoch);
-            (point.epoch, base.map(|base| base.sequence))
+            let missing = holdings.missing_for(point.sequence, point.epoch).is_some();
+            (point.epoch, base.map(|base| base.sequence), missing)
         };
         let points = holdings.list();
         let groups = points.chunk_by(|a, b| base(a, &holdings) == base(b, &holdings));

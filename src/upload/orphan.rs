@@ -14,6 +14,9 @@
 //! clock takes part in this proof, and the manifest that was replaced is proven to be the one that
 //! was compared.
 //!
+//! A page that is named and cannot be read hides names. All of them are of deltas within its range, so
+//! no delta that touches the range is an orphan while the manifest names the page.
+//!
 //! The grace is for people, not for safety: what a human may still want to look at stays a while.
 //! Its clock is the store's own: the modification time of the manifest just written is its "now".
 
@@ -26,7 +29,7 @@ use super::error::UploadError;
 use super::truncate::{delete, delta_name, owned};
 use crate::format::manifest::Manifest;
 use crate::format::names;
-use crate::model::{DeltaId, Generation, ObjectName, Timestamp};
+use crate::model::{DeltaId, Generation, ObjectName, Sequence, Timestamp};
 use crate::places::{Place, reached};
 use crate::store::{Class, Listed, StoreError};
 
@@ -43,9 +46,8 @@ pub enum Removal {
 /// run, and returns them.
 ///
 /// # Errors
-/// [`UploadError::Fenced`] unless `generation` owns the machine. Nothing is removed when a page of
-/// the manifest cannot be read: what it names would look like orphans. `Retry` after a few attempts:
-/// what is left is found the next time.
+/// [`UploadError::Fenced`] unless `generation` owns the machine. `Retry` after a few attempts: what
+/// is left is found the next time.
 pub async fn remove_orphans(
     context: &UploadContext,
     generation: Generation,
@@ -123,16 +125,21 @@ async fn rewrite(context: &UploadContext, claim: Claim) -> Result<Timestamp, Upl
 }
 
 /// Everything that the manifest leads to.
-async fn named(
-    context: &UploadContext,
-    manifest: &Manifest,
-) -> Result<HashSet<ObjectName>, UploadError> {
+struct Named {
+    objects: HashSet<ObjectName>,
+    /// Records whose deltas are named by pages that cannot be read: first and last.
+    hidden: Vec<(Sequence, Sequence)>,
+}
+
+async fn named(context: &UploadContext, manifest: &Manifest) -> Result<Named, UploadError> {
     let machine = &manifest.machine;
-    let entries = context.log.entries(manifest, manifest.truncated).await;
-    let entries = entries.map_err(|source| UploadError::log(machine, source))?;
+    let read = context.log.legible(manifest, manifest.truncated).await;
+    let read = read.map_err(|source| UploadError::log(machine, source))?;
     let pages = manifest.pages.iter().map(|page| names::manifest_page(machine, page.id));
-    let deltas = entries.iter().map(|entry| delta_name(machine, entry));
-    Ok(pages.chain(deltas).collect())
+    let deltas = read.entries.iter().map(|entry| delta_name(machine, entry));
+    let objects = pages.chain(deltas).collect();
+    let hidden = read.unread.iter().map(|page| (page.first, page.last)).collect();
+    Ok(Named { objects, hidden })
 }
 
 fn store_error(context: &UploadContext, source: StoreError) -> UploadError {
@@ -146,6 +153,8 @@ fn store_error(context: &UploadContext, source: StoreError) -> UploadError {
 enum Verdict {
     /// The manifest leads to it.
     Named,
+    /// A page that cannot be read may name it.
+    Hidden,
     /// It may be named yet.
     InFlight,
     /// It never will be (a page: once the manifest was rewritten).
@@ -154,12 +163,15 @@ enum Verdict {
     Stranger,
 }
 
-fn verdict(manifest: &Manifest, named: &HashSet<ObjectName>, object: &ObjectName) -> Verdict {
-    if named.contains(object) {
+fn verdict(manifest: &Manifest, named: &Named, object: &ObjectName) -> Verdict {
+    if named.objects.contains(object) {
         return Verdict::Named;
     }
     let machine = &manifest.machine;
-    if let Some((generation, _, last, _)) = names::parse_delta(machine, object) {
+    if let Some((generation, first, last, _)) = names::parse_delta(machine, object) {
+        if named.hidden.iter().any(|hidden| first <= hidden.1 && last >= hidden.0) {
+            return Verdict::Hidden;
+        }
         let dead = generation < manifest.generation
             || (generation == manifest.generation && last <= manifest.published);
         return if dead { Verdict::Orphan } else { Verdict::InFlight };

@@ -46,7 +46,7 @@ pub struct Truncated {
 }
 
 /// Removes what `cut` allows, in whole deltas and whole pages: a page that the cut goes through
-/// stays until all of it may go.
+/// stays until all of it may go. A page need not be readable for that: names go by its range.
 ///
 /// # Errors
 /// [`UploadError::Fenced`] when another generation owns the machine: then nothing is deleted that
@@ -89,8 +89,9 @@ async fn unname(
     };
     let log = &context.log;
     let failed = |source: CloudLogError| UploadError::log(log.machine(), source);
-    let entries = log.entries(&manifest, manifest.truncated).await;
-    for entry in entries.map_err(failed)? {
+    // What a page names that cannot be read is left to the removal of orphans.
+    let read = log.legible(&manifest, manifest.truncated).await.map_err(failed)?;
+    for entry in read.entries {
         unnamed.insert(delta_name(log.machine(), &entry), entry.last);
     }
     for page in &manifest.pages {

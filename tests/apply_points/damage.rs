@@ -1,6 +1,7 @@
 //! Damage in the log: the applier stops before it, says why, and goes on when it is whole again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast::apply::{Applier, ApplyError};
@@ -8,6 +9,7 @@ use holdfast::format::manifest::{DeltaEntry, Manifest};
 use holdfast::format::names;
 use holdfast::model::{Change, DiskIndex, Epoch, Extent, ObjectName, WRITE_BYTES_MAX};
 use holdfast::store::{Class, Condition, Faulty, Store};
+use holdfast::upload::{Cut, Removal, remove_orphans, truncate};
 use holdfast::vault::Policy;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -152,4 +154,61 @@ async fn a_resync_leads_past_a_delta_that_is_gone_or_altered() {
         assert_eq!(newest.disks.len(), specs().len());
         applier.retain(&manifest, &policy()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_stops_what_needs_it_alone() {
+    const ROUNDS: u8 = 12;
+    let (changes, at) = rounds(ROUNDS, distinct);
+    let (begin, rest) = changes.split_at(beginning(1).len());
+    let mut site = Site::of((begin.to_vec(), at)).await;
+    site.entries_max = 4;
+    site.publish(rest.to_vec()).await;
+    let manifest = site.manifest().await;
+    let page = manifest.pages[manifest.pages.len() / 4].clone();
+    let name = names::manifest_page(&machine(), page.id);
+    let every = Policy { snapshot_interval_s: 1, ..policy() };
+    // One that ends where it is applied names nothing that is missed.
+    let mut applier = site.applier().await.unwrap();
+    applier.step(&manifest, &every).await.unwrap();
+    let applied = site.points().await.applied;
+    let ends = manifest.pages.iter().find(|page| page.last.0 == applied).unwrap();
+    let passed = names::manifest_page(&machine(), ends.id);
+    flip(&site.faulty, &passed, 100).await;
+    applier.step(&manifest, &every).await.unwrap();
+    assert!(site.points().await.applied > applied);
+    flip(&site.faulty, &passed, 100).await;
+    // Before it is applied: applying stops there, and goes on when it was put back.
+    flip(&site.faulty, &name, 100).await;
+    let error = poisoned(&mut applier, &manifest, &every).await;
+    assert!(matches!(error, ApplyError::Damaged { epoch: Epoch(1), .. }), "{error:?}");
+    let why = site.points().await.quarantine.unwrap();
+    for part in [name.as_str(), "put back", "resync"] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    flip(&site.faulty, &name, 100).await;
+    site.apply_all(&mut applier, &every).await;
+    assert_eq!(site.points().await.quarantine, None);
+    assert_eq!(site.check().await, usize::from(ROUNDS));
+    // Behind what is applied: applying goes on without it.
+    flip(&site.faulty, &name, 100).await;
+    site.apply_all(&mut site.applier().await.unwrap(), &every).await;
+    // So does retention: nothing is given up for it before its time, and it goes when that comes.
+    let mut applier = site.applier().await.unwrap();
+    let decision = applier.retain(&manifest, &every).await.unwrap();
+    assert_eq!((decision.truncate_through.0, applier.unread().len()), (0, 1));
+    let short = Policy { journal_window_s: 100, ladder: Vec::new(), ..every };
+    let decision = applier.retain(&manifest, &short).await.unwrap();
+    assert!(decision.truncate_through > page.last);
+    let (context, generation) = (site.upload_context(), manifest.generation);
+    let (through, epochs_from) = (decision.truncate_through, decision.epochs_from);
+    truncate(&context, Cut { generation, through, epochs_from }).await.unwrap();
+    remove_orphans(&context, generation, Duration::ZERO, Removal::Remove).await.unwrap();
+    let manifest = site.manifest().await;
+    let named = site.log.entries(&manifest, manifest.truncated).await.unwrap();
+    let there = site.faulty.list(&names::deltas(&machine())).await.unwrap();
+    assert_eq!(there.len(), named.len(), "what it named is gone with it");
+    applier.retain(&manifest, &short).await.unwrap();
+    assert_eq!(applier.unread().len(), 0);
+    site.check().await;
 }

@@ -39,6 +39,8 @@ pub(crate) struct Site {
     pins: PinsSeen,
     pub(crate) key: Arc<KeyEncryptionKey>,
     pub(crate) at: BTreeMap<u64, Disks>,
+    /// Entries of the manifest before some move to a page.
+    pub(crate) entries_max: usize,
 }
 
 /// A clock that moves when it is told to, and wakes who waited for that. Its wall clock can be set
@@ -203,7 +205,8 @@ impl Site {
         let log = Arc::new(LogStore::new(store, machine(), KeyRing::of(machine(), data_key)));
         let drawn = Arc::new(Drawn::default());
         let pins = PinsSeen::default();
-        let site = Self { faulty, vault, log, clock, drawn, pins, key, at };
+        let entries_max = ENTRIES_MAX;
+        let site = Self { faulty, vault, log, clock, drawn, pins, key, at, entries_max };
         site.publish(changes).await;
         site
     }
@@ -222,7 +225,7 @@ impl Site {
                 Arc::new(Metrics::default()),
             ),
             block_bytes: Arc::new((1 << 20).into()),
-            entries_max: ENTRIES_MAX,
+            entries_max: self.entries_max,
         }
     }
 

@@ -122,6 +122,112 @@ async fn damaged_manifest_and_page_are_named() {
     assert!(report.failures[0].reason.contains(page.as_str()), "{:?}", report.failures);
 }
 
+/// The story and many more bookmarks, so that the log has several pages; and the second of them.
+async fn paged() -> (World, crate::format::manifest::PageEntry) {
+    let mut world = World::after(&story()).await;
+    for n in 0..14 {
+        world.publish(&[write(0, n, 1), bookmark("")]).await;
+    }
+    let pages = world.manifest().await.pages;
+    assert!(pages.len() >= 3, "one of them has a page before it and one behind");
+    (world, pages[1].clone())
+}
+
+/// Sequences of points, and whether each is good.
+fn judged(report: &VerifyReport) -> Vec<(u64, bool)> {
+    report.points.iter().map(|point| (point.sequence, point.good)).collect()
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_takes_away_what_needs_it_alone() {
+    let (world, page) = paged().await;
+    let (first, last) = (page.first.0, page.last.0);
+    let behind =
+        |world: &World, n: usize| *world.bookmarks.iter().filter(|at| **at > last).nth(n).unwrap();
+    let (next, based) = (behind(&world, 0), behind(&world, 1));
+    world.snapshot(7).await;
+    world.snapshot(based).await;
+    let name = names::manifest_page(&world.machine, page.id);
+    let (whole, _) = world.store.read(&name).await.unwrap();
+    for gone in [false, true] {
+        match gone {
+            false => world.flip(&name, 100).await,
+            true => world.store.delete(&name, Condition::Always).await.unwrap(),
+        }
+        let newest = *world.bookmarks.last().unwrap();
+        for spec in ["latest".to_owned(), format!("seq:{based}"), "latest-processed".to_owned()] {
+            let point = world.resolve(&spec).await.unwrap();
+            assert_eq!(point.sequence.0, if spec == "latest" { newest } else { based });
+            let expected = &world.states[point.sequence.0 as usize].disks;
+            assert_eq!(world.read(&spec).await.unwrap(), *expected, "{spec}");
+        }
+        let known = world.bookmarks.iter().filter(|at| **at < first || **at > last);
+        let known: Vec<u64> = known.copied().collect();
+        for at in &known {
+            let read = world.read(&format!("seq:{at}")).await;
+            match *at < first || *at >= based {
+                true => assert_eq!(read.unwrap(), world.states[*at as usize].disks, "{at}"),
+                false => {
+                    let error = read.unwrap_err();
+                    assert!(matches!(error, RecoverError::Unread { .. }), "{error}");
+                }
+            }
+        }
+        for at in [first, last, next] {
+            let error = world.resolve(&format!("seq:{at}")).await.unwrap_err().line();
+            assert!(
+                error.contains(name.as_str()) && error.contains("put the object back"),
+                "{error}"
+            );
+        }
+        let report = world.verify(None).await.unwrap();
+        assert_eq!(report.failures[0].object, name.to_string());
+        let expected = known.iter().map(|at| (*at, *at < first || *at >= based));
+        assert_eq!(judged(&report), expected.collect::<Vec<_>>());
+        assert!(world.verify(Some("latest")).await.unwrap().good(), "it needs nothing of that");
+        world.store.put(&name, whole.clone(), Condition::Always).await.unwrap();
+    }
+    assert!(world.verify(None).await.unwrap().good());
+    // What retention gave up is not missed.
+    world.store.delete(&name, Condition::Always).await.unwrap();
+    let give_up = |mut document: crate::vault::PointsDocument| {
+        document.truncate_through = last;
+        Ok(document)
+    };
+    world.vault.update_points(&world.machine, give_up).await.unwrap();
+    assert!(world.verify(None).await.unwrap().good());
+}
+
+#[tokio::test]
+async fn an_older_point_never_passes_for_one_that_a_page_may_hide() {
+    let (world, page) = paged().await;
+    let (first, last) = (page.first.0, page.last.0);
+    let before = world.bookmarks.iter().filter(|at| **at < first).max().copied().unwrap();
+    world.snapshot(7).await;
+    let name = names::manifest_page(&world.machine, page.id);
+    world.flip(&name, 100).await;
+    // Nothing behind the page can be rebuilt: said, and not replaced by what can.
+    let error = world.resolve("latest").await.unwrap_err();
+    assert!(matches!(error, RecoverError::Unread { .. }), "{error}");
+    let time = |at: u64, tenth: u64| format!("time:1970-01-01T00:00:{at:02}.{tenth}Z");
+    let hidden = ["latest-app".to_owned(), "name:none".to_owned(), time(last, 5)];
+    for spec in hidden {
+        let error = world.resolve(&spec).await.unwrap_err();
+        assert!(matches!(error, RecoverError::Hidden { .. }), "{spec}: {error}");
+        let line = error.line();
+        assert!(line.contains(name.as_str()) && line.contains(&spec), "{line}");
+    }
+    let error = world.resolve("latest-app").await.unwrap_err().line();
+    assert!(error.contains("the newest that is known is seq:7"), "{error}");
+    for (spec, at) in [("latest-processed".to_owned(), 7), (time(6, 0), 4), (time(4, 0), 4)] {
+        assert_eq!(world.resolve(&spec).await.unwrap().sequence.0, at, "{spec}");
+    }
+    let report = world.verify(None).await.unwrap();
+    let good = report.points.iter().filter(|point| point.good).map(|point| point.sequence);
+    assert_eq!(good.max(), Some(before), "{:?}", report.points);
+    assert!(report.points.iter().any(|point| !point.good && point.sequence > last));
+}
+
 #[tokio::test]
 async fn an_altered_points_document_is_not_believed() {
     let world = World::after(&story()).await;

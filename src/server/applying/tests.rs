@@ -17,7 +17,7 @@ use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
 use crate::server::testing::{Hands, Network, peers, settings, uplink};
 use crate::settings::{BatchSettings, SealSettings};
 use crate::store::faulty::{Fault, Op, Rule};
-use crate::store::{Faulty, Memory, Store};
+use crate::store::{Condition, Faulty, Memory, Store};
 use crate::upload::{Upload, UploadContext, claim};
 use crate::vault::{MachineDocument, PointsDocument, Policy};
 
@@ -27,6 +27,8 @@ struct Site {
     kek: Arc<KeyEncryptionKey>,
     clock: Arc<Hands>,
     drain: watch::Sender<bool>,
+    /// Entries of a manifest before some move to a page.
+    entries_max: usize,
 }
 
 /// An applier at work.
@@ -47,7 +49,8 @@ impl Site {
         let faulty = Arc::new(Faulty::new(memory));
         let kek = Arc::new(KeyEncryptionKey::of([7; 32].into()));
         let vault = Vault::new(Arc::clone(&faulty) as _, kek.derive("holdfast vault 1"));
-        let site = Self { faulty, vault, kek, clock, drain: watch::Sender::new(false) };
+        let (drain, entries_max) = (watch::Sender::new(false), ENTRIES_MAX);
+        let site = Self { faulty, vault, kek, clock, drain, entries_max };
         for number in 0..count {
             let machine = id(number);
             let (_, wrapped) = site.kek.make_data_key(&machine, 1, &System, Timestamp(0));
@@ -76,7 +79,7 @@ impl Site {
             metrics: Arc::default(),
             uplink: uplink(&self.clock, &Arc::default()),
             block_bytes: Arc::new((1 << 20).into()),
-            entries_max: ENTRIES_MAX,
+            entries_max: self.entries_max,
         };
         let claimed = claim(&context, &server.parse().unwrap()).await.unwrap();
         let manifest = &claimed.manifest;
@@ -343,4 +346,33 @@ async fn a_server_that_came_is_not_forgotten_when_the_list_cannot_be_read() {
     assert_eq!(news.next().await.again, [id(0)]);
     watching.abort();
     looking.abort();
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_is_said_until_it_is_put_back() {
+    let mut site = Site::of(1).await;
+    site.entries_max = 1;
+    let (metrics, news) = (Arc::new(Metrics::default()), Arc::new(News::default()));
+    let publisher = Some("ps-1".parse().unwrap());
+    let applying = Applying { publisher, metrics: Arc::clone(&metrics), ..site.applying(&news) };
+    let running = Running { news, task: tokio::spawn(Arc::new(applying).run()) };
+    let publish = async || {
+        let published = site.publish(&id(0), "ps-1").await;
+        running.news.published(&id(0));
+        site.advance(60).await; // applied, and tidied half a minute later
+        assert_eq!(site.points(0).await.applied, published);
+        let trouble = &metrics.machine(&id(0)).apply_trouble;
+        trouble.lock().unwrap().clone()
+    };
+    assert_eq!(publish().await, None);
+    let page = site.faulty.list(&names::manifest_pages(&id(0))).await.unwrap().remove(0).name;
+    let (whole, _) = site.faulty.read(&page).await.unwrap();
+    site.faulty.delete(&page, Condition::Always).await.unwrap();
+    for _ in 0..2 {
+        let said = publish().await.expect("a human should know");
+        assert!(said.contains(page.as_str()) && said.contains("put the object back"), "{said}");
+    }
+    site.faulty.put(&page, whole, Condition::Absent).await.unwrap();
+    assert_eq!(publish().await, None);
+    site.end(running).await;
 }

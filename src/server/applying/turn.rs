@@ -48,6 +48,8 @@ pub(super) struct Work {
     /// Everything through here is on the seed disks, as far as we know.
     applied: Option<u64>,
     said: Option<String>,
+    /// What retention could not read when it last looked. It stops nothing, and a human should know.
+    unread: Option<String>,
     /// The last turn ended because others wait, not because all was done.
     more: bool,
 }
@@ -89,6 +91,7 @@ impl Work {
             standby: None,
             applied: None,
             said: None,
+            unread: None,
             more: false,
         }
     }
@@ -190,13 +193,14 @@ impl Work {
 
     /// Retention and orphans. What a drain cuts short is left for the next start.
     async fn tidy(
-        &self,
+        &mut self,
         applier: &mut Applier,
         context: &UploadContext,
         manifest: &Manifest,
         policy: &Policy,
     ) -> Result<(), TurnError> {
         let decision = applier.retain(manifest, policy).await?;
+        self.unread = applier.unread().first().map(|page| error_chain(page));
         let upload = |source| TurnError::Upload { machine: self.machine.clone(), source };
         let mut drain = self.applying.drain.clone();
         tokio::select! {
@@ -390,8 +394,12 @@ impl Work {
         let metrics = self.applying.metrics.machine(&self.machine);
         let error = match turn {
             Ok(()) => {
-                if self.said.take().is_some() {
-                    metrics.set_apply_trouble(None);
+                let said = std::mem::replace(&mut self.said, self.unread.clone());
+                if said != self.unread {
+                    if let Some(text) = &self.unread {
+                        tracing::error!(machine = %self.machine, %text, "part of the log cannot be read");
+                    }
+                    metrics.set_apply_trouble(self.unread.clone());
                 }
                 return if std::mem::take(&mut self.more) { Duration::ZERO } else { interval };
             }

@@ -88,13 +88,52 @@ async fn nothing_named_is_ever_an_orphan() {
         claim(&plain, &server("ps-b")).await.unwrap();
     }
     assert_eq!((rig.deltas().await, rig.pages().await.len()), (deltas, pages.len()));
-    // A page that cannot be read hides names: nothing is removed then.
-    let deltas_before = rig.deltas().await.len();
-    let page = &rig.pages().await[0].name;
-    rig.memory.delete(page, Condition::Always).await.unwrap();
-    let refused = remove_orphans(&plain, Generation(4), Duration::ZERO, Removal::Remove).await;
-    assert_eq!(refused.unwrap_err().class(), Class::Poison);
-    assert_eq!(rig.deltas().await.len(), deltas_before);
+}
+
+/// Objects of the dead, of the living, and a page that cannot be read: what it may name stays while
+/// it is named.
+#[tokio::test]
+async fn a_page_that_cannot_be_read_hides_the_deltas_in_its_range() {
+    for gone in [false, true] {
+        let rig = Rig::new(5);
+        dies_before_publishing(&rig, "ps-a", 20).await;
+        let dead = rig.deltas().await;
+        rig.serve(&rig.plain(), "ps-b", 45, |_| ()).await.unwrap();
+        let named = rig.deltas().await.len() - dead.len();
+        let page = rig.manifest().await.pages[0].clone();
+        let name = names::manifest_page(&rig.machine, page.id);
+        let (whole, _) = rig.memory.read(&name).await.unwrap();
+        let altered = [&whole[..], &[0]].concat().into();
+        match gone {
+            true => rig.memory.delete(&name, Condition::Always).await.unwrap(),
+            false => drop(rig.memory.put(&name, altered, Condition::Always).await.unwrap()),
+        }
+        let plain = rig.plain();
+        let remove = || remove_orphans(&plain, Generation(2), Duration::ZERO, Removal::Remove);
+        let removed = remove().await.unwrap();
+        let hidden = dead.iter().filter(|row| {
+            let (_, first, last, _) = names::parse_delta(&rig.machine, &row.name).unwrap();
+            first <= page.last && last >= page.first
+        });
+        let hidden = hidden.count();
+        assert!(hidden > 0 && hidden < dead.len());
+        assert_eq!(removed.len(), dead.len() - hidden, "those beside it go");
+        assert_eq!(rig.deltas().await.len(), named + hidden);
+        // Nothing of what it names is lost: put back, it leads to all of it.
+        let broken = rig.memory.read(&name).await;
+        rig.memory.put(&name, whole, Condition::Always).await.unwrap();
+        assert_eq!(rig.audit().await.len(), named);
+        match broken {
+            Ok((altered, _)) => drop(rig.memory.put(&name, altered, Condition::Always).await),
+            Err(_) => rig.memory.delete(&name, Condition::Always).await.unwrap(),
+        }
+        // A cut behind it takes its name, and then nothing is hidden any more.
+        let done = truncate(&plain, cut(2, page.last.0)).await.unwrap();
+        assert_eq!(done.through, page.last);
+        assert!(rig.pages().await.iter().all(|row| row.name != name));
+        remove().await.unwrap();
+        assert_eq!(rig.deltas().await.len(), rig.audit().await.len());
+    }
 }
 
 /// The owner has written a page and is stopped before the compare-and-swap that names it. Orphans
