@@ -26,6 +26,7 @@ fn delta(first: u64, epoch: u32, second: Option<i64>, name: &str) -> DeltaEntry 
         source_bytes: 10,
         created: Timestamp(i64::MAX),
         catch_up: false,
+        keeps_every_write: false,
         bookmarks: second.map(|second| bookmark(last, second, name)).into_iter().collect(),
     }
 }

@@ -49,6 +49,7 @@ fn entry(last: u64, second: i64) -> DeltaEntry {
         source_bytes: 1,
         created: Timestamp(i64::MAX),
         catch_up: false,
+        keeps_every_write: false,
         bookmarks: vec![crate::format::manifest::BookmarkEntry {
             sequence: Sequence(last),
             bookmark,

@@ -101,6 +101,9 @@ pub struct DeltaEntry {
     pub created: Timestamp,
     /// Whether a catch-up begins or runs anywhere in it.
     pub catch_up: bool,
+    /// Whether every write in it is kept, so that it can be cut behind any record. Else what later
+    /// writes covered may be folded away.
+    pub keeps_every_write: bool,
     /// Bookmarks in it, ascending; each is a consistent point.
     pub bookmarks: Vec<BookmarkEntry>,
 }

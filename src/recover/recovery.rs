@@ -7,7 +7,7 @@ use super::RecoverError;
 use super::error::line;
 use super::list::{Holdings, Point};
 use super::point::PointSpec;
-use super::resolve::{ResolvedPoint, keeps_every_write, not_a_point};
+use super::resolve::ResolvedPoint;
 use crate::cloud_log::LogStore;
 use crate::format::manifest::DeltaEntry;
 use crate::model::{Change, DeltaId, EpochBegin, MachineId, Sequence};
@@ -90,19 +90,7 @@ impl Recovery {
     /// # Errors
     /// When there is no such point (naming what there is), or its chain is broken.
     pub async fn resolve(&self, spec: &PointSpec) -> Result<ResolvedPoint, RecoverError> {
-        let holdings = self.holdings().await?;
-        let point = holdings.resolve(self.machine(), spec)?;
-        if let Some(entry) = point.cut() {
-            let previous = point.previous(point.deltas.len() - 1);
-            let delta = self.delta_of(&point, entry, previous).await?;
-            if !keeps_every_write(entry, delta.index(), point.sequence) {
-                let reason = "it lies inside a delta in which overwritten writes were folded \
-                              (set the policy's keep_every_write to keep them from now on)";
-                let (machine, points) = (self.machine(), holdings.list());
-                return Err(not_a_point(machine, point.sequence, reason, &points));
-            }
-        }
-        Ok(point)
+        self.holdings().await?.resolve(self.machine(), spec)
     }
 
     /// What the store holds now. The manifest is read first: whatever retention removes meanwhile

@@ -8,10 +8,13 @@ use super::RecoverError;
 use super::list::{Holdings, Point};
 use super::point::PointSpec;
 use crate::cloud_log::UnreadPage;
-use crate::format::delta::{DeltaIndex, EntrySource};
 use crate::format::manifest::DeltaEntry;
 use crate::model::{BookmarkKind, DeltaId, DiskName, DiskSpec, Epoch, MachineId, Sequence};
 use crate::vault::SnapshotPoint;
+
+/// Why a delta cannot be cut.
+const FOLDED: &str = "it lies inside a delta in which overwritten writes were folded \
+                      (set the policy's keep_every_write to keep them from now on)";
 
 /// A point and what makes it.
 #[derive(Clone, Debug)]
@@ -54,8 +57,8 @@ impl ResolvedPoint {
     }
 
     /// The delta that reaches beyond the point, if one does: it may have lost what later writes
-    /// covered, so it must be proven whole before it is used.
-    pub(super) fn cut(&self) -> Option<&DeltaEntry> {
+    /// covered.
+    fn cut(&self) -> Option<&DeltaEntry> {
         self.deltas.last().filter(|last| last.last > self.sequence)
     }
 
@@ -203,7 +206,7 @@ impl Holdings {
             return Err(broken("end of the log", end.to_string(), expected));
         }
         let before = self.entries.iter().find(|entry| entry.last == after);
-        Ok(ResolvedPoint {
+        let resolved = ResolvedPoint {
             machine: machine.clone(),
             sequence,
             epoch,
@@ -212,7 +215,13 @@ impl Holdings {
             base,
             deltas,
             before: before.map(|entry| entry.id),
-        })
+        };
+        match resolved.cut() {
+            Some(entry) if !entry.keeps_every_write => {
+                Err(not_a_point(machine, sequence, FOLDED, &self.list()))
+            }
+            _ => Ok(resolved),
+        }
     }
 
     fn disks(&self, epoch: Epoch, base: Option<&SnapshotPoint>) -> Vec<DiskSpec> {
@@ -245,7 +254,7 @@ fn known(points: &[Point]) -> String {
     }
 }
 
-pub(super) fn not_a_point(
+fn not_a_point(
     machine: &MachineId,
     sequence: Sequence,
     reason: &'static str,
@@ -263,31 +272,4 @@ pub(super) fn not_a_point(
         around => format!("the nearest bookmarks are {}", around.join(" and ")),
     };
     RecoverError::NotAPoint { machine: machine.clone(), sequence, reason, nearest }
-}
-
-/// Whether a delta provably still has every byte that its records up to `through` wrote, so that
-/// it can be cut there. Folding leaves no two entries that overlap, drops records that were
-/// covered, and makes the bytes of frames less than the bytes written. A zero record that was
-/// covered in part leaves no trace, so in a delta without overlaps zeros up to the cut prove
-/// nothing: it is refused rather than guessed.
-pub(super) fn keeps_every_write(entry: &DeltaEntry, index: &DeltaIndex, through: Sequence) -> bool {
-    let mut by_place: Vec<_> = index.entries.iter().collect();
-    by_place.sort_unstable_by_key(|one| (one.disk, one.extent.offset()));
-    let overlap = by_place
-        .windows(2)
-        .any(|pair| pair[0].disk == pair[1].disk && pair[0].extent.end() > pair[1].extent.offset());
-    if overlap {
-        return true;
-    }
-    let in_frames = |one: &&crate::format::delta::IndexEntry| one.source != EntrySource::Zero;
-    let frame_bytes: u64 =
-        index.entries.iter().filter(in_frames).map(|one| u64::from(one.extent.length())).sum();
-    let no_zeros =
-        index.entries.iter().all(|one| one.sequence > through || one.source != EntrySource::Zero);
-    let mut present: Vec<_> = index.entries.iter().map(|one| one.sequence.0).collect();
-    present.extend(index.marks.iter().map(|mark| mark.sequence.0));
-    present.sort_unstable();
-    present.dedup();
-    let records = entry.last.0 - entry.first.0 + 1;
-    no_zeros && frame_bytes == entry.source_bytes && present.len() as u64 == records
 }

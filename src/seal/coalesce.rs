@@ -67,8 +67,7 @@ pub(super) fn coalesce(batch: &Batch, keep_every_write: bool) -> (Vec<Piece<'_>>
     for piece in &mut pieces {
         piece.bytes = piece.bytes.filter(|bytes| !is_zero(bytes));
     }
-    // Not where every write is kept: a reader sees that by every write's bytes being there.
-    if !keep_every_write && pieces.iter().any(has_zero_run) {
+    if pieces.iter().any(has_zero_run) {
         pieces = pieces.iter().flat_map(without_zero_runs).collect();
     }
     (pieces, marks)

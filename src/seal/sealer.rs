@@ -230,6 +230,7 @@ pub(super) fn make(
         source_bytes: batch.payload_bytes(),
         created: header.created,
         catch_up: batch.catch_up(),
+        keeps_every_write: keep_every_write,
         bookmarks,
     };
     Ok(Made { object, entry, epoch_begin, passed_over, held })

@@ -54,6 +54,7 @@ fn entry(seconds_ago: i64, first: u64, bookmark: bool) -> DeltaEntry {
         source_bytes: 60 << 20,
         created: time,
         catch_up: !bookmark,
+        keeps_every_write: false,
         bookmarks: bookmark.then_some(placed).into_iter().collect(),
     }
 }

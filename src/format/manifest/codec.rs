@@ -19,6 +19,7 @@ enum Version {
 const CATCHING_UP: u16 = 1;
 const HAS_LAST_DELTA: u16 = 2;
 const ENTRY_CATCH_UP: u8 = 1;
+const ENTRY_EVERY_WRITE: u8 = 2;
 
 const NAME_BYTES_MAX: usize = 48;
 
@@ -164,7 +165,14 @@ fn put_epoch(w: &mut Writer, epoch: &EpochEntry) {
 
 fn put_entry(w: &mut Writer, entry: &DeltaEntry) {
     w.put(&entry.id.0).u64(entry.generation.0).u32(entry.epoch.0);
-    w.u8(if entry.catch_up { ENTRY_CATCH_UP } else { 0 });
+    let mut flags = 0;
+    if entry.catch_up {
+        flags |= ENTRY_CATCH_UP;
+    }
+    if entry.keeps_every_write {
+        flags |= ENTRY_EVERY_WRITE;
+    }
+    w.u8(flags);
     w.u64(entry.first.0).u64(entry.last.0);
     w.u64(entry.object_bytes).u64(entry.source_bytes);
     w.i64(entry.created.0);
@@ -239,7 +247,7 @@ fn entry(r: &mut Reader<'_>) -> Result<DeltaEntry, FormatError> {
     let generation = Generation(r.u64("entry.generation")?);
     let epoch = Epoch(r.u32("entry.epoch")?);
     let flags = r.u8("entry.flags")?;
-    if flags & !ENTRY_CATCH_UP != 0 {
+    if flags & !(ENTRY_CATCH_UP | ENTRY_EVERY_WRITE) != 0 {
         return Err(FormatError::value("entry.flags", flags, "known bits only"));
     }
     let first = Sequence(r.u64("entry.first")?);
@@ -258,6 +266,7 @@ fn entry(r: &mut Reader<'_>) -> Result<DeltaEntry, FormatError> {
         source_bytes,
         created,
         catch_up: flags & ENTRY_CATCH_UP != 0,
+        keeps_every_write: flags & ENTRY_EVERY_WRITE != 0,
         bookmarks: many(r, bookmarks, BOOKMARK_BYTES_MIN, "entry.bookmark_count", bookmark)?,
     })
 }

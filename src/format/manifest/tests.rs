@@ -19,6 +19,7 @@ fn entry(byte: u8, generation: u64, epoch: u32, first: u64, last: u64) -> DeltaE
         source_bytes: 8192,
         created: Timestamp(1_769_860_800_000_000 + i64::from(byte)),
         catch_up: false,
+        keeps_every_write: false,
         bookmarks: Vec::new(),
     }
 }
@@ -99,13 +100,21 @@ fn emptied() -> Manifest {
     }
 }
 
+/// Every write of the first and of the second delta is kept.
+fn every_write() -> Manifest {
+    let mut manifest = full();
+    manifest.entries[0].keeps_every_write = true;
+    manifest.entries[1].keeps_every_write = true;
+    manifest
+}
+
 fn a_page() -> ManifestPage {
     ManifestPage { machine: "web-1".parse().unwrap(), entries: full().entries }
 }
 
 #[test]
 fn what_is_written_comes_back() {
-    for manifest in [full(), first(), emptied()] {
+    for manifest in [full(), first(), emptied(), every_write()] {
         let bytes = manifest.encode().unwrap();
         assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
     }
@@ -120,6 +129,7 @@ fn golden() -> Vec<(&'static str, Vec<u8>, String)> {
         manifest("v1-first", first()),
         manifest("v1-full", full()),
         manifest("v1-emptied", emptied()),
+        manifest("v1-every-write", every_write()),
         ("v1-page", page.encode().unwrap(), format!("{page:#?}\n")),
     ]
 }

@@ -127,13 +127,26 @@ async fn between_bookmarks_only_where_nothing_was_folded() {
     let error = folded.resolve("seq:9").await.unwrap_err().to_string();
     assert!(error.contains("does not hold it") && error.contains("seq:5"), "{error}");
 
-    let mut kept = World::new().await;
-    kept.keep_every_write = true;
-    kept.publish(&ops).await;
-    for sequence in 1..=5 {
-        let read = kept.read(&format!("seq:{sequence}")).await.unwrap();
-        assert_eq!(read, kept.states[sequence].disks, "at {sequence}");
+    // Zeros leave no bytes behind, whether they overlap or not.
+    let zeros = [
+        Op::Epoch,
+        write(0, 0, 8),
+        Op::Zero { disk: 0, sector: 8, sectors: 4 },
+        Op::Write { disk: 1, sector: 0, sectors: 4, zeros: true },
+        bookmark(""),
+    ];
+    for ops in [&ops, &zeros] {
+        let mut kept = World::new().await;
+        kept.keep_every_write = true;
+        kept.publish(ops).await;
+        for sequence in 2..=5 {
+            let read = kept.read(&format!("seq:{sequence}")).await.unwrap();
+            assert_eq!(read, kept.states[sequence].disks, "at {sequence}");
+        }
     }
+    // It is what the policy says that counts, not what happened to be folded.
+    let error = World::after(&zeros).await.resolve("seq:3").await.unwrap_err().to_string();
+    assert!(error.contains("folded"), "{error}");
 
     let mut unordered = World::new().await;
     unordered.keep_every_write = true;
