@@ -156,6 +156,9 @@ impl Holdings {
         if entry.catch_up {
             return refuse("a catch-up ran there, so the writes are not in order");
         }
+        if self.epoch(entry.epoch).is_some_and(|epoch| epoch.first == sequence) {
+            return refuse("an epoch begins there, and nothing of its disks was copied yet");
+        }
         if self.base(sequence, entry.epoch).is_none() && !self.begins(entry.epoch) {
             return refuse("what it builds on is no longer kept");
         }

@@ -155,6 +155,21 @@ async fn between_bookmarks_only_where_nothing_was_folded() {
     assert!(error.contains("catch-up") && error.contains("seq:7 and seq:12"), "{error}");
 }
 
+/// All its disks are zeros there: the machine never was like that.
+#[tokio::test]
+async fn the_bare_beginning_of_an_epoch_is_no_point() {
+    let mut world = World::new().await;
+    world.keep_every_write = true;
+    world.publish(&[Op::Epoch]).await;
+    for _ in 0..2 {
+        let error = world.resolve("seq:1").await.unwrap_err();
+        assert!(matches!(error, RecoverError::NotAPoint { .. }), "{error}");
+        assert!(error.to_string().contains("an epoch begins there"), "{error}");
+        world.publish(&[write(0, 0, 8), bookmark("")]).await;
+    }
+    assert_eq!(world.read("seq:2").await.unwrap(), world.states[2].disks);
+}
+
 #[tokio::test]
 async fn a_pin_lives_as_long_as_its_recovery() {
     let world = World::after(&story()).await;
