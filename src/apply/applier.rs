@@ -113,6 +113,7 @@ impl Applier {
         let stuck = match &stopped {
             ApplyError::Ahead { epoch, .. }
             | ApplyError::Missing { epoch, .. }
+            | ApplyError::SetBack { epoch, .. }
             | ApplyError::Damaged { epoch, .. } => *epoch,
             ApplyError::Gap { .. } => Epoch(self.checkpoint.document().epoch),
             _ => return Err(stopped),
@@ -154,6 +155,10 @@ impl Applier {
             let machine = manifest.machine.clone();
             return Err(ApplyError::Gap { machine, applied, truncated: manifest.truncated });
         }
+        if applied > manifest.published {
+            self.check_published(applied).await?;
+            return Ok(None); // somebody else applied what `manifest` does not name yet
+        }
         let (before, entries) = self.entries_after(manifest, applied).await?;
         let points = self.checkpoint.document();
         match due::next_run(&entries, points, policy, due::RUN_BYTES_MAX) {
@@ -177,7 +182,8 @@ impl Applier {
         before: Option<DeltaId>,
     ) -> Result<Step, ApplyError> {
         let (run, deltas) = self.open(run, before).await?;
-        let through = run.deltas.last().map_or(Sequence::ZERO, |entry| entry.last);
+        let last = run.deltas.last();
+        let (through, delta) = (last.map_or(Sequence::ZERO, |e| e.last), last.map(|e| e.id));
         self.check_new_epoch(manifest, run.epoch).await?;
         self.checkpoint.announce(run.epoch, through).await?;
         let seed = self.take_seed_disks(manifest, run.epoch).await?;
@@ -190,10 +196,10 @@ impl Applier {
         let source_bytes = run.deltas.iter().map(|entry| entry.source_bytes).sum();
         self.context.metrics.moved(Stage::Apply, source_bytes, written);
         let Some(due) = run.snapshot else {
-            let applied = self.checkpoint.record(through).await?;
+            let applied = self.checkpoint.record(through, delta).await?;
             return Ok(Step { applied, point: None });
         };
-        let (applied, point) = self.checkpoint.record_point(due, disks).await?;
+        let (applied, point) = self.checkpoint.record_point(due, disks, delta).await?;
         Ok(Step { applied, point: Some(point) })
     }
 
@@ -252,12 +258,16 @@ impl Applier {
         let named = applied > manifest.truncated;
         let after = if named { Sequence(applied.0 - 1) } else { applied };
         let read = self.legible(manifest, after).await?;
+        let hidden = !read.unread.is_empty();
         // A page that ends at `applied` is not missed: it names nothing that is still to be applied.
         if let Some(page) = read.unread.into_iter().find(|page| page.last > applied) {
             return Err(ApplyError::Log { machine: page.machine, source: page.why });
         }
         let mut entries = read.entries;
         let before = entries.first().filter(|entry| entry.last == applied).map(|entry| entry.id);
+        if named && !hidden {
+            self.check_applied(applied, before)?;
+        }
         if before.is_some() {
             entries.remove(0);
         }

@@ -6,7 +6,7 @@
 use super::due::Due;
 use super::error::ApplyError;
 use super::retention::Decision;
-use crate::model::{Epoch, MachineId, Sequence};
+use crate::model::{DeltaId, Epoch, MachineId, Sequence};
 use crate::store::ETag;
 use crate::vault::{PointsDocument, SnapshotDisk, SnapshotPoint, Vault, VaultError};
 
@@ -98,20 +98,28 @@ impl Checkpoint {
     }
 
     /// Records that the seed disks hold everything through `through`; the caller flushed them.
-    pub(super) async fn record(&mut self, through: Sequence) -> Result<Applied, ApplyError> {
+    /// `delta`: the last one of the run.
+    pub(super) async fn record(
+        &mut self,
+        through: Sequence,
+        delta: Option<DeltaId>,
+    ) -> Result<Applied, ApplyError> {
         self.change(|document| {
             document.applied = through.0;
+            document.applied_delta = delta.map(|id| id.to_string());
             document.quarantine = None;
         })
         .await?;
         Ok(Applied { through })
     }
 
-    /// Records a run that ends at a bookmark, with the snapshots taken there.
+    /// Records a run that ends at a bookmark, with the snapshots taken there. `delta`: the last one of
+    /// the run.
     pub(super) async fn record_point(
         &mut self,
         due: Due<'_>,
         disks: Vec<SnapshotDisk>,
+        delta: Option<DeltaId>,
     ) -> Result<(Applied, RecoveryPoint), ApplyError> {
         let Due { bookmark, time } = due;
         let point = SnapshotPoint {
@@ -126,6 +134,7 @@ impl Checkpoint {
         let added = point.clone();
         self.change(move |document| {
             document.applied = added.sequence;
+            document.applied_delta = delta.map(|id| id.to_string());
             document.quarantine = None;
             document.snapshots.retain(|kept| kept.sequence != added.sequence);
             document.snapshots.push(added.clone());
@@ -137,7 +146,11 @@ impl Checkpoint {
     /// Leaves what is left of an epoch whose seed disks cannot be brought forward: the next run
     /// begins with the record after `through`, on another epoch's disks.
     pub(super) async fn leave_epoch(&mut self, through: Sequence) -> Result<(), ApplyError> {
-        self.change(|document| document.applied = through.0).await
+        self.change(|document| {
+            document.applied = through.0;
+            document.applied_delta = None;
+        })
+        .await
     }
 
     /// Says why applying stopped.

@@ -46,6 +46,7 @@ fn points(snapshots: &[(u64, i64)]) -> PointsDocument {
         applier_generation: 1,
         epoch: 1,
         applied: 0,
+        applied_delta: None,
         applying: 0,
         truncate_through: 0,
         snapshots: snapshots.iter().map(point).collect(),

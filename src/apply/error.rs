@@ -80,6 +80,22 @@ pub enum ApplyError {
         /// Where the log begins.
         truncated: Sequence,
     },
+    /// The log is not the one that was applied: it was set back, and may have gone on since.
+    #[error(
+        "the manifest of machine {machine} was set back: record {applied} was applied, and {witness}. \
+         Put the newer one back, or resync the machine once its log has passed record {applied}: the \
+         disks of epoch {epoch} are not used again"
+    )]
+    SetBack {
+        /// Whose.
+        machine: MachineId,
+        /// Where the points document stands.
+        applied: Sequence,
+        /// Its epoch.
+        epoch: Epoch,
+        /// What tells.
+        witness: String,
+    },
     /// A seed disk holds what the points document does not know of: a snapshot of it would hold
     /// writes from after its bookmark.
     #[error(
@@ -180,6 +196,7 @@ impl ApplyError {
             Self::Gap { .. }
             | Self::Ahead { .. }
             | Self::Missing { .. }
+            | Self::SetBack { .. }
             | Self::Damaged { .. }
             | Self::UnknownDisk { .. }
             | Self::UnknownEpoch { .. } => Class::Poison,

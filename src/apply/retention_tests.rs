@@ -24,6 +24,7 @@ fn points(snapshots: Vec<SnapshotPoint>) -> PointsDocument {
         applier_generation: 1,
         epoch: 1,
         applied: snapshots.last().map_or(0, |point| point.sequence),
+        applied_delta: None,
         applying: 0,
         truncate_through: 0,
         snapshots,

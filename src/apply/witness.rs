@@ -1,6 +1,7 @@
 //! Whether seed disks are ahead of the points document: then it was set back (a backup of it was
 //! put in its place), and a snapshot made now would hold writes from after its bookmark. Or behind it: a
-//! disk that is gone.
+//! disk that is gone. And whether the log is the one that was applied: the manifest may have been set
+//! back, and the document not.
 //!
 //! Owns: what a disk can tell of its own past, which is the number of the last applier that took it
 //! and the labels of its snapshots. What no snapshot was made of leaves no trace there
@@ -11,7 +12,7 @@ use super::error::ApplyError;
 use super::seed;
 use crate::format::manifest::{EpochEntry, Manifest};
 use crate::format::names;
-use crate::model::{Epoch, ObjectName, Sequence};
+use crate::model::{DeltaId, Epoch, ObjectName, Sequence};
 use crate::store::{SnapshotInfo, StoreError};
 use crate::vault::PointsDocument;
 
@@ -130,6 +131,42 @@ impl Applier {
             numbers.push((object, number));
         }
         Ok(numbers)
+    }
+
+    /// The document claims more than a manifest publishes: so does the manifest that stands there now, or
+    /// it was set back.
+    pub(super) async fn check_published(&self, applied: Sequence) -> Result<(), ApplyError> {
+        let machine = self.context.log.machine().clone();
+        let read = self.context.log.manifest().await;
+        let read = read.map_err(|source| ApplyError::Log { machine, source })?;
+        let published = read.map_or(Sequence::ZERO, |(manifest, _)| manifest.published);
+        match published < applied {
+            true => Err(self.set_back(applied, format!("its log ends at record {published}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// The delta of the log that ends at `applied` is the one that was applied.
+    pub(super) fn check_applied(
+        &self,
+        applied: Sequence,
+        found: Option<DeltaId>,
+    ) -> Result<(), ApplyError> {
+        let expected = self.checkpoint.document().applied_delta.as_ref();
+        match (found.map(|id| id.to_string()), expected) {
+            (None, _) => Err(self.set_back(applied, "no delta of its log ends there".to_owned())),
+            (Some(found), Some(expected)) if found != *expected => {
+                let witness = format!("delta {found} of its log ends there, not {expected}");
+                Err(self.set_back(applied, witness))
+            }
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    fn set_back(&self, applied: Sequence, witness: String) -> ApplyError {
+        let machine = self.context.log.machine().clone();
+        let epoch = Epoch(self.checkpoint.document().epoch);
+        ApplyError::SetBack { machine, applied, epoch, witness }
     }
 
     fn ahead(&self, object: ObjectName, epoch: Epoch, witness: String) -> ApplyError {

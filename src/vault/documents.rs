@@ -170,6 +170,9 @@ pub struct PointsDocument {
     /// The seed disks of `epoch` hold everything through here; or, when they could not be brought
     /// forward, a later epoch begins right after it.
     pub applied: u64,
+    /// Id of the delta that ends at `applied`, hex: a log in which another one ends there is not the
+    /// one that was applied. `None` before the first, and when an epoch was left.
+    pub applied_delta: Option<String>,
     /// The seed disks may hold parts of everything through here: no snapshot is a cut before
     /// `applied` has reached it. Written before the first page of a run is.
     pub applying: u64,
@@ -180,8 +183,8 @@ pub struct PointsDocument {
     pub snapshots: Vec<SnapshotPoint>,
     /// Ids of bookmarks that retention must keep.
     pub pinned: Vec<String>,
-    /// A delta that could not be read, or seed disks that are ahead: applying stopped before it, and
-    /// why.
+    /// A delta that could not be read, seed disks that are ahead, or a manifest that was set back:
+    /// applying stopped before it, and why.
     pub quarantine: Option<String>,
 }
 

@@ -152,6 +152,7 @@ impl Vault {
                 applier_generation: 0,
                 epoch: 0,
                 applied: 0,
+                applied_delta: None,
                 applying: 0,
                 truncate_through: 0,
                 snapshots: Vec::new(),

@@ -242,6 +242,83 @@ async fn a_resync_leads_out() {
     }
 }
 
+/// Rounds 0 to 5 are applied, then the manifest alone is as it was after round 1.
+async fn manifest_set_back() -> (Site, Applier) {
+    let (site, mut applier) = begun(&policy()).await;
+    let name = names::manifest(&machine());
+    let (older, _) = site.faulty.read(&name).await.unwrap();
+    go_on(&site, &mut applier, &policy()).await;
+    site.faulty.put(&name, older, Condition::Always).await.unwrap();
+    (site, applier)
+}
+
+/// The log is not the one that was applied: said with its cure, and nothing is made of it.
+async fn is_set_back(site: &Site, applier: &mut Applier, witness: &str) {
+    let before = site.points().await;
+    let error = applier.step(&site.manifest().await, &policy()).await.unwrap_err();
+    assert!(matches!(error, ApplyError::SetBack { .. }), "{error:?}");
+    assert_eq!(error.class(), Class::Poison);
+    let after = site.points().await;
+    let why = after.quarantine.expect("why it stopped is on record");
+    for part in [witness, "was set back", "resync the machine once"] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    assert_eq!((after.applied, after.snapshots), (before.applied, before.snapshots));
+    assert_eq!(site.check().await, 6, "what was a point stays one");
+}
+
+#[tokio::test]
+async fn a_manifest_that_was_set_back_alone_is_noticed() {
+    let (site, mut applier) = manifest_set_back().await;
+    is_set_back(&site, &mut applier, &format!("ends at record {}", at(1))).await;
+    let mut next = site.applier().await.unwrap();
+    is_set_back(&site, &mut next, &format!("ends at record {}", at(1))).await;
+    // It goes on until as much is published as was applied: other records under the same numbers.
+    for n in 2..6 {
+        site.publish(round(n)).await;
+    }
+    assert_eq!(site.manifest().await.published.0, site.points().await.applied);
+    is_set_back(&site, &mut next, "of its log ends there, not").await;
+    // A new epoch whose records are later than all that was applied leads out.
+    let mut changes = beginning(2);
+    changes.extend(round(0));
+    site.publish(changes).await;
+    site.apply_all(&mut next, &policy()).await;
+    let points = site.points().await;
+    assert_eq!((points.applied, points.epoch, points.quarantine), (at(5) + 6, 2, None));
+    assert_eq!(points.snapshots.len(), 7);
+}
+
+#[tokio::test]
+async fn a_log_in_which_no_delta_ends_where_it_was_applied_is_another() {
+    let (site, mut applier) = manifest_set_back().await;
+    let extent = Extent::new(0, 512, WRITE_BYTES_MAX).unwrap();
+    let zero = Change::Zero { disk: DiskIndex(0), extent };
+    // An epoch that begins before that does not lead out: its records have numbers that are taken.
+    let mut changes = beginning(2);
+    changes.extend(vec![zero; 30]);
+    site.publish(changes).await;
+    assert!(site.manifest().await.published.0 > at(5));
+    is_set_back(&site, &mut applier, "no delta of its log ends there").await;
+    let mut changes = beginning(3);
+    changes.extend(round(0));
+    site.publish(changes).await;
+    site.apply_all(&mut applier, &policy()).await;
+    let points = site.points().await;
+    assert_eq!((points.epoch, points.quarantine, points.snapshots.len()), (3, None, 7));
+}
+
+/// A look at the manifest that is older than what another applier did since.
+#[tokio::test]
+async fn an_older_look_at_the_manifest_is_no_set_back() {
+    let (site, mut applier) = begun(&policy()).await;
+    let older = site.manifest().await;
+    go_on(&site, &mut applier, &policy()).await;
+    let mut next = site.applier().await.unwrap();
+    assert!(next.step(&older, &policy()).await.unwrap().is_none());
+    assert_eq!(site.points().await.quarantine, None);
+}
+
 #[tokio::test]
 async fn a_log_that_was_cut_too_far_has_the_same_way_out() {
     let (site, mut applier) = begun(&policy()).await;

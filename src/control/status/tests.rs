@@ -151,6 +151,7 @@ fn bookmarks_without_snapshots_are_noticed() {
         applier_generation: 1,
         epoch: 1,
         applied: 10,
+        applied_delta: None,
         applying: 10,
         truncate_through: 0,
         snapshots: vec![SnapshotPoint {

@@ -376,3 +376,22 @@ async fn a_page_that_cannot_be_read_is_said_until_it_is_put_back() {
     assert_eq!(publish().await, None);
     site.end(running).await;
 }
+
+#[tokio::test]
+async fn a_manifest_that_was_set_back_is_noticed_though_nothing_is_to_be_applied() {
+    let site = Site::of(1).await;
+    let (name, running) = (names::manifest(&id(0)), site.start(Some("ps-1")));
+    site.advance(20).await;
+    let (older, _) = site.faulty.read(&name).await.unwrap();
+    site.publish(&id(0), "ps-1").await;
+    running.news.published(&id(0));
+    site.advance(20).await;
+    site.end(running).await;
+    site.drain.send_replace(false);
+    site.faulty.put(&name, older, Condition::Always).await.unwrap();
+    let next = site.start(Some("ps-1"));
+    site.advance(20).await;
+    let why = site.points(0).await.quarantine.expect("it is on record");
+    assert!(why.contains("was set back: record 7 was applied"), "{why}");
+    site.end(next).await;
+}

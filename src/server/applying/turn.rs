@@ -216,8 +216,9 @@ impl Work {
         manifest.entries.last().is_some_and(|newest| newest.created.plus_seconds(idle) >= now)
     }
 
+    /// Not when more is applied than the manifest names: then the applier looks what that means.
     fn has_applied(&self, manifest: &Manifest) -> bool {
-        self.applied.is_some_and(|applied| applied >= manifest.published.0)
+        self.applied == Some(manifest.published.0)
     }
 
     /// The machine's keys and policy; `None` when it is not enrolled.
