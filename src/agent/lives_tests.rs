@@ -1,5 +1,6 @@
 //! What one life of an agent leaves to the next, in its state directory.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::dial::{Connection, Dial, Way};
 use super::error::AgentError;
 use super::opening;
 use super::run::Agent;
+use super::source_identity::Changed;
 use super::stream::Stream;
 use crate::clock::{Clock, System};
 use crate::format::wire::{FromServer, Refusal, Refuse, Welcome, encode_from_server};
@@ -129,6 +131,39 @@ fn a_disk_that_is_captured_in_another_way_begins_a_new_epoch() {
         let found = next_life(after);
         assert_eq!(found, expected, "{before:?} then {after:?}");
     }
+}
+
+/// What was noted when the last life stopped is gone after one look; what follows from it is not.
+#[test]
+fn a_disk_that_was_written_or_replaced_meanwhile_is_sent_whoever_is_killed_before_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path(), nbd(directory.path()));
+    let stopped = || {
+        let stream = open(&settings);
+        let disk = &stream.disks[0];
+        let changed = disk.changed().unwrap();
+        assert!(changed.is_some());
+        disk.bitmap.mark_stopped(true, Sequence(9), changed).unwrap();
+        changed
+    };
+    published(&settings);
+    let noted = stopped();
+    assert_eq!(next_life(&settings), (Epoch(1), 0), "nothing happened");
+    assert_eq!(stopped(), noted);
+    let path = &settings.disks[0].path;
+    // A file system that counts in coarse steps may need more than one write.
+    while Some(Changed::of(&std::fs::metadata(path).unwrap())) == noted {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[8], 0).unwrap();
+    }
+    drop(open(&settings)); // killed before a server answered
+    assert_eq!(next_life(&settings), (Epoch(1), DISK_BYTES));
+
+    published(&settings);
+    std::fs::rename(path, directory.path().join("old.img")).unwrap();
+    std::fs::write(path, vec![7; DISK_BYTES as usize]).unwrap();
+    drop(open(&settings));
+    assert_eq!(next_life(&settings), (Epoch(2), DISK_BYTES));
 }
 
 /// A server that says that somebody else writes this stream.
