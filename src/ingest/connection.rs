@@ -300,7 +300,7 @@ where
     let window = ground.ingest.window(share);
     let life = hello.agent;
     let begun = link
-        .check_writer(&hello)
+        .check_writer(&hello, seat.stream.sequence)
         .and_then(|()| Session::begin(hello, &seat.stream, &link.standing(), window));
     let (session, welcome) = match begun {
         Ok(begun) => begun,
@@ -313,6 +313,7 @@ where
     };
     tracing::info!(machine = %link.machine(), durable = %welcome.durable, "an agent is connected");
     inbox.welcomed(welcome.durable);
+    link.welcomed(life, welcome.durable);
     outbox.push(&FromServer::Welcome(welcome));
     let (session, asked) = (Mutex::new(session), Mutex::default());
     let live = Live { ground, link: &link, session, life, wrote: AtomicBool::new(false), asked };

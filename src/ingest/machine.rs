@@ -474,13 +474,18 @@ impl MachineLink {
         self.sitting().began(begin.clone());
     }
 
+    /// This life was welcomed behind that record.
+    pub(super) fn welcomed(&self, agent: Incarnation, at: Sequence) {
+        self.sitting().welcomed(agent, at);
+    }
+
     /// Whether the records behind what this life gave out itself are another one's. Two that follow each
     /// other without knowing would each take the other's for its own.
     ///
     /// # Errors
     /// The refusal to send.
-    pub(super) fn check_writer(&self, hello: &Hello) -> Result<(), Refuse> {
-        if hello.last == Sequence::ZERO || !self.sitting().is_anothers(hello.agent) {
+    pub(super) fn check_writer(&self, hello: &Hello, end: Sequence) -> Result<(), Refuse> {
+        if hello.last == Sequence::ZERO || !self.sitting().is_anothers(hello.agent, end) {
             return Ok(());
         }
         let text = format_args!(

@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::model::{EpochBegin, Incarnation};
+use crate::model::{EpochBegin, Incarnation, Sequence};
 
 /// How long one that was refused counts as there: it comes again within seconds.
 const COMES_AGAIN_WITHIN: Duration = Duration::from_secs(120);
@@ -40,12 +40,14 @@ pub(super) struct Sitting {
     present: Option<(u64, Party)>,
     last: Option<Incarnation>,
     writer: Option<Incarnation>,
+    /// Who was welcomed last, behind which record.
+    welcomed: Option<(Incarnation, Sequence)>,
     rival: Option<Rival>,
 }
 
 impl Sitting {
     pub(super) fn new(tracks: EpochBegin) -> Self {
-        Self { tracks, present: None, last: None, writer: None, rival: None }
+        Self { tracks, present: None, last: None, writer: None, welcomed: None, rival: None }
     }
 
     pub(super) fn tracks(&self) -> &EpochBegin {
@@ -107,9 +109,15 @@ impl Sitting {
         self.writer = Some(agent);
     }
 
-    /// Whether the stream's last record is known to be another life's.
-    pub(super) fn is_anothers(&self, agent: Incarnation) -> bool {
-        self.writer.is_some_and(|writer| writer != agent)
+    /// This life was told that the stream ends there.
+    pub(super) fn welcomed(&mut self, agent: Incarnation, at: Sequence) {
+        self.welcomed = Some((agent, at));
+    }
+
+    /// Whether the record at `end`, the stream's last one, is known to be another life's, and one of which
+    /// this life was not told: what it gave out itself it gave out behind what it was told.
+    pub(super) fn is_anothers(&self, agent: Incarnation, end: Sequence) -> bool {
+        self.writer.is_some_and(|writer| writer != agent) && self.welcomed != Some((agent, end))
     }
 }
 
@@ -146,6 +154,22 @@ mod tests {
         assert!(sitting.is_taken(), "an older connection's end frees nothing");
         sitting.leave(2);
         assert_eq!(sitting.defends(life(2), false), None);
+    }
+
+    #[test]
+    fn a_life_is_told_from_another_by_records_that_it_was_not_told_of() {
+        let mut sitting = free();
+        assert!(!sitting.is_anothers(life(2), Sequence(9)), "who wrote before is not known");
+        sitting.wrote(life(1));
+        assert!(sitting.is_anothers(life(2), Sequence(9)));
+        assert!(!sitting.is_anothers(life(1), Sequence(9)));
+        sitting.welcomed(life(2), Sequence(9));
+        assert!(!sitting.is_anothers(life(2), Sequence(9)), "it begins behind them");
+        sitting.wrote(life(1));
+        assert!(sitting.is_anothers(life(2), Sequence(10)), "these came since");
+        sitting.welcomed(life(1), Sequence(10));
+        sitting.wrote(life(2));
+        assert!(!sitting.is_anothers(life(2), Sequence(11)));
     }
 
     #[test]
