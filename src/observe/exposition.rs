@@ -153,17 +153,25 @@ fn store(page: &mut Page, metrics: &Metrics) {
 fn fleet(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     let name = "holdfast_machines";
     page.family(name, "gauge", "Machines by whether their agent is connected.");
-    let connected = facts.machines.iter().filter(|machine| machine.connected).count();
+    let (mut connected, mut away) = (0, 0);
+    for machine in ours(facts) {
+        *(if machine.connected { &mut connected } else { &mut away }) += 1;
+    }
     page.sample(name, &[("agent", "connected")], connected);
-    page.sample(name, &[("agent", "away")], facts.machines.len() - connected);
+    page.sample(name, &[("agent", "away")], away);
     let help = "Payload bytes durable and not yet published, over all machines.";
     page.single("holdfast_backlog_all_bytes", "gauge", help, facts.backlog_bytes);
     let name = "holdfast_rpo_worst_seconds";
     page.family(name, "gauge", "The largest RPO of all machines that have one.");
-    let ages = facts.machines.iter().filter_map(|machine| machine.recoverable_time);
+    let ages = ours(facts).filter_map(|machine| machine.recoverable_time);
     if let Some(oldest) = ages.min() {
         page.sample(name, &[], now.seconds_since(oldest).max(0.0));
     }
+}
+
+/// Machines of this server: those that it only applies have no agent and no RPO here.
+fn ours(facts: &ServerFacts) -> impl Iterator<Item = &MachineFacts> {
+    facts.machines.iter().filter(|machine| machine.ours)
 }
 
 /// One value of a machine.
@@ -181,7 +189,9 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     let help = "How far a machine's stream has come: received >= durable >= published >= applied >= recoverable.";
     page.family(name, "gauge", help);
     for machine in &facts.machines {
-        for (watermark, value) in WATERMARKS {
+        // How far another server received and published, that one knows.
+        let known = if machine.ours { &WATERMARKS[..] } else { &WATERMARKS[3..] };
+        for (watermark, value) in known {
             let labels = [("machine", machine.machine.as_str()), ("watermark", watermark)];
             page.sample(name, &labels, value(machine));
         }
@@ -206,7 +216,7 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     ];
     for (name, kind, help, value) in FIELDS {
         page.family(name, kind, help);
-        for machine in &facts.machines {
+        for machine in ours(facts) {
             page.sample(name, &[("machine", machine.machine.as_str())], value(machine));
         }
     }
@@ -216,7 +226,7 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
         "gauge",
         "Age of the newest moment that can be recovered to; absent before the first.",
     );
-    for machine in &facts.machines {
+    for machine in ours(facts) {
         if let Some(time) = machine.recoverable_time {
             let age = now.seconds_since(time).max(0.0);
             page.sample(name, &[("machine", machine.machine.as_str())], age);
@@ -224,7 +234,7 @@ fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     }
     let name = "holdfast_agent_tracking";
     page.family(name, "gauge", "How the agent tracks its machine: 1 for the present mode.");
-    for machine in &facts.machines {
+    for machine in ours(facts) {
         let word = match machine.mode {
             AgentTracking::Unknown => continue,
             AgentTracking::Ordered => "ordered",

@@ -24,6 +24,8 @@ fn cache_settings() -> CacheSettings {
 fn everything() -> Metrics {
     let metrics = Metrics::default();
     let web = metrics.machine(&"web".parse().unwrap());
+    web.served.store(true, Ordering::Relaxed);
+    web.applies.store(true, Ordering::Relaxed);
     web.raise(Watermarks { received: Sequence(9), durable: Sequence(8), ..Watermarks::default() });
     web.recoverable_time.store(5_000_000, Ordering::Release);
     web.agent_mode.store(2, Ordering::Relaxed);
@@ -140,8 +142,35 @@ fn the_series_of_machines_can_be_left_out_and_are_few() {
     let without = count(Shape { machines: false, ..PLAIN });
     let one = count(PLAIN);
     assert!((1..=16).contains(&(one - without)), "series of a machine: {}", one - without);
-    metrics.machine(&"db".parse().unwrap());
+    metrics.machine(&"db".parse().unwrap()).served.store(true, Ordering::Relaxed);
     assert_eq!(count(Shape { machines: false, ..PLAIN }), without);
+}
+
+/// Two servers: what each of them says of the other's machine would make every alarm go off.
+#[test]
+fn a_machine_of_another_server_has_what_applying_knows_and_no_more() {
+    let metrics = Metrics::default();
+    let applied = metrics.machine(&"applied".parse().unwrap());
+    let looked_at = metrics.machine(&"looked-at".parse().unwrap());
+    for machine in [&applied, &looked_at] {
+        machine.raise(Watermarks { applied: Sequence(7), ..Watermarks::default() });
+        machine.recoverable_time.store(5_000_000, Ordering::Release);
+    }
+    applied.applies.store(true, Ordering::Relaxed);
+    let page = render(&metrics, &cache_settings(), Timestamp(7_500_000), PLAIN);
+    let of_machines: Vec<_> = page.lines().filter(|line| line.contains("machine=")).collect();
+    let expected = [
+        "holdfast_watermark_sequence{machine=\"applied\",watermark=\"applied\"} 7",
+        "holdfast_watermark_sequence{machine=\"applied\",watermark=\"recoverable\"} 0",
+    ];
+    assert_eq!(of_machines, expected);
+    assert!(page.contains("holdfast_machines{agent=\"away\"} 0\n"), "{page}");
+    assert!(!page.contains("\nholdfast_rpo_worst_seconds "), "{page}");
+    // Its owner shows it, though its agent has not come since the start.
+    applied.owned.store(true, Ordering::Relaxed);
+    let page = render(&metrics, &cache_settings(), Timestamp(7_500_000), PLAIN);
+    assert!(page.contains("holdfast_machines{agent=\"away\"} 1\n"), "{page}");
+    assert!(page.contains("holdfast_rpo_seconds{machine=\"applied\"} 2.5\n"), "{page}");
 }
 
 #[test]

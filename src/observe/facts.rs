@@ -34,7 +34,7 @@ pub struct ServerFacts {
     pub stages: Vec<StageFacts>,
     /// Its queues and budgets.
     pub queues: Vec<QueueFacts>,
-    /// Its machines.
+    /// Its machines, and those that it applies for another server.
     pub machines: Vec<MachineFacts>,
 }
 
@@ -92,6 +92,13 @@ pub struct MachineFacts {
     pub store_requests: BTreeMap<String, RequestFacts>,
     /// What keeps the machine from advancing.
     pub trouble: Option<String>,
+    /// It is this server's: served here, or its manifest says so. Its agent and its RPO are nobody else's to
+    /// tell of.
+    #[serde(default)]
+    pub ours: bool,
+    /// It is applied here.
+    #[serde(default)]
+    pub applies: bool,
 }
 
 /// How an agent tracks its machine.
@@ -156,6 +163,8 @@ impl ServerFacts {
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics, hours))
+                // Each server looks at each machine of the site now and then: that makes none its own.
+                .filter(|machine| machine.ours || machine.applies)
                 .collect(),
         }
     }
@@ -197,6 +206,8 @@ impl MachineFacts {
             total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
             store_requests: metrics.store.facts(hours),
             trouble,
+            ours: metrics.served.load(Ordering::Relaxed) || metrics.owned.load(Ordering::Relaxed),
+            applies: metrics.applies.load(Ordering::Relaxed),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counters, gauges and latency histograms. Stages write here; the endpoint renders.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -81,6 +81,12 @@ pub struct MachineMetrics {
     pub heard_time: AtomicI64,
     /// Requests to the store for it.
     pub store: RequestCounts,
+    /// It is served here.
+    pub served: AtomicBool,
+    /// Its manifest names this server, as the applier saw it last.
+    pub owned: AtomicBool,
+    /// This process applies it.
+    pub applies: AtomicBool,
     /// What keeps this machine from advancing, in words; `None` when nothing does.
     pub trouble: Mutex<Option<String>>,
     /// The same of applying, which goes on and stops by itself.

@@ -421,6 +421,7 @@ impl Registry {
             _ = drain.wait_for(|drain| *drain) => return Err(draining(machine)),
         };
         let metrics = shared.metrics.machine(machine);
+        metrics.served.store(true, Ordering::Relaxed); // until it is forgotten
         let machine_key = MachineKey::of(machine);
         let queue = &shared.shards[shard_of(machine_key, shared.shards.len())];
         // Before the kept records are taken: it keeps the log open, and only while nobody holds

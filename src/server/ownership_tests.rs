@@ -205,7 +205,11 @@ async fn a_machine_is_given_up_in_good_order() {
     let link = first.opens(&machine).await;
     let _watching = first.watch().await;
     let to = first.registry.shared().peers.target(&"ps-2".parse().unwrap()).await.unwrap();
+    let shown =
+        |site: &Site| crate::observe::ServerFacts::of(&site.metrics, Timestamp(0)).machines.len();
+    assert_eq!((shown(&first), shown(&second)), (1, 0));
     first.registry.hand_over(&machine, to).await.unwrap();
+    assert_eq!((shown(&first), shown(&second)), (0, 0));
     assert_eq!(first.owner(&machine).await, ("ps-2".to_owned(), 2));
     let LastWord::Redirect(redirect) = link.last_word().await else { panic!("no redirect") };
     assert_eq!(redirect.addresses, ["ps-2:9443"]);

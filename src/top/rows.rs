@@ -30,14 +30,18 @@ pub(super) enum State {
     CatchingUp(u8),
     /// Dirty extents only: no point until the catch-up is over.
     Bitmap,
+    /// Another server's, and applied here.
+    Applied,
     /// No agent.
     Away,
 }
 
 impl State {
     fn of(machine: &MachineReading) -> Self {
-        if machine.connected.is_none_or(|connected| connected == 0.0) {
-            return Self::Away;
+        match machine.connected {
+            None => return Self::Applied,
+            Some(0.0) => return Self::Away,
+            Some(_) => {}
         }
         match (machine.tracking.as_deref(), machine.rpo_seconds) {
             (Some("ordered"), Some(_)) => Self::InOrder,
@@ -58,6 +62,7 @@ impl State {
             Self::FirstCopy(percent) => format!("first copy {percent} %"),
             Self::CatchingUp(percent) => format!("catching up {percent} %"),
             Self::Bitmap => "dirty extents only".to_owned(),
+            Self::Applied => "applied here".to_owned(),
             Self::Away => "agent away".to_owned(),
         }
     }

@@ -212,7 +212,10 @@ fn a_machines_state_is_told_in_words() {
     assert_eq!(state(&first), "first copy 75 %");
     assert_eq!(state(&|page| mode(page, "bitmap")), "dirty extents only");
     assert_eq!(state(&|page| without(page, "holdfast_agent_tracking")), "connected");
-    assert_eq!(state(&|page| without(page, "holdfast_agent_connected")), "agent away");
+    assert_eq!(state(&|page| without(page, "holdfast_agent_connected")), "applied here");
+    let away =
+        |page: String| page.replace("connected{machine=\"db\"} 1", "connected{machine=\"db\"} 0");
+    assert_eq!(state(&away), "agent away");
     assert!(State::Away > State::Bitmap && State::Bitmap > State::CatchingUp(0));
 }
 

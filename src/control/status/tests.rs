@@ -94,6 +94,8 @@ fn facts() -> MachineFacts {
         total_bytes: 10 << 30,
         store_requests: std::collections::BTreeMap::new(),
         trouble: None,
+        ours: true,
+        applies: true,
     }
 }
 

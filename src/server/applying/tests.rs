@@ -13,6 +13,7 @@ use crate::model::{
     Bookmark, BookmarkId, BookmarkKind, CatchUp, Change, DeltaId, DiskIndex, DiskSpec, Epoch,
     EpochBegin, Extent, MachineKey, Record, Sequence, Timestamp,
 };
+use crate::observe::ServerFacts;
 use crate::seal::{Batcher, KeyRing, Lineage, StreamState, seal};
 use crate::server::testing::{Hands, Network, peers, settings, uplink};
 use crate::settings::{BatchSettings, SealSettings};
@@ -277,6 +278,38 @@ async fn only_who_publishes_applies_unless_he_stands_still() {
     site.advance(7 * 3600).await;
     assert_eq!(site.points(0).await.applied, published);
     site.end(ours).await;
+}
+
+#[tokio::test]
+async fn a_machine_is_shown_by_its_owner_alone() {
+    let site = Site::of(1).await;
+    let start = |server: &str| {
+        let (news, metrics) = (Arc::new(News::default()), Arc::new(Metrics::default()));
+        let publisher = Some(server.parse().unwrap());
+        let shown = Arc::clone(&metrics);
+        let applying = Applying { publisher, metrics, ..site.applying(&news) };
+        (shown, Running { news, task: tokio::spawn(Arc::new(applying).run()) })
+    };
+    let ((ours, one), (theirs, two)) = (start("ps-1"), start("ps-2"));
+    site.advance(600).await;
+    let shown = |metrics: &Metrics| {
+        let machines = ServerFacts::of(metrics, Timestamp(0)).machines.into_iter();
+        machines.map(|machine| (machine.ours, machine.applies)).collect::<Vec<_>>()
+    };
+    assert_eq!((shown(&ours), shown(&theirs)), (vec![(true, true)], vec![]));
+    // It is given to the other server.
+    site.publish(&id(0), "ps-2").await;
+    for running in [&one, &two] {
+        running.news.published(&id(0));
+    }
+    site.advance(60).await;
+    assert_eq!((shown(&ours), shown(&theirs)), (vec![], vec![(true, true)]));
+    // That one applies no more, and this one stands in for it: as an applier and no more.
+    two.task.abort();
+    site.publish(&id(0), "ps-2").await;
+    site.advance(7 * 3600).await;
+    assert_eq!(shown(&ours), [(false, true)]);
+    site.end(one).await;
 }
 
 #[tokio::test]

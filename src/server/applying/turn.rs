@@ -125,6 +125,7 @@ impl Work {
 
     async fn work(&mut self, now: Duration) -> Result<(), TurnError> {
         let Some(mut open) = self.opened(now).await? else {
+            self.note_part(false, false);
             self.rhythm.untold(now); // not enrolled any more
             self.rhythm.tidied(now);
             return Ok(());
@@ -139,6 +140,7 @@ impl Work {
         let Some((manifest, _)) = open.context.log.manifest().await.map_err(log)? else {
             self.untold(None, now);
             self.rhythm.tidied(now);
+            self.note_part(false, self.applying.publisher.is_none());
             return Ok(()); // nothing was published yet
         };
         if self.seen.is_none() && self.is_recent(&manifest) {
@@ -146,7 +148,9 @@ impl Work {
         }
         self.note_owner(&manifest, now);
         let tidies = self.rhythm.tidies(now);
-        if !self.may_apply(&manifest, now).await? {
+        let may_apply = self.may_apply(&manifest, now).await?;
+        self.note_part(self.applying.publisher.as_ref() == Some(&manifest.owner), may_apply);
+        if !may_apply {
             self.rhythm.tidied(now);
             return Ok(());
         }
@@ -245,9 +249,20 @@ impl Work {
         let ours = self.applying.publisher.as_ref().is_none_or(|publisher| publisher == steward);
         let seen = Some((manifest.generation, ours));
         let alone = self.applying.publisher.is_none();
-        if std::mem::replace(&mut self.seen, seen) != seen && !alone {
+        if std::mem::replace(&mut self.seen, seen) == seen {
+            return;
+        }
+        self.applied = None; // what is shown of it may have been another ownership's: it is read again
+        if !alone {
             self.standby = (!ours).then(|| Standby::new(0, now));
         }
+    }
+
+    /// Whose the machine is, and whether it is applied here: that decides what is shown of it.
+    fn note_part(&self, owned: bool, applies: bool) {
+        let metrics = self.applying.metrics.machine(&self.machine);
+        metrics.owned.store(owned, Ordering::Relaxed);
+        metrics.applies.store(applies, Ordering::Relaxed);
     }
 
     /// Nothing is left to do: who says when there is more?
@@ -405,6 +420,7 @@ impl Work {
             Class::Fence => {
                 tracing::warn!(%machine, %text, "another applier has the machine: standing by");
                 self.open = None;
+                metrics.applies.store(false, Ordering::Relaxed);
                 self.standby = Some(Standby::new(self.applied.unwrap_or(0), now));
                 self.rhythm.again_after(now, STANDBY_PAUSE);
                 return interval;
@@ -419,6 +435,9 @@ impl Work {
             }
         }
         metrics.set_apply_trouble(Some(text.clone()));
+        if self.seen.is_none() {
+            metrics.applies.store(true, Ordering::Relaxed); // whose it is cannot be known
+        }
         self.said = Some(text);
         self.rhythm.troubled(now);
         self.rhythm.again_after(now, wait);

@@ -55,7 +55,11 @@ pub(super) fn draw(rows: &[Row], first: usize, order: Order, area: Rect, buf: &m
 
 fn style(state: State) -> Style {
     match state {
-        State::InOrder | State::NoPoint | State::Connected | State::FirstCopy(_) => Style::new(),
+        State::InOrder
+        | State::NoPoint
+        | State::Connected
+        | State::FirstCopy(_)
+        | State::Applied => Style::new(),
         State::CatchingUp(_) => Style::new().fg(Color::Yellow),
         State::Bitmap | State::Away => Style::new().fg(Color::Red),
     }
