@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +25,7 @@ impl Server {
         std::fs::write(&path, text).unwrap();
         let tuning = load_tuning(&path).unwrap();
         let metrics = Arc::new(Metrics::default());
-        metrics.machine(&"web".parse().unwrap());
+        metrics.machine(&"web".parse().unwrap()).served.store(true, Ordering::Relaxed);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
