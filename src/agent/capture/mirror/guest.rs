@@ -4,7 +4,7 @@
 //! ([`super::attach`]), what a disk's state is called ([`super::state`]).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -158,7 +158,10 @@ impl Guest {
         // Before `connected`, as a bookmark does. QEMU drains when a disk is attached and when its bitmap
         // is renewed: that waits for the guest's writes, in mode sync these for the server, and what
         // stands behind a bookmark is not sent before this lets it ask.
-        let Some(_held) = self.stream.between_bookmarks() else { return };
+        let mut held = self.stream.between_bookmarks();
+        if held.is_none() {
+            return;
+        }
         let rotates = *looks == ROTATE_LOOKS;
         *looks = if rotates { 1 } else { *looks + 1 };
         let connected = &mut *lock(&self.connected);
@@ -169,7 +172,7 @@ impl Guest {
             if self.clock.monotonic() < due {
                 continue;
             }
-            let Err(error) = self.tend(connected, mirrored, rotates) else {
+            let Err(error) = self.tend(connected, mirrored, rotates, &mut held) else {
                 connected.attempts.remove(&index);
                 continue;
             };
@@ -181,11 +184,12 @@ impl Guest {
         }
     }
 
-    fn tend(
-        &self,
+    fn tend<'a>(
+        &'a self,
         connected: &mut Connected,
         mirrored: &Mirrored,
         rotates: bool,
+        held: &mut Option<RwLockReadGuard<'a, ()>>,
     ) -> Result<(), MirrorError> {
         let place = &mirrored.place;
         let Connected { qmp, attached, attachments, .. } = connected;
@@ -198,6 +202,8 @@ impl Guest {
             if matches!(lock(&self.states).get(&place.disk.index), Some(State::Synced)) {
                 self.apart(mirrored, false, ANEW);
             }
+            // It is withheld, so no bookmark is placed before it is attached, and none waits for that.
+            *held = None;
             *attachments += 1;
             let begun = link.attach(place, &mut || self.pause(STEP))?;
             attached.insert(place.disk.index, begun);
@@ -219,7 +225,10 @@ impl Guest {
                     return Err(MirrorError::State(trouble));
                 }
                 place.disk.source.connect(false).map_err(MirrorError::Reads)?;
-                if rotates {
+                if rotates && held.is_none() {
+                    *held = self.stream.between_bookmarks();
+                }
+                if rotates && held.is_some() {
                     steps::still_below(link.qmp, &place.names, known.above.as_deref())?;
                     link.rotate(place, known)?;
                 }

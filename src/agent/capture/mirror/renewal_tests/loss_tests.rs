@@ -260,11 +260,12 @@ fn however_often_attaching_fails_few_bitmaps_are_left_and_they_hold_all_that_was
 }
 
 /// Passes connections on; the first that asks where a bitmap is dirty has no answer to that, nor to
-/// anything later.
-fn silent_once(socket: &Path, qemu: PathBuf) {
+/// anything later. `false` when it has asked.
+fn silent_once(socket: &Path, qemu: PathBuf) -> Arc<AtomicBool> {
     const ASKS: [u8; 8] = [0x25, 0x60, 0x95, 0x13, 0, 0, 0, 7];
     let listener = UnixListener::bind(socket).unwrap();
     let silence = Arc::new(AtomicBool::new(true));
+    let shared = Arc::clone(&silence);
     std::thread::spawn(move || {
         for agent in listener.incoming() {
             let (Ok(agent), Ok(qemu)) = (agent, UnixStream::connect(&qemu)) else { return };
@@ -272,7 +273,7 @@ fn silent_once(socket: &Path, qemu: PathBuf) {
                 (agent.try_clone().unwrap(), qemu.try_clone().unwrap()),
                 (qemu.try_clone().unwrap(), agent.try_clone().unwrap()),
             ] {
-                let silence = Arc::clone(&silence);
+                let silence = Arc::clone(&shared);
                 std::thread::spawn(move || {
                     let (mut part, mut silent) = ([0; 64 << 10], false);
                     while let Ok(length @ 1..) = from.read(&mut part) {
@@ -287,22 +288,31 @@ fn silent_once(socket: &Path, qemu: PathBuf) {
             }
         }
     });
+    silence
+}
+
+/// Watches a disk of which QEMU has a bitmap, through [`silent_once`].
+pub(super) fn watched_in_silence(
+    daemon: &Daemon,
+    machine: &Machine,
+    patience: Duration,
+) -> (Arc<Guest>, Arc<AtomicBool>) {
+    let server = daemon.serve(&Arc::new(Gate::default()));
+    attach(daemon, machine).unwrap();
+    let mut reach = daemon.reach();
+    let Peer::Socket(reads) = &reach.reads else { panic!("{}", reach.reads) };
+    let between = reads.with_extension("between");
+    let silence = silent_once(&between, reads.clone());
+    (reach.reads, reach.patience) = (Peer::Socket(between), patience);
+    let disks = vec![Mirrored { place: daemon.place_of(machine, 0), server }];
+    (Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap(), silence)
 }
 
 #[test]
 fn a_bitmap_that_is_not_told_in_time_is_asked_for_again() {
     let machine = ordered(8 << 20);
     let Some(daemon) = Daemon::new(&machine) else { return };
-    let server = daemon.serve(&Arc::new(Gate::default()));
-    attach(&daemon, &machine).unwrap();
-    let mut reach = daemon.reach();
-    let Peer::Socket(reads) = &reach.reads else { panic!("{}", reach.reads) };
-    let between = reads.with_extension("between");
-    silent_once(&between, reads.clone());
-    reach.reads = Peer::Socket(between);
-    reach.patience = Duration::from_millis(100);
-    let disks = vec![Mirrored { place: daemon.place_of(&machine, 0), server }];
-    let watched = Guest::watch(reach, &machine.stream, &System::clock(), disks).unwrap();
+    let (watched, _) = watched_in_silence(&daemon, &machine, Duration::from_millis(100));
     eventually("another attempt", || watched.settle().ok());
     watched.stop();
 }

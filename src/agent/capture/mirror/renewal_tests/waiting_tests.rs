@@ -1,6 +1,7 @@
 //! Who waits for whom: the guest's writes, QEMU's drain, a catch-up's read. With a real QEMU (its storage daemon).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::super::attach::Link;
 use super::super::guest::{Guest, Mirrored};
 use super::super::qmp::Qmp;
 use super::super::reach::Reach;
-use super::loss_tests::Between;
+use super::loss_tests::{Between, watched_in_silence};
 use super::{Daemon, Gate, LATE, eventually, moment, pause};
 use crate::agent::bitmap::Teller;
 use crate::agent::capture::Observer;
@@ -111,5 +112,17 @@ fn no_bitmap_is_renewed_while_a_bookmark_is_placed() {
     assert_eq!(machine.mode(), TrackingMode::Ordered, "nothing was taken back");
     machine.publish_all();
     assert!(begun.recv().unwrap().join().unwrap().is_ok());
+    watched.stop();
+}
+
+/// A disk that is being attached is withheld, so no bookmark can be placed: whoever asks for one hears that.
+#[test]
+fn a_bookmark_does_not_wait_for_a_disk_that_is_being_attached() {
+    let machine = ordered_of(Teller::Guest, 8 << 20);
+    let Some(daemon) = Daemon::new(&machine) else { return };
+    let (watched, silence) = watched_in_silence(&daemon, &machine, LATE);
+    eventually("its bitmap is asked for", || (!silence.load(Ordering::Relaxed)).then_some(()));
+    assert!(machine.stream.bookmarking.try_write().is_ok());
+    drop(daemon); // nor does the agent's stop wait for it then
     watched.stop();
 }
