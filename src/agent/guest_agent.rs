@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -24,25 +25,31 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Most answers to commands of others, before ours.
 const STALE_MAX: usize = 16;
 
-/// Has the guest agent behind `peer` carry out a command without arguments.
+/// Has the guest agent behind `peer` carry out a command without arguments. `asked` becomes true before the
+/// first byte of it leaves.
 ///
 /// # Errors
 /// When it is not there, is gone before it has answered, or refuses.
-pub(super) async fn call(peer: &Peer, command: &str, entropy: &dyn Entropy) -> Result<(), NotDone> {
-    let failed = |error| NotDone::silent(format!("{command}: {error}"));
+pub(super) async fn call(
+    peer: &Peer,
+    command: &str,
+    entropy: &dyn Entropy,
+    asked: &AtomicBool,
+) -> Result<(), NotDone> {
+    let failed = |error| NotDone::unasked(format!("{command}: {error}"));
     let outcome = match peer {
         Peer::Socket(path) => match UnixStream::connect(path).await {
-            Ok(stream) => ask(stream, command, entropy).await,
+            Ok(stream) => ask(stream, command, entropy, asked).await,
             Err(error) => Err(failed(error)),
         },
         Peer::Tls { host, port, config } => match dial(host, *port, config).await {
-            Ok(stream) => ask(stream, command, entropy).await,
+            Ok(stream) => ask(stream, command, entropy, asked).await,
             Err(error) => Err(failed(error)),
         },
     };
-    outcome.map_err(|NotDone { why, ended }| NotDone {
+    outcome.map_err(|NotDone { why, state }| NotDone {
         why: format!("the guest agent at {peer}: {why}"),
-        ended,
+        state,
     })
 }
 
@@ -60,7 +67,9 @@ async fn ask(
     stream: impl AsyncRead + AsyncWrite,
     command: &str,
     entropy: &dyn Entropy,
+    asked: &AtomicBool,
 ) -> Result<(), NotDone> {
+    let unasked = |error: io::Error| NotDone::unasked(format!("{command}: {error}"));
     let failed = |error: io::Error| NotDone::silent(format!("{command}: {error}"));
     let mut id = [0; 4];
     entropy.fill(&mut id);
@@ -69,12 +78,13 @@ async fn ask(
     let mut input = BufReader::new(input.take(ANSWER_BYTES_MAX));
     // A command before ours may have been left without anybody to hear its answer.
     let sync = json!({ "execute": "guest-sync", "arguments": { "id": id } });
-    output.write_all(format!("{sync}\n").as_bytes()).await.map_err(failed)?;
-    output.flush().await.map_err(failed)?;
+    output.write_all(format!("{sync}\n").as_bytes()).await.map_err(unasked)?;
+    output.flush().await.map_err(unasked)?;
     for _ in 0..STALE_MAX {
-        if answer(&mut input).await.map_err(failed)?["return"] != id {
+        if answer(&mut input).await.map_err(unasked)?["return"] != id {
             continue;
         }
+        asked.store(true, Ordering::SeqCst);
         let line = format!("{}\n", json!({ "execute": command }));
         output.write_all(line.as_bytes()).await.map_err(failed)?;
         output.flush().await.map_err(failed)?;
@@ -85,7 +95,7 @@ async fn ask(
             None => Err(NotDone::silent(format!("{command}: {answer} is no answer"))),
         };
     }
-    Err(NotDone::silent(format!("{command}: no answer to ours, only to others'")))
+    Err(NotDone::unasked(format!("{command}: no answer to ours, only to others'")))
 }
 
 async fn answer(input: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Value> {
@@ -102,6 +112,7 @@ mod tests {
     use std::io::{BufRead, Write};
     use std::os::unix::net::UnixListener;
 
+    use super::super::hook::Undone;
     use super::*;
     use crate::clock::System;
 
@@ -132,13 +143,19 @@ mod tests {
         ] {
             let directory = agent(answer);
             let peer = Peer::Socket(directory.path().join("qga"));
-            let outcome = call(&peer, "guest-fsfreeze-freeze", entropy.as_ref()).await;
+            let asked = AtomicBool::new(false);
+            let outcome = call(&peer, "guest-fsfreeze-freeze", entropy.as_ref(), &asked).await;
+            assert!(asked.load(Ordering::SeqCst));
             match expected {
                 Ok(()) => assert_eq!(outcome, Ok(())),
                 Err(words) => {
-                    let NotDone { why, ended } = outcome.unwrap_err();
+                    let NotDone { why, state } = outcome.unwrap_err();
                     assert!(why.contains(words), "{why}");
-                    assert_eq!(ended, why.contains("refuses"), "{why}");
+                    let expected = match why.contains("refuses") {
+                        true => Undone::Ended,
+                        false => Undone::Unknown,
+                    };
+                    assert_eq!(state, expected, "{why}");
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::{Clock, Entropy};
 use crate::nbd::Peer;
@@ -16,17 +17,31 @@ use super::guest_agent;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NotDone {
     pub(super) why: String,
-    /// It has ended by itself; else it may still do its work, or have done it.
-    pub(super) ended: bool,
+    pub(super) state: Undone,
+}
+
+/// What may have become of something that was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Undone {
+    /// It was not asked for: nothing has happened.
+    Unasked,
+    /// It has ended by itself.
+    Ended,
+    /// It may still do its work, or have done it.
+    Unknown,
 }
 
 impl NotDone {
     pub(super) fn refused(why: String) -> Self {
-        Self { why, ended: true }
+        Self { why, state: Undone::Ended }
     }
 
     pub(super) fn silent(why: String) -> Self {
-        Self { why, ended: false }
+        Self { why, state: Undone::Unknown }
+    }
+
+    pub(super) fn unasked(why: String) -> Self {
+        Self { why, state: Undone::Unasked }
     }
 }
 
@@ -73,12 +88,19 @@ impl Hook {
 
     async fn ask_guest(&self, peer: &Peer, name: &str) -> Result<(), NotDone> {
         let command = format!("guest-fsfreeze-{name}");
+        let asked = AtomicBool::new(false);
         tokio::select! {
-            answer = guest_agent::call(peer, &command, self.entropy.as_ref()) => answer,
+            answer = guest_agent::call(peer, &command, self.entropy.as_ref(), &asked) => answer,
             () = self.clock.sleep(self.settings.timeout) => {
                 let late = self.settings.timeout.as_millis();
-                let why = format!("the guest agent at {peer}: no answer to {command} in {late} ms");
-                Err(NotDone::silent(why))
+                match asked.load(Ordering::SeqCst) {
+                    true => Err(NotDone::silent(format!(
+                        "the guest agent at {peer}: no answer to {command} in {late} ms"
+                    ))),
+                    false => Err(NotDone::unasked(format!(
+                        "the guest agent at {peer} is not there: no word of it in {late} ms"
+                    ))),
+                }
             }
         }
     }
@@ -111,6 +133,9 @@ impl Hook {
         let last = said.trim().lines().last().unwrap_or("and said nothing");
         let why = told(format!("ended with {}: {last}", output.status));
         // A signal comes from outside: the service manager ends all of a unit's processes.
-        Err(NotDone { why, ended: output.status.code().is_some() })
+        Err(match output.status.code() {
+            Some(_) => NotDone::refused(why),
+            None => NotDone::silent(why),
+        })
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLockReadGuard, TryLockError};
 
 use crate::model::{Bookmark, Change, DiskIndex, Timestamp, TrackingMode};
 
+use super::beats::returned;
 use super::capture::Observer;
 use super::stream::{Placed, Stream};
 
@@ -184,6 +185,7 @@ impl Stream {
             core.unconfirmed = Some(placed.sequence);
             placed
         };
+        let _taken_back = Unconfirmed { stream: self, placed };
         let confirmed = observers.iter().try_for_each(|observer| observer.confirm());
         let mut core = self.lock();
         if core.losses != placed.losses {
@@ -210,6 +212,21 @@ impl Stream {
         let stream = Arc::clone(self);
         let placed =
             tokio::task::spawn_blocking(move || stream.bookmark_behind_all(bookmark)).await;
-        placed.unwrap_or_else(|_stopped| Err("the agent is stopping".to_owned()))
+        returned(placed).unwrap_or_else(|| Err("the agent is stopping".to_owned()))
+    }
+}
+
+/// A bookmark that nobody confirmed, whatever became of him who should have.
+struct Unconfirmed<'a> {
+    stream: &'a Stream,
+    placed: Placed,
+}
+
+impl Drop for Unconfirmed<'_> {
+    fn drop(&mut self) {
+        let mut core = self.stream.lock();
+        if core.unconfirmed == Some(self.placed.sequence) && core.losses == self.placed.losses {
+            self.stream.lose(&mut core, "a bookmark could not be confirmed");
+        }
     }
 }

@@ -172,6 +172,21 @@ pub(super) fn lock(directory: &Path) -> Result<File, AgentError> {
     }
 }
 
+/// The state directory of an agent that does not run, whoever's it is: nothing is made in it. `None` when
+/// there was no agent.
+pub(super) fn lock_left(directory: &Path) -> Result<Option<File>, AgentError> {
+    let path = directory.join("lock");
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|source| AgentError::io(&path, "open the lock", source))?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Err(AgentError::StateInUse { path: directory.into() }),
+        Err(error) => Err(AgentError::io(&path, "lock the state directory", error.into())),
+    }
+}
+
 /// Whether this user may run an agent of these settings.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use crate::nbd::Peer;
 use crate::settings::ApplicationHook;
 
 use super::frozen::Frozen;
-use super::hook::Hook;
+use super::hook::{Hook, NotDone, Undone};
 
 /// Why a machine without a hook makes no application-consistent bookmark.
 pub(super) const NO_HOOK: &str =
@@ -28,8 +28,9 @@ const THAWING: &str =
 /// Pauses between two thaws that did not succeed double from the one to the other.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Thaws, ten minutes of them, until a person has to do it.
+/// Thaws, and how long they are repeated, until a person has to do it.
 const THAWS_MAX: u32 = 120;
+const THAWS_FOR: Duration = Duration::from_secs(600);
 /// After so many that did not succeed a person should know.
 const THAWS_SAID: u32 = 5;
 /// So many thaws that end by themselves with an error are believed when it is not certain that
@@ -56,14 +57,9 @@ struct Thaw {
     certain: bool,
     /// Nobody waited for the end of its freeze.
     loose: bool,
+    begun: Duration,
     attempts: u32,
     refusals: u32,
-}
-
-impl Thaw {
-    fn new(certain: bool, loose: bool) -> Self {
-        Self { certain, loose, attempts: 0, refusals: 0 }
-    }
 }
 
 impl Quiesce {
@@ -101,14 +97,25 @@ impl Quiesce {
             return Err(THAWING.to_owned());
         }
         let (frozen, words) = (self.frozen.clone(), self.hook.thaw_in_words());
+        let left = self.frozen.left().is_some();
         let noted = tokio::task::spawn_blocking(move || frozen.note(&words)).await;
         let note = noted.map_err(|_stopped| STOPPING.to_owned())?.map_err(|error| {
             let path = self.frozen.path().display();
             format!("{path} cannot be written before the application is frozen: {error}")
         })?;
         let (placed, mut thaw) = match self.hook.freeze(&note).await {
-            Ok(()) => (place.await, Thaw::new(true, false)),
-            Err(failed) => (Err(failed.why), Thaw::new(!failed.ended, !failed.ended)),
+            Ok(()) => (place.await, self.to_thaw(true, false)),
+            Err(NotDone { why, state: Undone::Unasked }) => {
+                drop(note);
+                if !left {
+                    self.forget().await;
+                }
+                return Err(why);
+            }
+            Err(NotDone { why, state }) => {
+                let loose = state == Undone::Unknown;
+                (Err(why), self.to_thaw(loose, loose))
+            }
         };
         drop(note);
         if !self.attempt(&mut thaw).await {
@@ -122,14 +129,14 @@ impl Quiesce {
         if self.frozen.left().is_some() {
             let path = self.frozen.path().display();
             tracing::warn!(%path, "an agent before this one ended while the application was frozen, or about to be: it is thawed");
-            let _over = self.attempt(&mut Thaw::new(false, true)).await;
+            let _over = self.attempt(&mut self.to_thaw(false, true)).await;
         }
     }
 
     /// The same in the background, as often as it takes.
     pub(super) fn thaw_on_left(self: &Arc<Self>) {
         if self.frozen.left().is_some() {
-            self.thaw_on(Thaw::new(false, true), PAUSE_MIN);
+            self.thaw_on(self.to_thaw(false, true), PAUSE_MIN);
         }
     }
 
@@ -168,21 +175,32 @@ impl Quiesce {
         });
     }
 
+    fn to_thaw(&self, certain: bool, loose: bool) -> Thaw {
+        let begun = self.hook.clock.monotonic();
+        Thaw { certain, loose, begun, attempts: 0, refusals: 0 }
+    }
+
+    /// Nothing is frozen.
+    async fn forget(&self) {
+        let frozen = self.frozen.clone();
+        let forgotten = tokio::task::spawn_blocking(move || frozen.forget()).await;
+        if let Ok(Err(error)) = forgotten {
+            let path = self.frozen.path().display();
+            tracing::warn!(%path, %error, "cannot be removed: the next start thaws once more");
+        }
+    }
+
     /// Thaws once more. Whether that is over: it succeeded, or was tried often enough.
     async fn attempt(&self, thaw: &mut Thaw) -> bool {
         // Before: what it freezes behind this thaw is not thawed.
         let runs = thaw.loose && self.frozen.runs();
         let outcome = self.hook.thaw().await;
         thaw.attempts += 1;
-        let often = thaw.attempts >= THAWS_MAX;
+        let lasted = self.hook.clock.monotonic().saturating_sub(thaw.begun);
+        let often = thaw.attempts >= THAWS_MAX || lasted >= THAWS_FOR;
         let why = match outcome {
             Ok(()) if !runs || often => {
-                let frozen = self.frozen.clone();
-                let forgotten = tokio::task::spawn_blocking(move || frozen.forget()).await;
-                if let Ok(Err(error)) = forgotten {
-                    let path = self.frozen.path().display();
-                    tracing::warn!(%path, %error, "cannot be removed: the next start thaws once more");
-                }
+                self.forget().await;
                 if thaw.attempts > 1 {
                     tracing::info!(attempts = thaw.attempts, "the application is thawed");
                 }
@@ -190,7 +208,7 @@ impl Quiesce {
             }
             Ok(()) => "its freeze still runs".to_owned(),
             Err(failed) => {
-                thaw.refusals += u32::from(failed.ended);
+                thaw.refusals += u32::from(failed.state == Undone::Ended);
                 failed.why
             }
         };

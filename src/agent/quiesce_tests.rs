@@ -81,7 +81,7 @@ async fn nothing_is_placed(quiesce: &Arc<Quiesce>) -> String {
 async fn the_bookmark_is_placed_while_the_application_is_frozen() {
     let directory = directory();
     let (ice, note) = (directory.path().join("ice"), directory.path().join("state/frozen"));
-    let quiesce = quiesce(directory.path(), System::clock(), "cat; touch ice", "rm ice");
+    let quiesce = quiesce(directory.path(), Hurried::new(), "cat; touch ice", "rm ice");
     let seen = quiesce.run(async { Ok((ice.exists(), std::fs::read_to_string(&note))) }).await;
     let (frozen, noted) = seen.unwrap();
     assert!(frozen && noted.unwrap().contains("rm ice"), "it says how it is undone");
@@ -222,6 +222,30 @@ async fn a_guest_that_freezes_too_late_is_thawed_all_the_same() {
     assert!(nothing_is_placed(&quiesce).await.contains("no answer to guest-fsfreeze-freeze"));
     assert!(state.join("frozen").exists(), "it is not forgotten");
     quiesce.close().await;
-    assert_eq!(tells.try_recv(), Ok(true), "it was thawed once it was frozen");
+    let told = tells.recv_timeout(Duration::from_secs(60));
+    assert_eq!(told, Ok(true), "it was thawed once it was frozen");
     assert!(!state.join("frozen").exists());
+}
+
+/// The guest is off, or has no agent: no freeze was asked for, so there is nothing to thaw.
+#[tokio::test]
+async fn a_guest_agent_that_is_not_there_freezes_nothing() {
+    let directory = directory();
+    let (nobody, deaf) = (directory.path().join("nobody"), directory.path().join("deaf"));
+    let _deaf = UnixListener::bind(&deaf).unwrap();
+    let state = directory.path().join("state");
+    for (peer, words) in [(nobody, "No such file"), (deaf, "is not there: no word of it in 300 ms")]
+    {
+        let (freeze, thaw) = (Vec::new(), Vec::new());
+        let hook = ApplicationHook { freeze, thaw, guest_agent: None, timeout: TIMEOUT };
+        let clock = Hurried::new();
+        clock.timeouts.add_permits(1);
+        let peer = Some(Peer::Socket(peer));
+        let quiesce = Arc::new(Quiesce::new(hook, peer, &state, clock, System::entropy()));
+        let why = nothing_is_placed(&quiesce).await;
+        assert!(why.contains(words), "{why}");
+        assert!(!state.join("frozen").exists());
+        quiesce.close().await;
+        assert!(nothing_is_placed(&quiesce).await.contains("stopping"), "nothing was left to thaw");
+    }
 }

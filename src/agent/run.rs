@@ -202,8 +202,8 @@ impl Agent {
         entropy: Arc<dyn Entropy>,
         dial: Arc<dyn Dial>,
     ) -> Result<Self, AgentError> {
-        let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
         let quiesce = quiesce(&settings, &clock, &entropy)?;
+        let (lock, stream, scanned) = opening::open(&settings, entropy.as_ref())?;
         let shared = Arc::new(Shared {
             stream: Arc::new(stream),
             quiesce,
@@ -223,7 +223,13 @@ impl Agent {
         });
         let mut agent =
             Self { captures: Captures::default(), replication: None, tasks: Vec::new(), shared };
-        agent.captures = capture::start(&agent, scanned)?;
+        agent.captures = match capture::start(&agent, scanned) {
+            Ok(captures) => captures,
+            Err(error) => {
+                agent.shared.stream.give_back();
+                return Err(error);
+            }
+        };
         let shared = &agent.shared;
         let (stream, clock) = (Arc::clone(&shared.stream), Arc::clone(&shared.clock));
         let tasks = [
@@ -319,8 +325,6 @@ impl Agent {
 
     /// Like [`Agent::stop`] with another bound.
     pub async fn stop_within(mut self, wait: Duration) -> Stopped {
-        let clock = Arc::clone(&self.shared.clock);
-        let until = clock.monotonic() + wait;
         // First: a file system that is thawed may write to the disks that are served.
         if let Some(quiesce) = &self.shared.quiesce {
             quiesce.close().await;
@@ -333,6 +337,8 @@ impl Agent {
         }
         let stream = Arc::clone(&self.shared.stream);
         stream.close();
+        let clock = Arc::clone(&self.shared.clock);
+        let until = clock.monotonic() + wait;
         while !stream.settled() && !stream.stuck() && clock.monotonic() < until {
             clock.sleep(STOP_LOOK).await;
         }
@@ -384,6 +390,15 @@ impl Stream {
     fn stuck(&self) -> bool {
         let core = self.lock();
         !core.withheld.is_empty() && core.witnessed >= core.last
+    }
+
+    /// A start that failed leaves the bitmaps as an orderly stop does: they would not know any more when
+    /// their sources were changed last.
+    fn give_back(&self) {
+        self.close();
+        if let Err(error) = self.settle() {
+            tracing::error!(%error, "the bitmaps could not be closed; the next start does not see what was written meanwhile");
+        }
     }
 
     /// Clears what can be cleared and says so in the bitmaps, and when the sources were changed last.

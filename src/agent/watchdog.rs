@@ -25,7 +25,7 @@ const SAY: u32 = LOOKS / 2;
 const UNHURRIED: Duration = Duration::from_secs(5);
 /// Longest time from one life of the agent to the next: it waits for a minute until all is published,
 /// and then opens its disks.
-const BETWEEN_MAX: Duration = Duration::from_secs(180);
+const BETWEEN_MAX: Duration = Duration::from_secs(240);
 
 /// Tells the manager of whichever life the agent is in.
 pub(super) struct Watchdog {

@@ -36,6 +36,11 @@ pub(super) enum FollowError {
     )]
     Kept { disk: DiskName, why: String },
     #[error(
+        "the running agent said nothing new for {seconds} s: disk {disk} is in its settings, and it may still \
+         begin anew with it; see `holdfast agent status` and its log"
+    )]
+    Silent { disk: DiskName, seconds: u64 },
+    #[error(
         "no agent runs on {path} any more; start it again: it has disk {disk} in its settings",
         path = .path.display()
     )]
@@ -63,9 +68,11 @@ impl News {
     /// An agent of an earlier version does not say which life it is in.
     fn is(&self, status: &Value) -> bool {
         let life = &status["incarnation"];
+        if !life.is_null() && !self.before.is_null() {
+            return *life != self.before; // whatever became of the clock
+        }
         let time = status["time"].as_str();
         time.is_some_and(|time| time >= self.begun.to_string().as_str())
-            && (life.is_null() || *life != self.before)
     }
 }
 
@@ -134,9 +141,15 @@ pub(super) async fn follow(
     json: bool,
 ) -> Result<(), Failure> {
     let (mut bar, mut told, mut absence) = (None, String::new(), Absence::default());
+    let mut looks_in_vain = 0;
     loop {
         let status = status(settings).await;
         let fresh = news.is(&status);
+        looks_in_vain = if fresh { 0 } else { looks_in_vain + 1 };
+        if looks_in_vain > LOOKS_ANEW {
+            let (disk, seconds) = (disk.clone(), (LOOK * LOOKS_ANEW).as_secs());
+            return Err(FollowError::Silent { disk, seconds }.into());
+        }
         if let Some(one) = one_of(&status, disk).filter(|_| fresh) {
             let (size, dirty) = (&one["size_bytes"], &one["dirty_bytes"]);
             let (size, dirty) = (size.as_u64().unwrap_or(0), dirty.as_u64().unwrap_or(0));

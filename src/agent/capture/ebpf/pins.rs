@@ -148,12 +148,20 @@ impl Pins {
 /// Takes what a stopped agent left in the kernel out of it; `true` when there was something.
 ///
 /// # Errors
-/// While the agent runs.
+/// While the agent runs, and when this user may not take it out.
 pub fn release(settings: &AgentSettings) -> Result<bool, AgentError> {
-    let _alone = opening::lock(&settings.state_directory)?;
+    let _alone = opening::lock_left(&settings.state_directory)?;
     let pins = Pins::new(settings.machine.as_str(), &settings.state_directory);
     let _gone = fs::remove_file(&pins.note);
-    Ok(pins.release(None) > 0)
+    let released = pins.release(None) > 0;
+    match fs::read_dir(&pins.folder).map(|mut left| left.next()) {
+        Ok(Some(_)) => {
+            let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            let action = "take the program out of the kernel: run this as the user that the agent ran as, or root";
+            Err(AgentError::io(&pins.folder, action, source))
+        }
+        _ => Ok(released),
+    }
 }
 
 /// A BPF file system is where it should be.
