@@ -4,6 +4,7 @@
 //! Owns: fetching. Does not own: what the facts mean (`status`).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct MachineFactsheet {
     pub points: Option<PointsDocument>,
     /// What its process server says now.
     pub live: Live,
+    /// Servers that hold durable records of it, and how many, as far as they answer.
+    pub held: Vec<(ServerId, u64)>,
 }
 
 /// What the process server said.
@@ -171,7 +174,9 @@ impl Sources {
             Some(server) => inquiry.ask(server, machine).await,
             None => Live::Unasked,
         };
-        Ok(MachineFactsheet { document, manifest, points: points.map(|(points, _)| points), live })
+        let points = points.map(|(points, _)| points);
+        let held = inquiry.held(&self.vault, machine).await?;
+        Ok(MachineFactsheet { document, manifest, points, live, held })
     }
 }
 
@@ -181,19 +186,21 @@ pub struct Inquiry {
     /// Or why nobody can be asked.
     client: Option<Result<Client, String>>,
     heard: BTreeMap<ServerId, Result<Heard, String>>,
+    /// Those that live.
+    servers: Option<Vec<ServerDocument>>,
 }
 
 impl Inquiry {
     /// Asks through `client`.
     #[must_use]
     pub fn over(client: Client) -> Self {
-        Self { client: Some(Ok(client)), heard: BTreeMap::new() }
+        Self { client: Some(Ok(client)), ..Self::default() }
     }
 
     /// Nobody can be asked, for this reason: what stands in the store is all there is to say.
     #[must_use]
     pub fn unable(reason: String) -> Self {
-        Self { client: Some(Err(reason)), heard: BTreeMap::new() }
+        Self { client: Some(Err(reason)), ..Self::default() }
     }
 
     async fn ask(&mut self, server: ServerDocument, machine: &MachineId) -> Live {
@@ -202,18 +209,49 @@ impl Inquiry {
             Some(Err(reason)) => return Live::Silent { server, reason: reason.clone() },
             None => return Live::Unasked,
         };
-        if !self.heard.contains_key(&server.server) {
-            let answer = client.get(&server.address, "/v1/status").await;
-            let answer = answer.map(Heard::of).map_err(|error| error_chain(&error));
-            self.heard.insert(server.server.clone(), answer);
-        }
-        match &self.heard[&server.server] {
+        let heard = match self.heard.entry(server.server.clone()) {
+            Entry::Occupied(heard) => heard.into_mut(),
+            Entry::Vacant(none) => {
+                let answer = client.get(&server.address, "/v1/status").await;
+                none.insert(answer.map(Heard::of).map_err(|error| error_chain(&error)))
+            }
+        };
+        match heard {
             Ok(heard) => Live::Facts {
                 machine: heard.machines.get(machine).cloned(),
                 server: Box::new(heard.server.clone()),
             },
             Err(reason) => Live::Silent { server, reason: reason.clone() },
         }
+    }
+
+    /// Who of the living holds records of a machine. A server that does not answer is told of where it
+    /// is somebody's owner.
+    async fn held(
+        &mut self,
+        vault: &Vault,
+        machine: &MachineId,
+    ) -> Result<Vec<(ServerId, u64)>, ControlError> {
+        if !matches!(self.client, Some(Ok(_))) {
+            return Ok(Vec::new());
+        }
+        let servers = match self.servers.take() {
+            Some(servers) => servers,
+            None => {
+                let all = vault.servers().await?.into_iter();
+                all.filter(|(_, alive)| *alive).map(|(server, _)| server).collect()
+            }
+        };
+        let mut held = Vec::new();
+        for server in &servers {
+            if let Live::Facts { server: facts, .. } = self.ask(server.clone(), machine).await
+                && let Some(found) = facts.held.iter().find(|found| found.machine == *machine)
+            {
+                held.push((server.server.clone(), found.records));
+            }
+        }
+        self.servers = Some(servers);
+        Ok(held)
     }
 }
 

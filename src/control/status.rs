@@ -115,6 +115,7 @@ pub fn status(sheet: &MachineFactsheet, now: Timestamp) -> MachineStatus {
     let mut lines = vec![protection(sheet, &status, copying)];
     lines.extend(troubles(sheet, live));
     lines.extend(standstill(sheet));
+    lines.extend(held(sheet));
     lines.extend(live.into_iter().flat_map(|live| agent(live, now)));
     lines.extend(server(&sheet.live));
     lines.extend(backlog(&status));
@@ -199,6 +200,18 @@ fn standstill(sheet: &MachineFactsheet) -> Option<HealthLine> {
             "no snapshot for {} although bookmarks go on: is an applier running (`holdfast serve` \
              with apply.enabled, or `holdfast apply`)?",
             span(age)
+        );
+        line(Health::Warning, text)
+    })
+}
+
+/// Rows K3 and K5 of docs/scale-out.md.
+fn held(sheet: &MachineFactsheet) -> impl Iterator<Item = HealthLine> {
+    sheet.held.iter().map(|(server, records)| {
+        let text = format!(
+            "{records} acknowledged records are held on process server {server}, unpublished: start its agent, \
+             which has them or reads them again. If the machine is gone for good, keep the cache directory of \
+             {server}: they may be nowhere else"
         );
         line(Health::Warning, text)
     })

@@ -53,4 +53,4 @@ pub use machines::{Fingerprint, LastWord, Machines, OpenError};
 pub use quic::{QuicConfig, QuicEnd, QuicError, quic_config};
 pub use session::{Event, Session, Standing, greet};
 pub use stream::{Order, Step, StreamError, StreamState};
-pub use tls::{TlsError, server_config};
+pub use tls::{TlsError, certificate_ends, server_config};

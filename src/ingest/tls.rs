@@ -134,6 +134,25 @@ pub fn server_config(files: &TlsFiles, now: Timestamp) -> Result<Arc<ServerConfi
     Ok(Arc::new(config))
 }
 
+/// When the certificate of the server, and that of the site's authority, ends: of several in a file the first
+/// that does.
+///
+/// # Errors
+/// Names the file that is wrong.
+pub fn certificate_ends(
+    files: &TlsFiles,
+    now: Timestamp,
+) -> Result<[(&'static str, Timestamp); 2], TlsError> {
+    let first = |path: &Path| {
+        let mut first = Timestamp::LATEST;
+        for certificate in certificates(path, now)? {
+            first = first.min(end_of(path, &certificate, now)?);
+        }
+        Ok(first)
+    };
+    Ok([("server", first(&files.certificate)?), ("authority", first(&files.ca_certificate)?)])
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let path = path.to_owned();
     std::fs::read(&path).map_err(|source| TlsError::Read { path, source })
@@ -145,8 +164,7 @@ fn certificates(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'stati
         .collect::<Result<_, _>>()
         .map_err(|_| content())?;
     for certificate in &found {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| content())?;
-        check_life(path, &parsed, now)?;
+        end_of(path, certificate, now)?;
     }
     match found.is_empty() {
         true => Err(content()),
@@ -154,11 +172,14 @@ fn certificates(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'stati
     }
 }
 
-fn check_life(
+/// When its life ends, if it lives now.
+fn end_of(
     path: &Path,
-    certificate: &X509Certificate<'_>,
+    certificate: &CertificateDer<'_>,
     now: Timestamp,
-) -> Result<(), TlsError> {
+) -> Result<Timestamp, TlsError> {
+    let content = |_| TlsError::Content { path: path.to_owned(), expected: "certificate" };
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(content)?;
     let moment =
         |time: x509_parser::time::ASN1Time| Timestamp::default().plus_seconds(time.timestamp());
     let life = certificate.validity();
@@ -166,7 +187,7 @@ fn check_life(
     if now < not_before || now > not_after {
         return Err(TlsError::Life { path: path.to_owned(), not_before, not_after, now });
     }
-    Ok(())
+    Ok(not_after)
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -1,12 +1,12 @@
 //! Metrics as text: Prometheus (exposition format 0.0.4) or OpenMetrics 1.0. Names that are not here
-//! stand in `process` and `pacing`, and nowhere else; docs/metrics.md tells all of them.
+//! stand in `process`, `pacing`, `scale` and `alarms`, and nowhere else; docs/metrics.md tells all of them.
 
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
 use super::facts::{AgentTracking, MachineFacts, ServerFacts};
 use super::requests::StoreRequest;
-use super::{Metrics, Pressure, Stage, pacing, process, scale};
+use super::{Metrics, Pressure, Stage, alarms, pacing, process, scale};
 use crate::model::Timestamp;
 use crate::settings::CacheSettings;
 
@@ -37,10 +37,12 @@ pub(super) fn render(
     scale::render(&mut page, &metrics.scale);
     pacing::render(&mut page, &metrics.pacing);
     stages(&mut page, metrics);
+    alarms::certificates(&mut page, &metrics.certificates(), now);
     fleet(&mut page, &facts, now);
     if shape.machines {
         machines(&mut page, &facts, now);
         requests(&mut page, &facts);
+        alarms::machines(&mut page, &facts, now);
     }
     if shape.openmetrics {
         page.line(format_args!("# EOF"));

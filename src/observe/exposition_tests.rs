@@ -26,6 +26,10 @@ fn everything() -> Metrics {
     let web = metrics.machine(&"web".parse().unwrap());
     web.served.store(true, Ordering::Relaxed);
     web.applies.store(true, Ordering::Relaxed);
+    web.set_quarantine(Some("delta 7 differs".to_owned()));
+    web.snapshot_time.store(4_000_000, Ordering::Relaxed);
+    web.certificate_end.store(10_000_000, Ordering::Relaxed);
+    metrics.set_certificates(vec![("server", Timestamp(6_500_000))]);
     web.raise(Watermarks { received: Sequence(9), durable: Sequence(8), ..Watermarks::default() });
     web.recoverable_time.store(5_000_000, Ordering::Release);
     web.agent_mode.store(2, Ordering::Relaxed);
@@ -79,6 +83,10 @@ fn the_page_says_what_was_measured() {
         "holdfast_backlog_drain_seconds 30.5",
         "holdfast_backlog_all_bytes 77",
         "holdfast_machines{agent=\"away\"} 1",
+        "holdfast_machine_trouble{machine=\"web\",what=\"quarantine\"} 1",
+        "holdfast_snapshot_age_seconds{machine=\"web\"} 3.5",
+        "holdfast_agent_certificate_expiry_seconds{machine=\"web\"} 2.5",
+        "holdfast_certificate_expiry_seconds{of=\"server\"} -1",
     ] {
         assert!(page.lines().any(|found| found == line), "{line}\n{page}");
     }
@@ -141,7 +149,7 @@ fn the_series_of_machines_can_be_left_out_and_are_few() {
     };
     let without = count(Shape { machines: false, ..PLAIN });
     let one = count(PLAIN);
-    assert!((1..=16).contains(&(one - without)), "series of a machine: {}", one - without);
+    assert!((1..=17).contains(&(one - without)), "series of a machine: {}", one - without);
     metrics.machine(&"db".parse().unwrap()).served.store(true, Ordering::Relaxed);
     assert_eq!(count(Shape { machines: false, ..PLAIN }), without);
 }
@@ -157,11 +165,18 @@ fn a_machine_of_another_server_has_what_applying_knows_and_no_more() {
         machine.recoverable_time.store(5_000_000, Ordering::Release);
     }
     applied.applies.store(true, Ordering::Relaxed);
+    for machine in [&applied, &looked_at] {
+        machine.set_apply_trouble(Some("a lease ended".to_owned()));
+        machine.snapshot_time.store(5_500_000, Ordering::Relaxed);
+        machine.certificate_end.store(9_000_000, Ordering::Relaxed);
+    }
     let page = render(&metrics, &cache_settings(), Timestamp(7_500_000), PLAIN);
     let of_machines: Vec<_> = page.lines().filter(|line| line.contains("machine=")).collect();
     let expected = [
         "holdfast_watermark_sequence{machine=\"applied\",watermark=\"applied\"} 7",
         "holdfast_watermark_sequence{machine=\"applied\",watermark=\"recoverable\"} 0",
+        "holdfast_machine_trouble{machine=\"applied\",what=\"apply\"} 1",
+        "holdfast_snapshot_age_seconds{machine=\"applied\"} 2",
     ];
     assert_eq!(of_machines, expected);
     assert!(page.contains("holdfast_machines{agent=\"away\"} 0\n"), "{page}");

@@ -34,8 +34,20 @@ pub struct ServerFacts {
     pub stages: Vec<StageFacts>,
     /// Its queues and budgets.
     pub queues: Vec<QueueFacts>,
+    /// Durable records that it holds of machines that it does not serve.
+    #[serde(default)]
+    pub held: Vec<HeldFacts>,
     /// Its machines, and those that it applies for another server.
     pub machines: Vec<MachineFacts>,
+}
+
+/// Records of a machine that it does not serve: they may be the only copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldFacts {
+    /// Which machine.
+    pub machine: MachineId,
+    /// How many.
+    pub records: u64,
 }
 
 /// What it knows of one stage, since it started.
@@ -92,6 +104,16 @@ pub struct MachineFacts {
     pub store_requests: BTreeMap<String, RequestFacts>,
     /// What keeps the machine from advancing.
     pub trouble: Option<String>,
+    /// The same, and what stopped applying for good, by what is in the way: `two-agents`, `cache`, `upload`,
+    /// `apply`, `quarantine`.
+    #[serde(default)]
+    pub troubles: BTreeMap<String, String>,
+    /// Time of the newest snapshot.
+    #[serde(default)]
+    pub snapshot_time: Option<Timestamp>,
+    /// End of the certificate with which its agent came last.
+    #[serde(default)]
+    pub certificate_end: Option<Timestamp>,
     /// It is this server's: served here, or its manifest says so. Its agent and its RPO are nobody else's to
     /// tell of.
     #[serde(default)]
@@ -160,6 +182,7 @@ impl ServerFacts {
             backlog_bytes: metrics.backlog_bytes(),
             stages: Stage::ALL.map(|stage| StageFacts::of(stage, metrics)).into(),
             queues: metrics.queues(),
+            held: metrics.scale.held.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             machines: machines
                 .into_iter()
                 .map(|(machine, of_machine)| MachineFacts::of(machine, &of_machine, metrics, hours))
@@ -183,11 +206,22 @@ impl MachineFacts {
     fn of(machine: MachineId, metrics: &MachineMetrics, process: &Metrics, hours: f64) -> Self {
         let watermarks = metrics.watermarks();
         let moment = |micros: i64| (micros != 0).then_some(Timestamp(micros));
-        let said =
-            [&metrics.rival, &process.cache_trouble, &metrics.trouble, &metrics.apply_trouble];
-        let said = said.map(|one| one.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let said: Vec<String> = said.into_iter().flatten().collect();
-        let trouble = (!said.is_empty()).then(|| said.join("; "));
+        let said = [
+            ("two-agents", &metrics.rival),
+            ("cache", &process.cache_trouble),
+            ("upload", &metrics.trouble),
+            ("apply", &metrics.apply_trouble),
+            ("quarantine", &metrics.quarantine),
+        ];
+        let said = said.map(|(what, words)| {
+            (what, words.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        });
+        let said = || said.iter().filter_map(|(what, words)| Some((*what, words.clone()?)));
+        // What the points document says status reads there.
+        let words: Vec<_> = said().filter(|(what, _)| *what != "quarantine").collect();
+        let words: Vec<_> = words.into_iter().map(|(_, words)| words).collect();
+        let trouble = (!words.is_empty()).then(|| words.join("; "));
+        let troubles = said().map(|(what, words)| (what.to_owned(), words)).collect();
         Self {
             machine,
             received: watermarks.received.0,
@@ -206,6 +240,9 @@ impl MachineFacts {
             total_bytes: metrics.agent_total_bytes.load(Ordering::Relaxed),
             store_requests: metrics.store.facts(hours),
             trouble,
+            troubles,
+            snapshot_time: moment(metrics.snapshot_time.load(Ordering::Relaxed)),
+            certificate_end: moment(metrics.certificate_end.load(Ordering::Relaxed)),
             ours: metrics.served.load(Ordering::Relaxed) || metrics.owned.load(Ordering::Relaxed),
             applies: metrics.applies.load(Ordering::Relaxed),
         }

@@ -50,6 +50,7 @@ pub struct Metrics {
     pressure_changes: [AtomicU64; 4],
     /// Why the cache takes nothing in; `None` while it does.
     pub cache_trouble: Mutex<Option<String>>,
+    certificates: Mutex<Vec<(&'static str, Timestamp)>>,
 }
 
 /// One machine.
@@ -81,6 +82,12 @@ pub struct MachineMetrics {
     pub heard_time: AtomicI64,
     /// Requests to the store for it.
     pub store: RequestCounts,
+    /// What stopped applying for good, as the points document says.
+    pub quarantine: Mutex<Option<String>>,
+    /// Time (µs) of the newest snapshot; 0 when there is none.
+    pub snapshot_time: AtomicI64,
+    /// End (µs) of the certificate with which its agent came last; 0 before the first.
+    pub certificate_end: AtomicI64,
     /// It is served here.
     pub served: AtomicBool,
     /// Its manifest names this server, as the applier saw it last.
@@ -138,6 +145,11 @@ impl MachineMetrics {
         *self.rival.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = rival;
     }
 
+    /// Says what stopped applying for good, or that nothing does.
+    pub fn set_quarantine(&self, quarantine: Option<String>) {
+        *self.quarantine.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = quarantine;
+    }
+
     /// Seconds since the newest moment that can be recovered to; `None` before the first.
     #[must_use]
     pub fn rpo_seconds(&self, now: Timestamp) -> Option<f64> {
@@ -179,6 +191,15 @@ impl Metrics {
     /// Says why the cache takes nothing in, or that it does again.
     pub fn set_cache_trouble(&self, trouble: Option<String>) {
         *self.cache_trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
+    }
+
+    /// The certificates that this process shows and believes, each with its end.
+    pub fn set_certificates(&self, ends: Vec<(&'static str, Timestamp)>) {
+        *self.certificates.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ends;
+    }
+
+    pub(super) fn certificates(&self) -> Vec<(&'static str, Timestamp)> {
+        self.certificates.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Says what was found damaged in the cache log.

@@ -1,5 +1,6 @@
 //! What the process says about itself: metrics (every name in one place), the endpoint, the log.
 
+mod alarms;
 mod chain;
 pub mod endpoint;
 mod exposition;
@@ -19,7 +20,7 @@ mod stage;
 mod tuning;
 
 pub use chain::error_chain;
-pub use facts::{AgentTracking, MachineFacts, ServerFacts, StageFacts};
+pub use facts::{AgentTracking, HeldFacts, MachineFacts, ServerFacts, StageFacts};
 pub use idle::IdleMeter;
 pub use log::{LogError, start_log};
 pub use meter::Meter;

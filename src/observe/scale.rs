@@ -1,8 +1,10 @@
 //! Several process servers on one store: what moved between them.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::exposition::Page;
+use super::facts::HeldFacts;
 
 /// Counters of ownership and of the server's own lease.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub struct ScaleMetrics {
     pub lease_failures: AtomicU64,
     /// Durable records of machines that another server has, held until they are published.
     pub held_records: AtomicU64,
+    /// The same by machine, of those that are enrolled.
+    pub held: Mutex<Vec<HeldFacts>>,
     /// Machines with held records that are not enrolled.
     pub held_unenrolled: AtomicU64,
     /// Other servers whose lease runs.

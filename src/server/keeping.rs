@@ -3,8 +3,8 @@
 //!
 //! Owns: when that is looked at. Does not own: the table ([`super::recovered`]).
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -13,7 +13,7 @@ use super::machines::{Registry, unreadable};
 use super::recovered::Fate;
 use crate::ingest::OpenError;
 use crate::model::{MachineId, MachineKey};
-use crate::observe::error_chain;
+use crate::observe::{HeldFacts, error_chain};
 use crate::seal::KeyRing;
 use crate::upload;
 use crate::vault::VaultError;
@@ -77,7 +77,7 @@ impl Registry {
     pub(super) async fn look_after_kept(&self) -> Result<Left, VaultError> {
         let keys = self.kept().machines();
         if keys.is_empty() {
-            self.count_kept();
+            self.count_kept(&[]);
             return Ok(Left::Nothing);
         }
         let enrolled = self.shared().vault.machines().await?;
@@ -86,10 +86,10 @@ impl Registry {
         let unenrolled = keys.iter().filter(|key| waiting.iter().all(|(known, _)| known != *key));
         let left = self.tell_unenrolled(unenrolled);
         // Side by side: one that cannot be claimed must not keep the others' records from the store.
-        let looks = stream::iter(waiting).map(|(_, machine)| self.look_after(machine));
+        let looks = stream::iter(waiting.clone()).map(|(_, machine)| self.look_after(machine));
         let looks = looks.buffer_unordered(LOOKS_MAX);
         let left = looks.fold(left, |worst, one| async move { worst.max(one) }).await;
-        self.count_kept();
+        self.count_kept(&waiting);
         Ok(left)
     }
 
@@ -159,8 +159,16 @@ impl Registry {
         Left::Held
     }
 
-    fn count_kept(&self) {
-        let records = self.kept().records() as u64;
-        self.shared().metrics.scale.held_records.store(records, Ordering::Relaxed);
+    /// `looked_at`: the enrolled ones of them.
+    fn count_kept(&self, looked_at: &[(MachineKey, MachineId)]) {
+        let kept = self.kept();
+        let held = looked_at.iter().map(|(key, machine)| HeldFacts {
+            machine: machine.clone(),
+            records: kept.records_of(*key) as u64,
+        });
+        let held = held.filter(|held| held.records > 0).collect();
+        let scale = &self.shared().metrics.scale;
+        scale.held_records.store(kept.records() as u64, Ordering::Relaxed);
+        *scale.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
     }
 }

@@ -523,6 +523,11 @@ impl Machines for Registry {
             }
         };
         served.follow(&document.policy);
+        let shown = certificate.to_string();
+        if let Some(entry) = document.certificates.iter().find(|entry| entry.fingerprint == shown) {
+            let end = &served.link.metrics().certificate_end;
+            end.store(entry.not_after.0, Ordering::Relaxed);
+        }
         Ok(Arc::clone(&served.link))
     }
 

@@ -356,6 +356,8 @@ async fn what_a_fenced_server_made_durable_is_held() {
     assert!(records.iter().all(|record| record.holders() > 1), "they may be the only copies");
     assert_eq!(first.counted(|scale| &scale.fenced), 1);
     assert_eq!(first.registry.look_after_kept().await.unwrap(), Left::Held);
+    let told = crate::observe::ServerFacts::of(&first.metrics, crate::model::Timestamp(0)).held;
+    assert_eq!(told, [crate::observe::HeldFacts { machine: machine.clone(), records: 4 }]);
     // The agent comes back here: it has them itself, and sends them again.
     first.cut_off("ps-2");
     first.opens(&machine).await;

@@ -99,6 +99,7 @@ impl ProcessServer {
         let settings = ServerSettings::clone(&tuning.now());
         let metrics = Arc::new(Metrics::default());
         let tls = ingest::server_config(&settings.tls, clock.wall())?;
+        metrics.set_certificates(ingest::certificate_ends(&settings.tls, clock.wall())?.into());
         let kek = Arc::new(KeyEncryptionKey::load(&settings.key_file)?);
         let quic = ingest::quic_config(&tls, &settings.limits)?;
         let (data, datagrams) = listen_both(settings.listen, settings.shards)?;

@@ -76,6 +76,11 @@ impl Kept {
         self.by_machine.values().map(VecDeque::len).sum()
     }
 
+    /// How many of one machine.
+    pub(super) fn records_of(&self, machine: MachineKey) -> usize {
+        self.by_machine.get(&machine).map_or(0, VecDeque::len)
+    }
+
     /// What becomes of a machine's records when `present` is its manifest and `us` this server.
     pub(super) fn fate(
         &self,

@@ -29,6 +29,7 @@ fn sheet() -> MachineFactsheet {
         manifest: None,
         points: None,
         live: Live::Unasked,
+        held: Vec::new(),
     }
 }
 
@@ -94,6 +95,9 @@ fn facts() -> MachineFacts {
         total_bytes: 10 << 30,
         store_requests: std::collections::BTreeMap::new(),
         trouble: None,
+        troubles: std::collections::BTreeMap::new(),
+        snapshot_time: None,
+        certificate_end: None,
         ours: true,
         applies: true,
     }
@@ -115,9 +119,23 @@ fn live(machine: MachineFacts, cache_used_bytes: u64) -> Live {
             backlog_bytes: 0,
             stages: Vec::new(),
             queues: Vec::new(),
+            held: Vec::new(),
             machines: Vec::new(),
         }),
     }
+}
+
+#[test]
+fn records_that_another_server_holds_are_told_with_their_cure() {
+    let held = vec![("ps-2".parse().unwrap(), 12)];
+    let told = said(&MachineFactsheet { held, ..sheet() });
+    let line = told.iter().find(|(_, text)| text.starts_with("12 acknowledged records")).unwrap();
+    assert_eq!(line.0, Health::Warning);
+    assert!(
+        line.1.contains("process server ps-2") && line.1.contains("start its agent"),
+        "{told:?}"
+    );
+    assert!(!said(&sheet()).iter().any(|(_, text)| text.contains("acknowledged")));
 }
 
 fn said(sheet: &MachineFactsheet) -> Vec<(Health, String)> {

@@ -49,6 +49,11 @@ fn the_wrong_file_is_named() {
     put(&files.ca_certificate, &good.certificate);
     let config = server_config(&files, now).unwrap();
     assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+    put(&files.ca_certificate, &(good.certificate.clone() + &made(2030).certificate));
+    let [(_, server), (_, authority)] = certificate_ends(&files, now).unwrap();
+    let ends = [server, authority].map(|end| end.to_string());
+    assert_eq!(ends, ["2040-01-01T00:00:00Z", "2030-01-01T00:00:00Z"]);
+    put(&files.ca_certificate, &good.certificate);
     put(&files.key, &other.key);
     let error = server_config(&files, now).unwrap_err();
     assert!(matches!(&error, TlsError::Pair { key, .. } if *key == files.key), "{error}");

@@ -309,7 +309,16 @@ async fn a_machine_is_shown_by_its_owner_alone() {
     site.publish(&id(0), "ps-2").await;
     site.advance(7 * 3600).await;
     assert_eq!(shown(&ours), [(false, true)]);
-    site.end(one).await;
+    let machine = |metrics: &Metrics| ServerFacts::of(metrics, Timestamp(0)).machines.remove(0);
+    assert!(machine(&ours).snapshot_time.is_some() && machine(&ours).troubles.is_empty());
+    one.task.abort();
+    let stops = |points| Ok(PointsDocument { quarantine: Some("it differs".to_owned()), ..points });
+    site.vault.update_points(&id(0), stops).await.unwrap();
+    let (owner, three) = start("ps-2");
+    site.advance(60).await;
+    let quarantined = [("quarantine".to_owned(), "it differs".to_owned())];
+    assert_eq!(machine(&owner).troubles, quarantined.into());
+    site.end(three).await;
 }
 
 #[tokio::test]

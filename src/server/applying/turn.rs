@@ -397,6 +397,8 @@ impl Work {
         metrics.raise(Watermarks { applied, recoverable, ..Watermarks::default() });
         let newest = points.snapshots.last().map_or(0, |point| point.time.0);
         metrics.recoverable_time.fetch_max(newest, Ordering::AcqRel);
+        metrics.snapshot_time.store(newest, Ordering::Relaxed);
+        metrics.set_quarantine(points.quarantine.clone());
     }
 
     /// What follows from how a turn ended: how long to wait even if there is news.
