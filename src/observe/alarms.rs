@@ -16,6 +16,9 @@ pub(super) fn certificates(page: &mut Page, ends: &[(&'static str, Timestamp)], 
     }
 }
 
+/// A time of a machine, as far as it has one.
+type Seconds = fn(&MachineFacts, Timestamp) -> Option<f64>;
+
 /// Those of each machine.
 pub(super) fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
     let name = "holdfast_machine_trouble";
@@ -25,7 +28,7 @@ pub(super) fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
             page.sample(name, &[("machine", machine.machine.as_str()), ("what", what)], 1);
         }
     }
-    let ages: [(&str, &str, fn(&MachineFacts, Timestamp) -> Option<f64>); 2] = [
+    let times: [(&str, &str, Seconds); 2] = [
         (
             "holdfast_snapshot_age_seconds",
             "Age of the newest snapshot of a machine that is applied here; absent before the first.",
@@ -43,7 +46,7 @@ pub(super) fn machines(page: &mut Page, facts: &ServerFacts, now: Timestamp) {
             },
         ),
     ];
-    for (name, help, value) in ages {
+    for (name, help, value) in times {
         page.family(name, "gauge", help);
         for machine in &facts.machines {
             if let Some(value) = value(machine, now) {
