@@ -148,7 +148,7 @@ fn a_cache_disk_that_fails_ends_the_server_and_the_next_start_finds_what_was_ack
     run("xfs_io", &["-x", "-c", "shutdown", text(&disk.path)]);
     let ended = eventually("the server ends", 120, || server.ended());
     let said = server.log();
-    assert!(!ended.success() && said.contains("cache log: segment"), "{ended}: {said}");
+    assert!(!ended.success() && said.contains("error: cache log"), "{ended}: {said}");
     drop(server);
     agent.kill();
     let history = workload.finish();
