@@ -255,6 +255,25 @@ fn a_bookmark_is_sent_when_observers_confirm_it_and_taken_back_when_not() {
 }
 
 #[test]
+fn a_bookmark_whose_confirmation_panics_is_never_sent() {
+    let machine = Arc::new(ordered(8 << 20));
+    behind_its_back(&machine, 0, &[1; 512]);
+    machine.take();
+    let hook: Hook = Box::new(|| panic!("on purpose"));
+    machine.stream.observe_with(vec![Said::new(Some(hook), Ok(()))]);
+    let shared = Arc::clone(&machine);
+    std::thread::spawn(move || marked(&shared)).join().unwrap_err();
+    assert_eq!(machine.mode(), TrackingMode::Bitmap, "order was lost");
+    let sent = machine.stream.lock().sent;
+    machine.stream.acked(sent, sent).unwrap();
+    machine.stream.resume(Duration::ZERO, u64::MAX, 0);
+    machine.repair();
+    marked(&machine).unwrap(); // the next one is confirmed
+    let is_bookmark = |record: &&Record| matches!(record.change, Change::Bookmark(_));
+    assert_eq!(machine.take().iter().filter(is_bookmark).count(), 1);
+}
+
+#[test]
 fn no_observer_is_asked_for_a_bookmark_that_cannot_be() {
     let machine = ordered(8 << 20);
     let said = Said::new(None, Ok(()));

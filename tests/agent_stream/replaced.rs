@@ -5,10 +5,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use holdfast::agent::{Agent, AgentStatus, Stopped};
+use holdfast::agent::{Agent, AgentStatus, Dial, Stopped};
+use holdfast::clock::System;
 use holdfast::model::{BookmarkKind, DiskIndex};
+use holdfast::settings::Capture;
 
-use crate::machine::{Machine, blocking, export, noise, settled, until};
+use crate::machine::{Fast, Machine, SPEED, blocking, export, noise, settled, until};
 use crate::server::{Direct, Server};
 use crate::stream::{equals_source, no_violations};
 
@@ -70,6 +72,14 @@ async fn a_disk_that_was_written_while_no_agent_ran_is_read_as_a_whole() {
     let machine = Machine::new(&[DISK_BYTES], 1 << 20);
     let server = Server::new(4 << 20);
     let before = lived(&machine, &server).await;
+    // A start that comes to nothing forgets nothing of what the stop noted.
+    let Capture::Nbd { socket } = &machine.settings.disks[0].capture else { panic!("nbd") };
+    std::fs::create_dir_all(socket.join("taken")).unwrap();
+    let dial: Arc<dyn Dial> = Arc::new(Direct(Arc::clone(&server)));
+    let settings = machine.settings.clone();
+    let failed = Agent::start_with(settings, Arc::new(Fast(SPEED)), System::entropy(), dial);
+    assert!(failed.is_err(), "{failed:?}");
+    std::fs::remove_dir_all(socket).unwrap();
     let file = File::options().write(true).open(&machine.settings.disks[0].path).unwrap();
     let changed = || file.metadata().map(|found| (found.ctime(), found.ctime_nsec())).unwrap();
     let noted = changed();
