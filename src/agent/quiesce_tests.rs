@@ -197,7 +197,7 @@ async fn a_guest_that_freezes_too_late_is_thawed_all_the_same() {
                     _ if connections == 2 => late.timeouts.add_permits(1),
                     "guest-sync" => {
                         let id = &asked["arguments"]["id"];
-                        write!(stream, "{{\"return\": {id}}}\n").unwrap();
+                        writeln!(stream, "{{\"return\": {id}}}").unwrap();
                     }
                     "guest-fsfreeze-freeze" => {
                         frozen = true;
