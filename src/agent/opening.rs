@@ -196,7 +196,7 @@ pub fn may_run(settings: &AgentSettings) -> Result<(), AgentError> {
 }
 
 /// Whether an agent lives in the state directory. An agent that starts in the moment in which this is asked
-/// finds it locked, and looks again ([`super::life`]).
+/// finds it locked, and looks again.
 ///
 /// # Errors
 /// When its lock cannot be looked at.
