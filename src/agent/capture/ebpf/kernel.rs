@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,8 @@ pub(super) const PAGE_WORDS: usize = 512;
 /// Most captured ranges on one device.
 pub(super) const RANGES_MAX: usize = 16;
 const RANGE_WORDS: usize = 4;
+/// As many as libbpf makes.
+const LOAD_ATTEMPTS: u32 = 5;
 /// How often its reader is woken while the ring fills.
 const WAKES_PER_RING: u32 = 8;
 /// The pinned parts.
@@ -494,7 +497,7 @@ fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<Vec<&'static str>, String>
     let mut points = Vec::new();
     for (name, point) in POINTS {
         let program: &mut BtfTracePoint = program(programs, name)?;
-        match program.load(point, btf) {
+        match attempted(|| program.load(point, btf), gave_up) {
             Ok(()) => points.push(name),
             // It came with Linux 5.18; without it `complete` tells of each error.
             Err(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })) if name == FAILED => {
@@ -505,9 +508,26 @@ fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<Vec<&'static str>, String>
     }
     for name in ["marker", "find"] {
         let program: &mut RawTracePoint = program(programs, name)?;
-        program.load().map_err(said("load the program"))?;
+        attempted(|| program.load(), gave_up).map_err(said("load the program"))?;
     }
     Ok(points)
+}
+
+/// The verifier gives up when a signal arrives, that of a child that ended for one.
+fn attempted<E>(mut load: impl FnMut() -> Result<(), E>, gave_up: fn(&E) -> bool) -> Result<(), E> {
+    let mut outcome = load();
+    for _ in 1..LOAD_ATTEMPTS {
+        if !outcome.as_ref().is_err_and(gave_up) {
+            break;
+        }
+        outcome = load();
+    }
+    outcome
+}
+
+fn gave_up(error: &ProgramError) -> bool {
+    // EAGAIN.
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// One of the programs, by its name.
@@ -529,5 +549,19 @@ mod tests {
         let names = |tells| of_all_runs(tells).map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(true), [ISSUE, FAILED]);
         assert_eq!(names(false), [ISSUE, COMPLETE], "Linux 5.17");
+    }
+
+    #[test]
+    fn a_signal_during_a_load_is_no_refusal() {
+        let cases = [("signal", 3, 3), ("signal", 99, LOAD_ATTEMPTS), ("refused", 99, 1)];
+        for (error, until, attempts) in cases {
+            let mut made = 0;
+            let load = || {
+                made += 1;
+                if made < until { Err(error) } else { Ok(()) }
+            };
+            let outcome = attempted(load, |error| *error == "signal");
+            assert_eq!((made, outcome.is_ok()), (attempts, until == 3));
+        }
     }
 }

@@ -253,5 +253,6 @@ fn a_write_flies_until_it_lands_and_one_whose_landing_was_missed_for_five_minute
     assert!((2..100).contains(&looks), "after {looks} looks, with another write in flight");
     let looks = (0..100).take_while(|_| !landed(&HELD)).count();
     assert_eq!(looks, 100, "the device has it");
-    flying.fail(|_| assert!(landed(&HELD) && landed(&missed)));
+    // The kernel may count it for a moment longer than its writer waits.
+    flying.fail(|_| assert!([HELD, missed].iter().all(|range| (0..100).any(|_| landed(range)))));
 }

@@ -307,7 +307,7 @@ fn a_flight_is_found_whatever_begins_and_ends_beside_it() {
             }
         });
         let _end = End(&ended);
-        for _ in 0..30 {
+        for _ in 0..10 {
             let flights = kernel.flights().unwrap();
             let found: BTreeSet<u64> =
                 flights.iter().filter(|one| one.id == 2).map(|one| one.request).collect();
