@@ -22,6 +22,7 @@ pub mod serve;
 pub mod sidecar;
 pub mod site;
 pub mod status;
+mod stopped;
 pub mod top;
 pub mod verify;
 
@@ -30,6 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use failure::Failure;
+pub use stopped::stopped;
 
 /// Keeps running machines recoverable.
 #[derive(Debug, Parser)]
@@ -105,19 +107,4 @@ fn run(command: Command) -> Result<(), Failure> {
 /// When the runtime cannot be started, or as `work` fails.
 pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Runtime::new()?.block_on(work)
-}
-
-/// Completes when the process is asked to stop: SIGTERM or Ctrl-C.
-///
-/// # Errors
-/// When signals cannot be watched.
-pub async fn stopped() -> Result<(), Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
