@@ -59,7 +59,8 @@ pub(super) struct Counted {
     pub(super) records: Vec<Found>,
     /// What was kept back at any time.
     pub(super) gaps: Vec<Gap>,
-    /// Streams with damage, or a gap, behind the last record that counts, each with the sequence after it.
+    /// Streams with damage behind a record, or a gap, that no void record settles; each with the sequence after
+    /// the last record that counts.
     pub(super) unsettled: Vec<(MachineKey, Sequence)>,
     /// Whether a record is void, or kept back, only because of another one (rows J and L).
     pub(super) again: bool,
@@ -73,6 +74,9 @@ struct Stream {
     last: Sequence,
     /// `Streams::damage` when the last one was kept, or voided.
     damage: u64,
+    /// `Streams::damage` when the first one came, or one was voided: damage since then lies behind a record,
+    /// and will seem to have torn the gap when what is behind it now is recycled.
+    settled: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
 }
@@ -113,6 +117,7 @@ impl Streams {
             kept: Vec::new(),
             last: Sequence(sequence.0.saturating_sub(1)),
             damage,
+            settled: damage,
             gap: None,
         });
         if sequence > stream.last.next() {
@@ -139,7 +144,7 @@ impl Streams {
             return;
         };
         self.again = true;
-        stream.damage = self.damage;
+        (stream.damage, stream.settled) = (self.damage, self.damage);
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
@@ -175,7 +180,7 @@ impl Streams {
         for stream in self.machines.values_mut() {
             stream.drop_before_gap(&mut self.log);
         }
-        let open = |stream: &Stream| stream.gap.is_some() || stream.damage != self.damage;
+        let open = |stream: &Stream| stream.gap.is_some() || stream.settled != self.damage;
         let open = self.machines.iter().filter(|(_, stream)| open(stream));
         let mut unsettled: Vec<_> = open.map(|(key, stream)| (*key, stream.last.next())).collect();
         unsettled.sort_unstable();
@@ -287,7 +292,8 @@ mod tests {
         for (log, unsettled) in [
             (&[Record(1), Record(2)][..], None),
             (&[Damage, Record(1)], None),
-            (&[Record(1), Damage, Record(2)], None),
+            (&[Record(1), Damage, Record(2)], Some(3)),
+            (&[Record(1), Damage, Record(2), Void(3)], None),
             (&[Record(1), Record(2), Damage], Some(3)),
             (&[Record(1), Damage, Record(3)], Some(2)),
             (&[Record(1), Record(2), Damage, Void(3)], None),
