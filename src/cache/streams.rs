@@ -79,6 +79,8 @@ struct Stream {
     settled: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
+    /// Those.
+    behind: Vec<Found>,
 }
 
 impl Stream {
@@ -119,6 +121,7 @@ impl Streams {
             damage,
             settled: damage,
             gap: None,
+            behind: Vec::new(),
         });
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
@@ -132,6 +135,7 @@ impl Streams {
         (stream.last, stream.damage) = (sequence, damage);
         if let Some(gap) = stream.gap.take() {
             self.gaps[gap].settled = true;
+            stream.behind.clear();
         }
         self.log.push(Some(found));
     }
@@ -145,12 +149,20 @@ impl Streams {
         };
         self.again = true;
         (stream.damage, stream.settled) = (self.damage, self.damage);
+        if let Some(gap) = stream.gap.take() {
+            self.gaps[gap].settled = true;
+            // Who wrote this had seen that what is before it counts: what showed so may be recycled by now.
+            let behind = std::mem::take(&mut stream.behind);
+            for found in behind.into_iter().filter(|found| found.sequence < sequence) {
+                stream.drop_from(found.sequence, &mut self.log);
+                stream.last = found.sequence;
+                stream.kept.push((found.sequence, self.log.len()));
+                self.log.push(Some(found));
+            }
+        }
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
-        }
-        if let Some(gap) = stream.gap.take_if(|gap| sequence <= self.gaps[*gap].first) {
-            self.gaps[gap].settled = true;
         }
     }
 
@@ -173,6 +185,7 @@ impl Streams {
         let gap = &mut self.gaps[gap];
         gap.last = gap.last.max(found.sequence);
         gap.records += 1;
+        stream.behind.push(found.clone());
     }
 
     /// What counts of all that was taken.
@@ -261,10 +274,10 @@ mod tests {
             ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
             ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
             (
-                "N voids too little",
-                &[Record(1), Damage, Record(3), Void(4)],
-                &[(1, 0)],
-                &[(2, 3, 3, false)],
+                "N says that what stands before it counts",
+                &[Record(1), Damage, Record(3), Record(4), Void(4), Record(4)],
+                &[(3, 2), (4, 5)],
+                &[(2, 3, 4, true)],
             ),
             (
                 "N brings back what only seemed published (K)",
