@@ -59,7 +59,8 @@ pub(super) struct Counted {
     pub(super) records: Vec<Found>,
     /// What was kept back at any time.
     pub(super) gaps: Vec<Gap>,
-    /// Streams with damage, or a gap, behind the last record that counts, each with the sequence after it.
+    /// Streams with damage behind a record, or a gap, that no void record settles; each with the sequence after
+    /// the last record that counts.
     pub(super) unsettled: Vec<(MachineKey, Sequence)>,
     /// Whether a record is void, or kept back, only because of another one (rows J and L).
     pub(super) again: bool,
@@ -73,8 +74,13 @@ struct Stream {
     last: Sequence,
     /// `Streams::damage` when the last one was kept, or voided.
     damage: u64,
+    /// `Streams::damage` when the first one came, or one was voided: damage since then lies behind a record,
+    /// and will seem to have torn the gap when what is behind it now is recycled.
+    settled: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
+    /// Those.
+    behind: Vec<Found>,
 }
 
 impl Stream {
@@ -113,7 +119,9 @@ impl Streams {
             kept: Vec::new(),
             last: Sequence(sequence.0.saturating_sub(1)),
             damage,
+            settled: damage,
             gap: None,
+            behind: Vec::new(),
         });
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
@@ -127,6 +135,7 @@ impl Streams {
         (stream.last, stream.damage) = (sequence, damage);
         if let Some(gap) = stream.gap.take() {
             self.gaps[gap].settled = true;
+            stream.behind.clear();
         }
         self.log.push(Some(found));
     }
@@ -139,13 +148,21 @@ impl Streams {
             return;
         };
         self.again = true;
-        stream.damage = self.damage;
+        (stream.damage, stream.settled) = (self.damage, self.damage);
+        if let Some(gap) = stream.gap.take() {
+            self.gaps[gap].settled = true;
+            // Who wrote this had seen that what is before it counts: what showed so may be recycled by now.
+            let behind = std::mem::take(&mut stream.behind);
+            for found in behind.into_iter().filter(|found| found.sequence < sequence) {
+                stream.drop_from(found.sequence, &mut self.log);
+                stream.last = found.sequence;
+                stream.kept.push((found.sequence, self.log.len()));
+                self.log.push(Some(found));
+            }
+        }
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
-        }
-        if let Some(gap) = stream.gap.take_if(|gap| sequence <= self.gaps[*gap].first) {
-            self.gaps[gap].settled = true;
         }
     }
 
@@ -168,6 +185,7 @@ impl Streams {
         let gap = &mut self.gaps[gap];
         gap.last = gap.last.max(found.sequence);
         gap.records += 1;
+        stream.behind.push(found.clone());
     }
 
     /// What counts of all that was taken.
@@ -175,7 +193,7 @@ impl Streams {
         for stream in self.machines.values_mut() {
             stream.drop_before_gap(&mut self.log);
         }
-        let open = |stream: &Stream| stream.gap.is_some() || stream.damage != self.damage;
+        let open = |stream: &Stream| stream.gap.is_some() || stream.settled != self.damage;
         let open = self.machines.iter().filter(|(_, stream)| open(stream));
         let mut unsettled: Vec<_> = open.map(|(key, stream)| (*key, stream.last.next())).collect();
         unsettled.sort_unstable();
@@ -256,10 +274,10 @@ mod tests {
             ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
             ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
             (
-                "N voids too little",
-                &[Record(1), Damage, Record(3), Void(4)],
-                &[(1, 0)],
-                &[(2, 3, 3, false)],
+                "N says that what stands before it counts",
+                &[Record(1), Damage, Record(3), Record(4), Void(4), Record(4)],
+                &[(3, 2), (4, 5)],
+                &[(2, 3, 4, true)],
             ),
             (
                 "N brings back what only seemed published (K)",
@@ -287,7 +305,8 @@ mod tests {
         for (log, unsettled) in [
             (&[Record(1), Record(2)][..], None),
             (&[Damage, Record(1)], None),
-            (&[Record(1), Damage, Record(2)], None),
+            (&[Record(1), Damage, Record(2)], Some(3)),
+            (&[Record(1), Damage, Record(2), Void(3)], None),
             (&[Record(1), Record(2), Damage], Some(3)),
             (&[Record(1), Damage, Record(3)], Some(2)),
             (&[Record(1), Record(2), Damage, Void(3)], None),

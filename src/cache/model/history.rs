@@ -157,7 +157,7 @@ impl World {
             }
             Step::Rot(ordinal, at) => {
                 self.computer.lock().rot(*ordinal, *at);
-                self.oracle.rot();
+                self.oracle.flip();
                 Ok(())
             }
             Step::Stop | Step::Kill | Step::PowerCut | Step::Flip => self.end(step.clone()),

@@ -67,11 +67,6 @@ impl Oracle {
         (self.flipped, self.damaged) = (true, true);
     }
 
-    /// As [`Self::flip`], in something that was not written last.
-    pub(super) fn rot(&mut self) {
-        self.damaged = true;
-    }
-
     /// Checks a recovery and takes it over as a server would. `reported` counts the damage that was
     /// reported since the last one, by attempts that were cut off as well. Gives what is still needed.
     pub(super) fn check(
@@ -102,7 +97,8 @@ impl Oracle {
             let last = last.max(stream.published);
             for lost in last + 1..=stream.acked {
                 let row_h = self.flipped && self.newest.contains(&(machine, lost));
-                let reported = self.damaged && reported > 0;
+                // What an earlier start found has been dealt with then.
+                let reported = self.flipped && reported > 0;
                 if !row_h && !reported {
                     return Err(format!(
                         "machine {machine}: record {lost} was acknowledged and is lost"
