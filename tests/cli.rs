@@ -394,6 +394,16 @@ fn the_status_of_an_agent_that_is_gone_says_so_and_fails() {
     let status: Value = serde_json::from_str(&shows(&json, 0).0).unwrap();
     assert_eq!(status["running"], true, "{status}");
     assert!(!shows(&["status"], 0).0.contains("running"));
+    // With such files no next life could begin, and none like this one: it is not even tried.
+    let key = agent_site.directory.join("machine.key");
+    let usable = fs::read(&key).unwrap();
+    fs::write(&key, "half of a k").unwrap();
+    eventually("a reload is refused", 20, || {
+        let output = agent_command(&agent_site, &["reload"]);
+        (output.status.code() == Some(1) && said(&output).contains("machine.key")).then_some(())
+    });
+    fs::write(&key, usable).unwrap();
+    assert!(Client::connect(&agent_site.socket("root"), "root").is_ok(), "it serves on");
     agent.kill();
     let (document, why) = shows(&json, 1);
     let status: Value = serde_json::from_str(&document).unwrap();

@@ -11,10 +11,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::{Clock, System};
 use crate::notify::{self, Notify};
+use crate::observe::error_chain;
 use crate::settings::AgentSettings;
 use crate::store::Class;
 
 use super::control::Control;
+use super::dial::Network;
 use super::error::AgentError;
 use super::run::{self, Agent, Stopped};
 use super::watchdog::Watchdog;
@@ -64,6 +66,7 @@ pub async fn run(
     changed: impl Fn() -> Result<AgentSettings, String>,
 ) -> Result<Stopped, AgentError> {
     let mut signals = Signals::listen(&settings.state_directory)?;
+    let changed = || changed().and_then(usable);
     let mut settings = settings;
     thaw_left(&settings).await?;
     let mut agent = start(&settings, ATTEMPTS_FIRST).await?;
@@ -98,6 +101,15 @@ pub async fn run(
         let Some(next) = next else { return Ok(stopped) };
         (agent, settings) = again(next, settings).await?;
         watchdog.watches(&agent);
+    }
+}
+
+/// Settings whose certificates cannot be used are refused while the agent still runs: most often they are the
+/// files of the settings before, too, and then there would be nothing to go back to.
+fn usable(settings: AgentSettings) -> Result<AgentSettings, String> {
+    match Network::new(&settings) {
+        Ok(_usable) => Ok(settings),
+        Err(error) => Err(error_chain(&error)),
     }
 }
 
