@@ -13,6 +13,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output};
 
+use holdfast::nbd::Client;
 use serde_json::Value;
 use support::{AgentSite, Process, Site, eventually, files, have, run, skipped, text};
 
