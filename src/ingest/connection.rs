@@ -306,7 +306,7 @@ where
         Ok(begun) => begun,
         Err(refuse) => {
             if refuse.code == Refusal::Foreign {
-                link.proved_another(two_histories(ground.agent.peer));
+                link.disowned(life, two_histories(ground.agent.peer));
             }
             return refuse.into();
         }

@@ -428,9 +428,7 @@ impl MachineLink {
             *newest += 1;
             number = *newest;
         });
-        if sitting.enter(number, party) {
-            self.metrics.set_rival(None);
-        }
+        sitting.enter(number, party);
         Ticket { link: Arc::clone(self), number }
     }
 
@@ -452,10 +450,10 @@ impl MachineLink {
         self.doubted.notified().await;
     }
 
-    /// Another agent of the machine was refused, and its history proves that it is another.
-    pub(super) fn proved_another(&self, words: String) {
+    /// This life was refused, and its history proves that it is another agent than the machine's.
+    pub(super) fn disowned(&self, agent: Incarnation, words: String) {
         self.metrics.set_rival(Some(words.clone()));
-        self.sitting().proven(words);
+        self.sitting().disowned(agent, words);
     }
 
     /// The agent in the seat said how it is.
@@ -476,7 +474,10 @@ impl MachineLink {
 
     /// This life was welcomed behind that record.
     pub(super) fn welcomed(&self, agent: Incarnation, at: Sequence) {
-        self.sitting().welcomed(agent, at);
+        let mut sitting = self.sitting();
+        if sitting.welcomed(agent, at) {
+            self.metrics.set_rival(sitting.stopped());
+        }
     }
 
     /// Whether the records behind what this life gave out itself are another one's. Two that follow each

@@ -24,12 +24,21 @@ pub(super) struct Party {
     pub(super) peer: SocketAddr,
 }
 
-/// Another agent than the one that sits.
+/// Another agent than the one that sits, refused for as long as that one does.
 #[derive(Debug)]
 struct Rival {
     words: String,
-    /// When it came last; `None`: that it exists is proven, and it comes no more.
-    came: Option<Duration>,
+    /// When it came last.
+    came: Duration,
+}
+
+/// Another agent that was refused for good. It has stopped, and comes no more to say so.
+#[derive(Debug)]
+struct Disowned {
+    words: String,
+    /// Whether the one whose stream it is was welcomed last: the next other life is another run, by which
+    /// somebody has looked after the machine.
+    is_survived: bool,
 }
 
 /// The seat of one machine, its taking and leaving.
@@ -38,16 +47,17 @@ pub(super) struct Sitting {
     /// What the stream tracks now.
     tracks: EpochBegin,
     present: Option<(u64, Party)>,
-    last: Option<Incarnation>,
     writer: Option<Incarnation>,
     /// Who was welcomed last, behind which record.
     welcomed: Option<(Incarnation, Sequence)>,
     rival: Option<Rival>,
+    disowned: Option<Disowned>,
 }
 
 impl Sitting {
     pub(super) fn new(tracks: EpochBegin) -> Self {
-        Self { tracks, present: None, last: None, writer: None, welcomed: None, rival: None }
+        let (present, writer, welcomed) = (None, None, None);
+        Self { tracks, present, writer, welcomed, rival: None, disowned: None }
     }
 
     pub(super) fn tracks(&self) -> &EpochBegin {
@@ -69,12 +79,9 @@ impl Sitting {
         self.present.is_some()
     }
 
-    /// The connection of this number takes the seat. True when nothing is left to be said of a rival:
-    /// another life has it now.
-    pub(super) fn enter(&mut self, number: u64, party: Party) -> bool {
-        let another = self.last.replace(party.agent) != Some(party.agent);
+    /// The connection of this number takes the seat.
+    pub(super) fn enter(&mut self, number: u64, party: Party) {
         self.present = Some((number, party));
-        another && self.rival.take().is_some()
     }
 
     /// That connection has ended.
@@ -87,21 +94,28 @@ impl Sitting {
     /// Another one was refused. What is said of it is not said before the one in the seat is heard:
     /// until then that one may be dead, and the other its next life.
     pub(super) fn refused(&mut self, words: String, now: Duration) {
-        self.rival = Some(Rival { words, came: Some(now) });
+        self.rival = Some(Rival { words, came: now });
     }
 
-    /// Another one was refused for good.
-    pub(super) fn proven(&mut self, words: String) {
-        self.rival = Some(Rival { words, came: None });
+    /// This life was refused for good.
+    pub(super) fn disowned(&mut self, agent: Incarnation, words: String) {
+        let is_survived = self.welcomed.is_some_and(|(last, _)| last != agent);
+        self.disowned = Some(Disowned { words, is_survived });
+        self.rival = None;
     }
 
     /// The one in the seat was heard; what is to be said of another one.
     pub(super) fn heard(&mut self, now: Duration) -> Option<String> {
-        let late = |came: Duration| now.saturating_sub(came) > COMES_AGAIN_WITHIN;
-        if self.rival.as_ref().and_then(|rival| rival.came).is_some_and(late) {
+        let late = |rival: &Rival| now.saturating_sub(rival.came) > COMES_AGAIN_WITHIN;
+        if self.rival.as_ref().is_some_and(late) {
             self.rival = None;
         }
-        self.rival.as_ref().map(|rival| rival.words.clone())
+        self.rival.as_ref().map(|rival| rival.words.clone()).or_else(|| self.stopped())
+    }
+
+    /// What is to be said of one that was refused for good.
+    pub(super) fn stopped(&self) -> Option<String> {
+        self.disowned.as_ref().map(|disowned| disowned.words.clone())
     }
 
     /// A record of this life was admitted.
@@ -109,9 +123,19 @@ impl Sitting {
         self.writer = Some(agent);
     }
 
-    /// This life was told that the stream ends there.
-    pub(super) fn welcomed(&mut self, agent: Incarnation, at: Sequence) {
-        self.welcomed = Some((agent, at));
+    /// This life was told that the stream ends there. True when it is another one than the last: then only
+    /// [`Sitting::stopped`] is left to be said. To have come, as one that is refused comes too, is not enough.
+    pub(super) fn welcomed(&mut self, agent: Incarnation, at: Sequence) -> bool {
+        let last = self.welcomed.replace((agent, at));
+        if last.is_some_and(|(last, _)| last == agent) {
+            return false;
+        }
+        self.rival = None;
+        match &mut self.disowned {
+            Some(disowned) if !disowned.is_survived => disowned.is_survived = true,
+            _ => self.disowned = None,
+        }
+        true
     }
 
     /// Whether the record at `end`, the stream's last one, is known to be another life's, and one of which
@@ -182,10 +206,39 @@ mod tests {
         sitting.refused("two".to_owned(), 2 * MINUTE);
         assert_eq!(sitting.heard(4 * MINUTE).as_deref(), Some("two"));
         assert_eq!(sitting.heard(5 * MINUTE), None, "it comes no more");
-        sitting.proven("foreign".to_owned());
-        assert!(!sitting.enter(2, party(1)), "the same life came back: both are still there");
-        assert_eq!(sitting.heard(90 * MINUTE).as_deref(), Some("foreign"));
-        assert!(sitting.enter(3, party(2)));
-        assert_eq!(sitting.heard(91 * MINUTE), None);
+        sitting.welcomed(life(1), Sequence(9));
+        sitting.refused("two".to_owned(), 5 * MINUTE);
+        assert!(sitting.welcomed(life(2), Sequence(9)), "it has the seat itself");
+        assert_eq!(sitting.heard(6 * MINUTE), None);
+    }
+
+    /// It protects nothing any more, and comes no more.
+    #[test]
+    fn a_rival_that_stopped_is_spoken_of_until_the_survivor_is_started_anew() {
+        let stopped = Some("stopped".to_owned());
+        for is_known in [true, false] {
+            let mut sitting = free();
+            if is_known {
+                sitting.enter(1, party(1));
+                sitting.welcomed(life(1), Sequence(9));
+                sitting.leave(1);
+            }
+            sitting.enter(2, party(2)); // as everybody does before he is refused for good
+            sitting.refused("while that one sits".to_owned(), MINUTE);
+            sitting.disowned(life(2), "stopped".to_owned());
+            sitting.leave(2);
+            for number in [3, 4] {
+                sitting.enter(number, party(1));
+                sitting.welcomed(life(1), Sequence(9));
+                assert_eq!(sitting.heard(2 * MINUTE), stopped, "{is_known} {number}");
+            }
+            sitting.refused("two".to_owned(), 90 * MINUTE);
+            assert_eq!(sitting.heard(91 * MINUTE).as_deref(), Some("two"));
+            assert_eq!(sitting.heard(93 * MINUTE), stopped, "that one comes no more");
+            sitting.enter(5, party(3));
+            assert_eq!(sitting.stopped(), stopped, "it may be refused, too");
+            assert!(sitting.welcomed(life(3), Sequence(9)));
+            assert_eq!(sitting.heard(94 * MINUTE), None);
+        }
     }
 }

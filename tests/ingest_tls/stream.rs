@@ -170,6 +170,14 @@ async fn an_agent_that_is_not_the_next_life_ends_nobodys_session() {
         assert_eq!(refuse.code, Refusal::Foreign, "{}", refuse.text);
         let words = rival().unwrap();
         assert!(words.contains("another one writes its stream, and has stopped"), "{words}");
+        // Who goes on comes again and again, and that tells nothing of the one that stopped.
+        let link = server.log.link("web-1");
+        while link.has_agent() {
+            tokio::task::yield_now().await; // it is on its way out
+        }
+        let again = Hello { last: Sequence(sequence), ..follows(3) };
+        let (_again, _) = Agent::welcomed(&server, &pair, again).await;
+        assert_eq!(rival(), Some(words));
         let (_, welcome) = Agent::welcomed(&server, &pair, follows(4)).await;
         assert_eq!((welcome.durable.0, rival()), (sequence, None));
     })
