@@ -129,6 +129,7 @@ impl Work {
     async fn work(&mut self, now: Duration) -> Result<(), TurnError> {
         let Some(mut open) = self.opened(now).await? else {
             self.note_part(false, false);
+            self.unread = None;
             self.rhythm.untold(now); // not enrolled any more
             self.rhythm.tidied(now);
             return Ok(());
@@ -260,6 +261,9 @@ impl Work {
         self.applied = None; // what is shown of it may have been another ownership's: it is read again
         if !alone {
             self.standby = (!ours).then(|| Standby::new(0, now));
+        }
+        if !ours {
+            self.unread = None; // whoever applies it says so
         }
     }
 
@@ -413,12 +417,13 @@ impl Work {
         let error = match turn {
             Ok(()) => {
                 let said = std::mem::replace(&mut self.said, self.unread.clone());
-                if said != self.unread {
-                    if let Some(text) = &self.unread {
-                        tracing::error!(machine = %self.machine, %text, "part of the log cannot be read");
-                    }
-                    metrics.set_apply_trouble(self.unread.clone());
+                if let Some(text) = &self.unread
+                    && said != self.unread
+                {
+                    tracing::error!(machine = %self.machine, %text, "part of the log cannot be read");
                 }
+                // Each time: what is shown of a machine is forgotten when it goes to another server.
+                metrics.set_apply_trouble(self.unread.clone());
                 return if std::mem::take(&mut self.more) { Duration::ZERO } else { interval };
             }
             Err(error) => error,
@@ -430,7 +435,7 @@ impl Work {
         let wait = match error.class() {
             Class::Fence => {
                 tracing::warn!(%machine, %text, "another applier has the machine: standing by");
-                self.open = None;
+                (self.open, self.unread) = (None, None);
                 metrics.applies.store(false, Ordering::Relaxed);
                 self.standby = Some(Standby::new(self.applied.unwrap_or(0), now));
                 self.rhythm.again_after(now, STANDBY_PAUSE);
