@@ -109,21 +109,17 @@ impl Registry {
         Ok(())
     }
 
-    /// Row K2 before the claim: what was durable here when the machine was fenced may take the room that
-    /// the last of its records wait for in the log's queue, and as long as they do it cannot be claimed.
+    /// Rows A to H, and only then K2, while the last records may wait in the log's queue for the very room that
+    /// the first ones take. In this order: as long as the manifest does not name this server the agent may be
+    /// sent elsewhere, and what is let go here is held nowhere (K5).
     async fn make_way(&self, served: &Served) -> Result<(), OpenError> {
-        let (context, machine) = (&served.context, served.link.machine());
-        let seen = upload::look(context).await.map_err(|error| OpenError::NotOwner {
-            machine: machine.clone(),
-            reason: error_chain(&error),
-        })?;
-        match self.decide(machine, seen.as_ref()).await? {
-            Decision::Serves(owner) => return Err(self.redirected(machine, &owner)),
-            Decision::Give { .. } => drop(self.own(context).await?), // else sends the agent there
-            Decision::Take { .. } => {}
-        }
-        if *self.shared().drain.borrow() {
-            return Err(draining(machine));
+        let machine = served.link.machine();
+        let mut drain = self.shared().drain.clone();
+        tokio::select! {
+            biased;
+            _ = drain.wait_for(|drain| *drain) => return Err(draining(machine)),
+            // Nobody publishes by this claim: who is welcomed takes the generation behind it.
+            owned = self.own(&served.context) => drop(owned?),
         }
         tracing::warn!(%machine, "records of the cache log are given up: the machine was taken while \
             they were here, and its agent, which is at the door, sends them again");

@@ -388,20 +388,24 @@ async fn fenced_with_a_full_log() -> (Site, Site, MachineId, Vec<Durable>) {
     (first, second, machine, records)
 }
 
-/// The other one dies before it has published anything.
+/// The other one looks gone before it has published anything, and is back before the last record is written.
 #[tokio::test]
 async fn a_fenced_machine_whose_log_is_full_makes_way_for_its_agent() {
-    let (first, _second, machine, records) = fenced_with_a_full_log().await;
+    let (first, second, machine, records) = fenced_with_a_full_log().await;
     first.cut_off("ps-2");
     let (registry, asked) = (Arc::clone(&first.registry), machine.clone());
     let opening = tokio::spawn(async move { registry.open(&asked, &CERTIFICATE).await });
     first.let_go(&records[..3]).await; // K2: there is room
     assert!(!opening.is_finished(), "its last record is not written");
+    let ours = first.owner(&machine).await;
+    assert_eq!(ours, ("ps-1".to_owned(), 3), "before the only copies are let go");
+    first.back("ps-2").await;
+    assert_eq!(second.sends(&machine).await, "ps-1");
     first.registry.routes().durable(records[3..].to_vec());
     first.settles(|| opening.is_finished()).await;
     assert!(!opening.await.unwrap().unwrap().has_ended());
     assert_eq!(first.metrics.machine(&machine).watermarks().durable, Sequence::ZERO);
-    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 3));
+    assert_eq!(first.owner(&machine).await, ("ps-1".to_owned(), 4));
     first.let_go(&records).await;
 }
 
