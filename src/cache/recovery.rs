@@ -338,7 +338,8 @@ impl Recovery<'_> {
         }
     }
 
-    /// Segments of which nothing counts go to the pool.
+    /// Segments of which nothing counts go to the pool; but where segments are recycled in log order, not
+    /// before those in front of them: what they hold tells a later start that there is no damage between two records.
     fn needed(&mut self, places: Vec<Place>, records: &mut [Found]) -> Vec<Slot> {
         let mut counts = vec![false; places.len()];
         for record in &*records {
@@ -348,9 +349,9 @@ impl Recovery<'_> {
         let mut kept = Vec::new();
         for (at, place) in places.into_iter().enumerate() {
             moved[at] = kept.len();
-            let voids_earlier = place.voids && !kept.is_empty();
+            let in_order = (place.voids || self.again) && !kept.is_empty();
             match place.slot {
-                Some(slot) if counts[at] || voids_earlier => kept.push(slot),
+                Some(slot) if counts[at] || in_order => kept.push(slot),
                 Some(slot) => self.stale.push(slot),
                 None => {}
             }
