@@ -46,6 +46,20 @@ pub enum CacheError {
         /// How many there would be.
         shards: u16,
     },
+    /// A segment that is whole, and of another shard: its records are of machines that are not looked for here.
+    #[error(
+        "segment {} was written by shard {found} and lies in the directory of shard {shard}: nothing was \
+         changed; give each directory of the cache its own number again (this one was shard-{found}), then start",
+        path.display()
+    )]
+    Misplaced {
+        /// The segment's file.
+        path: PathBuf,
+        /// Who wrote it.
+        found: u16,
+        /// Who found it.
+        shard: u16,
+    },
     /// The operating system said no while the log was opened or closed.
     #[error("{}: {action}", path.display())]
     Io {
@@ -111,7 +125,10 @@ impl CacheError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy { .. } | Self::Settings { .. } | Self::OtherShards { .. } => Class::Reject,
+            Self::Busy { .. }
+            | Self::Settings { .. }
+            | Self::OtherShards { .. }
+            | Self::Misplaced { .. } => Class::Reject,
             Self::Io { .. } => Class::Retry,
             Self::Poisoned { .. } | Self::Header { .. } => Class::Poison,
             Self::TooLarge { .. } | Self::NoPool { .. } => Class::Bug,

@@ -138,28 +138,33 @@ pub(super) struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    /// Rows A, B and D; what is left may have records.
+    /// Rows A, B, D and D′; what is left may have records. Nothing is changed before all are read.
     fn headers(&mut self) -> Result<Vec<Candidate>, CacheError> {
         let directory = Arc::clone(&self.keeper.directory);
         let read = || CacheError::io(directory.path(), "reading the directory");
         let slots = directory.slots().map_err(read())?;
         self.tell_aside(directory.aside().map_err(read())?);
-        let mut candidates = Vec::new();
+        let mut headers = Vec::new();
         for slot in slots {
+            let header = header(&slot)?;
+            if let Ok(Some(SegmentHeader { shard, .. })) = header
+                && shard != self.keeper.shard
+            {
+                let (path, found) = (slot.file.path().to_owned(), shard);
+                return Err(CacheError::Misplaced { path, found, shard: self.keeper.shard }); // D′
+            }
+            headers.push((slot, header));
+        }
+        let mut candidates = Vec::new();
+        for (slot, header) in headers {
             self.keeper.files += 1;
             self.keeper.next_slot = self.keeper.next_slot.max(slot.number + 1);
-            let mut sector = [0; SEGMENT_HEADER_SECTOR];
-            let whole = slot.file.bytes() >= SEGMENT_HEADER_BYTES;
-            if whole && slot.file.read(&mut sector, 0).is_err() {
-                self.unplaced(slot, Finding::Unreadable); // D
-                continue;
-            }
-            match SegmentHeader::decode(&sector) {
+            match header {
                 Ok(None) if slot.file.bytes() == self.keeper.geometry.segment_bytes => {
                     self.free(slot)?; // A: the page cache says so, and now the disk does
                 }
                 Ok(None) => self.stale.push(slot), // A′
-                Ok(Some(header)) => match self.misfit(&slot, &header) {
+                Ok(Some(header)) => match misfit(&slot, &header) {
                     None => candidates.push(Candidate { slot, header }),
                     Some(reason) => self.unplaced(slot, Finding::Header(reason)), // D
                 },
@@ -177,16 +182,6 @@ impl Recovery<'_> {
         }
         candidates.sort_by_key(|candidate| candidate.header.ordinal);
         Ok(candidates)
-    }
-
-    /// Why a valid header does not belong to this file.
-    fn misfit(&self, slot: &Slot, header: &SegmentHeader) -> Option<FormatError> {
-        let (shard, bytes) = (self.keeper.shard, slot.file.bytes());
-        if header.shard != shard {
-            return Some(FormatError::value("shard", header.shard, shard));
-        }
-        (header.segment_bytes != bytes)
-            .then(|| FormatError::value("segment_bytes", header.segment_bytes, bytes))
     }
 
     /// Reads every candidate; rows C and G.
@@ -338,7 +333,8 @@ impl Recovery<'_> {
         }
     }
 
-    /// Segments of which nothing counts go to the pool.
+    /// Segments of which nothing counts go to the pool; but where segments are recycled in log order, not
+    /// before those in front of them: what they hold tells a later start that there is no damage between two records.
     fn needed(&mut self, places: Vec<Place>, records: &mut [Found]) -> Vec<Slot> {
         let mut counts = vec![false; places.len()];
         for record in &*records {
@@ -348,9 +344,9 @@ impl Recovery<'_> {
         let mut kept = Vec::new();
         for (at, place) in places.into_iter().enumerate() {
             moved[at] = kept.len();
-            let voids_earlier = place.voids && !kept.is_empty();
+            let in_order = (place.voids || self.again) && !kept.is_empty();
             match place.slot {
-                Some(slot) if counts[at] || voids_earlier => kept.push(slot),
+                Some(slot) if counts[at] || in_order => kept.push(slot),
                 Some(slot) => self.stale.push(slot),
                 None => {}
             }
@@ -368,6 +364,26 @@ impl Recovery<'_> {
         self.metrics.cache_damage.fetch_add(1, Ordering::Relaxed);
         self.damage.push(damage);
     }
+}
+
+/// What a segment's first sector says. A sector that the disk does not give says nothing about the records:
+/// asked once more, then the start is for later (D′).
+fn header(slot: &Slot) -> Result<Result<Option<SegmentHeader>, FormatError>, CacheError> {
+    let mut sector = [0; SEGMENT_HEADER_SECTOR];
+    if slot.file.bytes() >= SEGMENT_HEADER_BYTES {
+        let read = slot.file.read(&mut sector, 0).or_else(|_| slot.file.read(&mut sector, 0));
+        let action = "reading the header of a segment (nothing was changed; if the disk never gives it, see \
+                      docs/operations.md, \"A segment whose header cannot be read\")";
+        read.map_err(CacheError::io(slot.file.path(), action))?;
+    }
+    Ok(SegmentHeader::decode(&sector))
+}
+
+/// Why a valid header does not belong to this file.
+fn misfit(slot: &Slot, header: &SegmentHeader) -> Option<FormatError> {
+    let bytes = slot.file.bytes();
+    (header.segment_bytes != bytes)
+        .then(|| FormatError::value("segment_bytes", header.segment_bytes, bytes))
 }
 
 /// Reads a whole segment. What the disk cannot read is zeros here, and named.

@@ -79,8 +79,6 @@ struct Stream {
     settled: u64,
     /// Place in `gaps`, while records are kept back.
     gap: Option<usize>,
-    /// Those.
-    behind: Vec<Found>,
 }
 
 impl Stream {
@@ -121,7 +119,6 @@ impl Streams {
             damage,
             settled: damage,
             gap: None,
-            behind: Vec::new(),
         });
         if sequence > stream.last.next() {
             if self.anywhere || stream.gap.is_some() || stream.damage != damage {
@@ -135,13 +132,13 @@ impl Streams {
         (stream.last, stream.damage) = (sequence, damage);
         if let Some(gap) = stream.gap.take() {
             self.gaps[gap].settled = true;
-            stream.behind.clear();
         }
         self.log.push(Some(found));
     }
 
     /// Row N: nothing of `machine` so far counts from `sequence` on. Damage that lies before is settled: what
-    /// follows was admitted by who knew of it.
+    /// follows was admitted by who knew of it. A gap that begins below `sequence` stays open: it was none when
+    /// this was written, and nothing between is recycled before what stands in front of it. So it was damaged since.
     pub(super) fn void(&mut self, machine: MachineKey, sequence: Sequence) {
         let before = Sequence(sequence.0.saturating_sub(1));
         let Some(stream) = self.machines.get_mut(&machine) else {
@@ -149,20 +146,12 @@ impl Streams {
         };
         self.again = true;
         (stream.damage, stream.settled) = (self.damage, self.damage);
-        if let Some(gap) = stream.gap.take() {
-            self.gaps[gap].settled = true;
-            // Who wrote this had seen that what is before it counts: what showed so may be recycled by now.
-            let behind = std::mem::take(&mut stream.behind);
-            for found in behind.into_iter().filter(|found| found.sequence < sequence) {
-                stream.drop_from(found.sequence, &mut self.log);
-                stream.last = found.sequence;
-                stream.kept.push((found.sequence, self.log.len()));
-                self.log.push(Some(found));
-            }
-        }
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
+        }
+        if let Some(gap) = stream.gap.take_if(|gap| sequence <= self.gaps[*gap].first) {
+            self.gaps[gap].settled = true;
         }
     }
 
@@ -185,7 +174,6 @@ impl Streams {
         let gap = &mut self.gaps[gap];
         gap.last = gap.last.max(found.sequence);
         gap.records += 1;
-        stream.behind.push(found.clone());
     }
 
     /// What counts of all that was taken.
@@ -274,10 +262,10 @@ mod tests {
             ("N", &[Record(1), Record(2), Record(3), Void(2)], &[(1, 0)], &[]),
             ("N", &[Record(1), Damage, Record(3), Void(2)], &[(1, 0)], &[(2, 3, 3, true)]),
             (
-                "N says that what stands before it counts",
-                &[Record(1), Damage, Record(3), Record(4), Void(4), Record(4)],
-                &[(3, 2), (4, 5)],
-                &[(2, 3, 4, true)],
+                "N voids too little: what is missing was damaged since",
+                &[Record(1), Damage, Record(3), Record(4), Void(5), Record(5)],
+                &[(1, 0)],
+                &[(2, 3, 5, false)],
             ),
             (
                 "N brings back what only seemed published (K)",
@@ -311,6 +299,7 @@ mod tests {
             (&[Record(1), Damage, Record(3)], Some(2)),
             (&[Record(1), Record(2), Damage, Void(3)], None),
             (&[Record(1), Damage, Record(3), Void(2)], None),
+            (&[Record(1), Damage, Record(3), Void(4)], Some(2)),
         ] {
             let unsettled: Vec<_> =
                 unsettled.map(|next| (MACHINE, Sequence(next))).into_iter().collect();

@@ -205,6 +205,40 @@ async fn records_without_bytes_fill_the_cache_by_the_memory_they_take() {
     }
 }
 
+/// A start with a log that may be whole elsewhere, or later, leaves it as it is.
+#[tokio::test]
+async fn a_log_of_another_shard_or_one_that_cannot_be_read_now_is_refused_and_kept() {
+    let computer = Computer::shared(1);
+    let opened = open(&computer);
+    let (sender, admitted) = mpsc::channel(16);
+    for sequence in 1..=12 {
+        sender.try_send(write(sequence, &Budget::new(512))).unwrap();
+    }
+    drop(sender);
+    let mut held = Vec::new();
+    opened.writer.run(admitted, |durable| held.extend(durable)).await.unwrap();
+    let metrics = Metrics::default();
+    let found = |shard| {
+        let directory: Arc<dyn SegmentDirectory> = Arc::new(computer.clone());
+        recover(directory, GEOMETRY, shard, System::entropy(), &metrics)
+    };
+    // Its directory has another one's number.
+    let misplaced = found(1).map(drop).unwrap_err();
+    assert_eq!(misplaced.class(), Class::Reject);
+    assert!(misplaced.to_string().contains("this one was shard-0"), "{misplaced}");
+    // The first header cannot be read, twice; then once.
+    computer.lock().fail_reads = 2;
+    let unread = found(0).map(drop).unwrap_err();
+    assert!(matches!(unread, CacheError::Io { .. }), "{unread}");
+    assert_eq!(unread.class(), Class::Retry);
+    assert!(unread.to_string().contains(".segment"), "{unread}");
+    computer.lock().fail_reads = 1;
+    let recovered = found(0).unwrap();
+    assert_eq!(recovered.damage.len(), 0);
+    let sequences: Vec<_> = recovered.records.iter().map(|found| found.sequence.0).collect();
+    assert_eq!(sequences, (1..=12).collect::<Vec<_>>());
+}
+
 #[test]
 fn after_a_failed_blanking_nothing_is_recycled_or_prepared() {
     let computer = Computer::shared(1);

@@ -53,12 +53,12 @@ fn there_are_as_many_shards_as_logs_unless_it_is_set() {
     let (directory, path) = written(SERVER);
     let by_cores = load_server(&path).unwrap().shards;
     let cache = directory.path().join("cache");
-    for shard in 0..7 {
+    let logs = by_cores + 1; // a host of another number of cores
+    for shard in 0..logs {
         std::fs::create_dir_all(cache.join(format!("shard-{shard}"))).unwrap();
     }
     std::fs::write(cache.join("lease"), "").unwrap();
-    assert_ne!(by_cores, 7, "a host of another number of cores");
-    assert_eq!(load_server(&path).unwrap().shards, 7);
+    assert_eq!(load_server(&path).unwrap().shards, logs);
     std::fs::write(&path, format!("{SERVER}shards = 2\n")).unwrap();
     assert_eq!(load_server(&path).unwrap().shards, 2);
 }

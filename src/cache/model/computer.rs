@@ -28,6 +28,8 @@ pub(in crate::cache) struct Computer {
     pub(in crate::cache) powered: bool,
     /// The next sync fails, and its pages are marked clean all the same.
     pub(in crate::cache) fail_sync: bool,
+    /// So many reads fail from now on.
+    pub(in crate::cache) fail_reads: u32,
     /// Syncs that say yes and do nothing: a planted bug.
     pub(in crate::cache) lying_sync: bool,
 }
@@ -49,6 +51,7 @@ impl Computer {
             fuse: None,
             powered: true,
             fail_sync: false,
+            fail_reads: 0,
             lying_sync: false,
         })))
     }
@@ -232,7 +235,11 @@ impl SegmentFile for ModelFile {
     }
 
     fn read(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
-        let computer = self.computer.lock();
+        let mut computer = self.computer.lock();
+        if computer.fail_reads > 0 {
+            computer.fail_reads -= 1;
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let at = offset as usize;
         target.copy_from_slice(&computer.files[&self.number].cache[at..at + target.len()]);
         Ok(())

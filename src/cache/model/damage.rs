@@ -94,3 +94,52 @@ fn damaged_records_keep_nothing_back_that_comes_later() {
         }
     }
 }
+
+/// A record that was there when the void record was written, and rots later, was not recycled.
+#[test]
+fn rot_before_a_void_record_costs_nothing_that_stands_before_it() {
+    let mut world = World::new(1);
+    world.start().unwrap();
+    let first = [records(1, 3), records(0, 1), records(1, 5)].concat();
+    run(&mut world, [Step::Append(first), Step::Append(records(1, 2))]);
+    let place = |record| SEGMENT_HEADER_BYTES as usize + record * RECORD + 100;
+    run(&mut world, [Step::Rot(1, place(3)), Step::Kill]);
+    assert_eq!((world.acked(0), world.acked(1)), (0, 10), "only machine 0 lost something");
+    run(&mut world, [Step::Rot(1, place(5)), Step::Kill]);
+    for _ in 0..2 {
+        assert_eq!(world.acked(1), 4, "what stands before the damage is served");
+        run(&mut world, [Step::Kill]);
+    }
+    run(&mut world, [Step::Append(records(1, 6)), Step::Kill]);
+    assert_eq!(world.acked(1), 10);
+}
+
+/// Machine 1's 7 to 15 are published and do not count (row K): that they stand behind the damage is what tells
+/// that 25 is not missing its predecessor because of it.
+#[test]
+fn what_shows_that_a_gap_is_none_stays_as_long_as_the_gap() {
+    let mut world = World::new(1);
+    world.start().unwrap();
+    let first = [vec![(0, 1), (2, 1)], records(1, 6), records(2, 1)].concat();
+    let place = |record| SEGMENT_HEADER_BYTES as usize + record * RECORD + 100;
+    run(
+        &mut world,
+        [
+            Step::Append(first),
+            Step::Append(records(1, 9)),
+            Step::Publish(2, 2),
+            // Machine 1 has nothing before it; segments go in log order from now on.
+            Step::Rot(1, place(1)),
+            Step::Kill,
+            Step::Append(records(1, 9)),
+            Step::Append(records(1, 3)),
+            Step::Publish(1, 24), // only the segment of 16 to 24 is recycled
+            Step::Rot(1, place(8)),
+            Step::Kill,
+        ],
+    );
+    for _ in 0..3 {
+        assert_eq!(world.acked(1), 27);
+        run(&mut world, [Step::Kill]);
+    }
+}
