@@ -145,7 +145,10 @@ impl Streams {
             return;
         };
         self.again = true;
-        (stream.damage, stream.settled) = (self.damage, self.damage);
+        // Otherwise the record before it was damaged since, in the same way.
+        if sequence <= stream.last.next() {
+            (stream.damage, stream.settled) = (self.damage, self.damage);
+        }
         if sequence <= stream.last {
             stream.drop_from(sequence, &mut self.log);
             stream.last = before;
@@ -272,6 +275,12 @@ mod tests {
                 &[Record(1), Record(3), Void(2), Record(2)],
                 &[(1, 0), (2, 3)],
                 &[],
+            ),
+            (
+                "N settles nothing when the record before it is gone",
+                &[Record(1), Damage, Void(3), Record(3)],
+                &[(1, 0)],
+                &[(2, 3, 3, false)],
             ),
             ("N of a machine not seen", &[Void(4), Record(7)], &[(7, 1)], &[]),
             ("K, for N settles damage", &[Record(1), Damage, Void(2), Record(9)], &[(9, 3)], &[]),
